@@ -1,0 +1,1 @@
+//! Floor 0: archive and compression formats. Bytes in, bytes or values out; no input or output, no OCI.

@@ -1,0 +1,1 @@
+//! Roof: settings (see lib.rs).

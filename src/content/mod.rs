@@ -1,0 +1,50 @@
+//! Floor 3: trusted bytes, the heart. What is fetched, verified, kept and handed out.
+//!
+//! [`Loader`] answers reads of extents; [`Store`] keeps chunks on disk between processes. Nothing leaves
+//! here unverified, except openly so under [`Integrity::Deferred`].
+
+pub mod loader;
+pub mod store;
+
+pub use loader::{Held, Loader, Standing, Warm};
+pub use store::Store;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// What is asked of bytes before they are served, where the artifact brings no chunk digests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Integrity {
+    /// Serve what the registry gives, record its digest, prove the layer when it is complete and poison it
+    /// where the proof fails.
+    #[default]
+    Deferred,
+    /// Serve nothing of a layer before the whole of it is here and proved.
+    Strict,
+}
+
+/// The settings of a [`Loader`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What is asked of bytes before they are served.
+    pub integrity: Integrity,
+    /// What is loaded before being asked.
+    pub warm: Warm,
+    /// How long a read may go without progress before it fails. Default 60 s.
+    pub read_deadline: Duration,
+    /// How many bytes of verified chunks may wait in memory for their readers. Default 32 MiB.
+    pub memory: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            integrity: Integrity::default(),
+            warm: Warm::default(),
+            read_deadline: Duration::from_secs(60),
+            memory: 32 << 20,
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The one error type: what kind of failure, what was being done, why, and the way out.
+//!
+//! Not a place for policy beyond two tables: [`Kind::errno`], asked where the kernel is answered, and
+//! [`Kind::may_retry`], asked where a request is tried again.
+
+use std::fmt;
+
+/// What went wrong, as far as a caller has to tell cases apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// What was typed or configured cannot be meant: a malformed reference, range, size or option.
+    Invalid,
+    /// The registry, folder or artifact has no such thing.
+    NotFound,
+    /// Credentials are missing or refused (HTTP 401 or 403), or a local permission is.
+    Denied,
+    /// Nobody answers: name, connection or TLS set-up failed.
+    Unreachable,
+    /// The other side answered and then failed: a body cut short, a reset, a stall, HTTP 5xx or 408.
+    Broken,
+    /// The registry asks to slow down (HTTP 429).
+    Throttled,
+    /// The registry's answer breaks the rules, as a 206 with another range than asked for.
+    Protocol,
+    /// Bytes are not what their digest says.
+    Integrity,
+    /// A form that weightfs does not read (yet), named.
+    Unsupported,
+    /// No progress within the deadline.
+    Deadline,
+    /// The local store or another local file failed.
+    Storage,
+    /// Mounting or another request to the kernel failed.
+    Kernel,
+    /// The place is taken: already mounted, not empty, still in use.
+    Busy,
+}
+
+impl Kind {
+    /// Whether the same request may succeed a moment later, so that trying again is right.
+    ///
+    /// A connection that could not be made, an answer that broke off and a throttled request may; an answer
+    /// against the rules may too, since a proxy's page or a truncated header comes and goes.
+    #[must_use]
+    pub fn may_retry(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Broken | Self::Throttled | Self::Protocol)
+    }
+
+    /// The errno that a reader of the mount sees. Every failure to produce bytes is `EIO`: readers expect
+    /// nothing else from a regular file, and `EAGAIN` or `EACCES` would be misread.
+    #[must_use]
+    pub fn errno(self) -> i32 {
+        nix::errno::Errno::EIO as i32
+    }
+
+    /// The exit code of the program for an error of this kind, as the manual lists them.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Invalid => 2,
+            Self::NotFound => 3,
+            Self::Denied => 4,
+            Self::Unreachable | Self::Broken | Self::Throttled | Self::Protocol | Self::Deadline => 5,
+            Self::Integrity => 6,
+            Self::Unsupported => 7,
+            Self::Storage => 8,
+            Self::Kernel => 9,
+            Self::Busy => 10,
+        }
+    }
+}
+
+/// What every fallible function here returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// A failure: its kind, what was being done, the cause beneath, and what a person can do about it.
+///
+/// Prints as one line, outermost first: `cannot read …: 403 Forbidden; run 'docker login ghcr.io'`.
+/// Cloning is cheap, since one failed flight fails everybody who waits for it.
+#[derive(Clone)]
+pub struct Error(std::sync::Arc<Inner>);
+
+struct Inner {
+    kind: Kind,
+    doing: String,
+    hint: Option<String>,
+    source: Option<Source>,
+    retry_after: Option<std::time::Duration>,
+}
+
+impl Error {
+    /// An error without a cause beneath it; `doing` says what failed, as `no such tag: llama:9b`.
+    pub fn new(kind: Kind, doing: impl Into<String>) -> Self {
+        Self(Inner { kind, doing: doing.into(), hint: None, source: None, retry_after: None }.into())
+    }
+
+    /// An error with the cause beneath it, which prints after a colon.
+    pub fn from_source(kind: Kind, doing: impl Into<String>, source: impl Into<Source>) -> Self {
+        let inner =
+            Inner { kind, doing: doing.into(), hint: None, source: Some(source.into()), retry_after: None };
+        Self(inner.into())
+    }
+
+    /// The same error with the way out, which prints last, after a semicolon.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        self.with(|inner| inner.hint = Some(hint.into()))
+    }
+
+    /// The same error with the time the registry asks to wait before the next try (`Retry-After`).
+    #[must_use]
+    pub fn retry_after(self, wait: std::time::Duration) -> Self {
+        self.with(|inner| inner.retry_after = Some(wait))
+    }
+
+    /// The same kind and hint under another sentence: `doing: self`.
+    #[must_use]
+    pub fn context(self, doing: impl Into<String>) -> Self {
+        let (kind, wait) = (self.kind(), self.wait());
+        let outer = Self::from_source(kind, doing, self);
+        wait.map_or(outer.clone(), |wait| outer.retry_after(wait))
+    }
+
+    /// What kind of failure this is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// How long the registry asked to wait, if it said so.
+    #[must_use]
+    pub fn wait(&self) -> Option<std::time::Duration> {
+        self.0.retry_after
+    }
+
+    fn with(self, change: impl FnOnce(&mut Inner)) -> Self {
+        let mut inner = match std::sync::Arc::try_unwrap(self.0) {
+            Ok(inner) => inner,
+            Err(shared) => Inner {
+                kind: shared.kind,
+                doing: shared.doing.clone(),
+                hint: shared.hint.clone(),
+                source: shared.source.as_ref().map(|cause| cause.to_string().into()),
+                retry_after: shared.retry_after,
+            },
+        };
+        change(&mut inner);
+        Self(inner.into())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.doing)?;
+        let mut cause = self.0.source.as_deref().map(|cause| cause as &dyn std::error::Error);
+        let mut hint = self.0.hint.clone();
+        while let Some(error) = cause {
+            match error.downcast_ref::<Self>() {
+                Some(inner) => {
+                    write!(f, ": {}", inner.0.doing)?;
+                    hint = hint.or_else(|| inner.0.hint.clone());
+                    cause = inner.0.source.as_deref().map(|cause| cause as &dyn std::error::Error);
+                }
+                None => {
+                    write!(f, ": {error}")?;
+                    cause = error.source();
+                }
+            }
+        }
+        hint.map_or(Ok(()), |hint| write!(f, "; {hint}"))
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}({self})", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Adds what was being done to an [`std::io::Error`] from a local file: kind [`Kind::Storage`].
+pub trait StorageContext<T> {
+    /// The value, or an error of kind [`Kind::Storage`] that says what was being done.
+    ///
+    /// # Errors
+    /// The I/O error, under the sentence.
+    fn storage(self, doing: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> StorageContext<T> for std::io::Result<T> {
+    fn storage(self, doing: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| Error::from_source(Kind::Storage, doing(), error))
+    }
+}
+
+impl<T> StorageContext<T> for nix::Result<T> {
+    fn storage(self, doing: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|errno| Error::from_source(Kind::Storage, doing(), std::io::Error::from(errno)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_prints_as_a_chain_that_ends_with_the_way_out() {
+        let cause = Error::new(Kind::Denied, "403 Forbidden").hint("run 'docker login ghcr.io'");
+        let error = cause.context("cannot read sha256:ab from ghcr.io/acme/llm");
+        assert_eq!(
+            error.to_string(),
+            "cannot read sha256:ab from ghcr.io/acme/llm: 403 Forbidden; run 'docker login ghcr.io'"
+        );
+        assert_eq!(error.kind(), Kind::Denied);
+    }
+
+    #[test]
+    fn a_wait_asked_for_by_the_registry_survives_context() {
+        let wait = std::time::Duration::from_secs(3);
+        let error = Error::new(Kind::Throttled, "429").retry_after(wait).context("cannot read");
+        assert_eq!(error.wait(), Some(wait));
+    }
+}

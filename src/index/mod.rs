@@ -1,0 +1,114 @@
+//! Floor 2: the map from files to bytes. It answers everything before the first read.
+//!
+//! An [`Index`] has the entries of an artifact (names, sizes, links) and, for each layer, which stretches of
+//! its content are files. How it is found: [`plain`] derives it for raw and tar layers from their
+//! descriptors and headers.
+
+pub mod plain;
+
+use bytes::Bytes;
+
+use crate::oci::{Blob, Digest};
+use crate::range::{ContentRange, StoredRange};
+
+/// The size of a chunk, the unit of verifying and keeping: 1 MiB, counted from the start of each file
+/// (index format v1). The last chunk of a file is shorter.
+pub const CHUNK: u64 = 1 << 20;
+
+/// All that is known of an artifact's files before any of them is read.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    /// Every file, folder and link, in the order of layers and, within one, of its archive.
+    pub entries: Vec<Entry>,
+    /// The layers, in the manifest's order.
+    pub layers: Vec<Layer>,
+    /// What a person should know: duplicate paths, ignored layers.
+    pub warnings: Vec<String>,
+}
+
+/// One name in the artifact's tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The path below the mount, validated: components joined by `/`, no empty, `.` or `..` among them.
+    pub path: String,
+    /// What the name is.
+    pub kind: EntryKind,
+    /// Permission bits as the writer recorded them, 0 where unknown. Shown masked to what a reader may do.
+    pub mode: u32,
+    /// Modification time in seconds since 1970, 0 where unknown.
+    pub mtime: i64,
+    /// The layer this name comes from, as an index into [`Index::layers`].
+    pub layer: usize,
+}
+
+/// What a name is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A regular file; no extent where it is empty.
+    File {
+        /// Where its bytes lie.
+        extent: Option<ExtentId>,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// A folder that is named by itself; folders that only files imply have no entry.
+    Directory,
+    /// A symbolic link with its target as written, known to stay inside the tree.
+    Symlink(String),
+    /// Another name of the regular file at this path, which comes earlier in the same layer.
+    HardLink(String),
+}
+
+/// Which extent of which layer: the name of one file's content on every floor above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExtentId {
+    /// Index into [`Index::layers`].
+    pub layer: usize,
+    /// Index into [`Layer::extents`].
+    pub extent: usize,
+}
+
+/// A layer as stretches of content: files, and what lies between them.
+///
+/// Extents are sorted, not empty and do not overlap; together with the gaps they cover the content exactly.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// The blob it is stored as.
+    pub blob: Blob,
+    /// The media type, for people.
+    pub media_type: String,
+    /// The `diffID` the config gives, if any. A disagreement is a warning, never proof.
+    pub diff_id: Option<Digest>,
+    /// How content is made from stored bytes.
+    pub coding: Coding,
+    /// Where each file lies in the content.
+    pub extents: Vec<ContentRange>,
+    /// What lies between them: archive headers and padding. Described, not chunked.
+    pub gaps: Vec<Gap>,
+}
+
+/// How a layer's content is made from its stored bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    /// Content is the stored bytes: raw and tar layers.
+    Stored,
+}
+
+impl Layer {
+    /// Where the content range lies among the stored bytes. Both spaces agree under [`Coding::Stored`].
+    #[must_use]
+    pub fn stored(&self, content: ContentRange) -> StoredRange {
+        match self.coding {
+            Coding::Stored => StoredRange::new(content.start(), content.end()),
+        }
+    }
+}
+
+/// A stretch of a layer that belongs to no file.
+#[derive(Clone, Debug)]
+pub struct Gap {
+    /// Where it lies in the content.
+    pub range: ContentRange,
+    /// Its bytes, where deriving the index has read them anyway.
+    pub bytes: Option<Bytes>,
+}

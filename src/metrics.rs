@@ -1,0 +1,71 @@
+//! Every counter the process keeps: its name, its unit and what it counts, in one table.
+//!
+//! Counters are plain atomics that any floor may add to; who shows them (the status of a mount) reads
+//! them all with [`Metrics::snapshot`].
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! metrics {
+    ($($name:ident, $unit:literal, $help:literal;)*) => {
+        /// The counters of one mount. All start at zero and only grow.
+        #[derive(Debug, Default)]
+        pub struct Metrics {
+            $(#[doc = concat!($help, " Unit: ", $unit, ".")] pub $name: Counter,)*
+        }
+
+        impl Metrics {
+            /// Name, unit, help and present value of every counter, in the order of the table.
+            #[must_use]
+            pub fn snapshot(&self) -> Vec<Reading> {
+                vec![$(Reading { name: stringify!($name), unit: $unit, help: $help, value: self.$name.value() },)*]
+            }
+        }
+    };
+}
+
+/// One line of [`Metrics::snapshot`].
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Reading {
+    /// The counter's name.
+    pub name: &'static str,
+    /// What it counts in: bytes, requests, chunks, reads, errors.
+    pub unit: &'static str,
+    /// What it counts.
+    pub help: &'static str,
+    /// Its value now.
+    pub value: u64,
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `by`.
+    pub fn add(&self, by: u64) {
+        self.0.fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    #[must_use]
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+metrics! {
+    fetched_bytes, "bytes", "Content bytes that arrived from the repository.";
+    fetched_ranges, "requests", "Range requests sent to the repository by the loader.";
+    demand_ranges, "requests", "Those of them that a reader was waiting for.";
+    kept_bytes, "bytes", "Bytes written to the store.";
+    unkept_bytes, "bytes", "Bytes served without being kept, because the store is full or failing.";
+    store_reads, "chunks", "Chunks read back from the store and verified.";
+    store_mismatches, "chunks", "Chunks of the store that did not match their digest: treated as absent.";
+    fetch_mismatches, "chunks", "Chunks fetched whose bytes did not match a digest known before.";
+    poisoned_layers, "layers", "Layers whose bytes did not match the manifest's digest.";
+    proved_layers, "layers", "Layers proved by the manifest's digest while this process ran.";
+    read_errors, "reads", "Reads answered with an error.";
+    reads, "reads", "Reads asked for by the kernel.";
+    passthrough_opens, "opens", "Opens that the kernel serves by itself from the store.";
+    cached_opens, "opens", "Opens served by replies of this process.";
+}

@@ -1,0 +1,12 @@
+//! Floor 0: the words of OCI and ModelPack. Values in, values out; no input or output.
+//!
+//! [`reference`] is what a person types, [`digest`] what content is named by, [`manifest`] what a registry
+//! keeps under a digest, [`artifact`] what that means as a model: layers, packaging, file names.
+
+pub mod digest;
+pub mod manifest;
+pub mod reference;
+
+pub use digest::Digest;
+pub use manifest::{Blob, Descriptor};
+pub use reference::{Place, Reference, Which};
