@@ -174,17 +174,23 @@ impl Extent {
             return true;
         }
         let room = store.budget().admit(verified.bytes().len() as u64);
-        let outcome =
-            if room { kept.write(chunk, verified) } else { kept.record(chunk, verified.digest()).map(drop) };
+        let outcome = if room.is_some() {
+            kept.write(chunk, verified)
+        } else {
+            kept.record(chunk, verified.digest()).map(drop)
+        };
         let mut files = self.files.lock();
         match outcome {
-            Ok(()) => files.missing = files.missing.and_then(|missing| missing.checked_sub(u64::from(room))),
+            Ok(()) => {
+                files.missing =
+                    files.missing.and_then(|missing| missing.checked_sub(u64::from(room.is_some())))
+            }
             Err(error) => {
                 files.pause(&self.path, &error);
                 return false;
             }
         }
-        room
+        room.is_some()
     }
 
     /// The chunk as the store has it, verified. Blocks.

@@ -186,7 +186,7 @@ impl Loader {
         Err(Error::new(Kind::Integrity, doing))
     }
 
-    fn stored(
+    pub(super) fn stored(
         &self,
         extent: &Extent,
         chunks: &Range<u64>,
@@ -233,7 +233,11 @@ impl Request {
     async fn run(mut self) {
         let loader = Arc::clone(&self.loader);
         let Some(extent) = loader.extent(self.id) else { return };
-        let mut left = self.from_store().await;
+        if let Err(error) = loader.admit(self.id.layer).await {
+            self.give_up(0..u64::MAX, &error);
+            return;
+        }
+        let mut left = self.take_from_store().await;
         if left.is_empty() {
             return;
         }
@@ -244,7 +248,7 @@ impl Request {
             let claims = self.claim(&left, kept.as_deref(), begun);
             let mine: Vec<u64> = claims.iter().map(|(chunk, _)| *chunk).collect();
             for run in runs(&mine, u64::MAX) {
-                if let Err(error) = self.from_repository(extent, kept.as_deref(), run.clone()).await {
+                if let Err(error) = self.take_from_repository(extent, kept.as_deref(), run.clone()).await {
                     self.give_up(run, &error);
                 }
             }
@@ -252,13 +256,13 @@ impl Request {
             left.retain(|chunk| !mine.contains(chunk));
             if !left.is_empty() {
                 tokio::time::sleep(LOOK).await;
-                left = self.from_store().await;
+                left = self.take_from_store().await;
             }
         }
     }
 
     /// Hands out the chunks that the store has, and gives the others that are still to be brought.
-    async fn from_store(&mut self) -> Vec<u64> {
+    async fn take_from_store(&mut self) -> Vec<u64> {
         let (loader, id) = (Arc::clone(&self.loader), self.id);
         let wanted: Vec<u64> = self.flights.iter().map(|((_, chunk), _)| *chunk).collect();
         let look = tokio::task::spawn_blocking(move || {
@@ -286,7 +290,7 @@ impl Request {
     }
 
     /// Fetches a run of chunks in one request and sees them into the store.
-    async fn from_repository(
+    async fn take_from_repository(
         &mut self,
         extent: &Extent,
         kept: Option<&KeptFile>,

@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::buffer::Pool;
@@ -93,6 +93,8 @@ struct Stratum {
     standing: watch::Sender<Standing>,
     /// Extents not known to be complete; `None`: not looked at yet.
     incomplete: Mutex<Option<BTreeSet<usize>>>,
+    /// Set once this mount may see what the store has of the layer.
+    admitted: OnceCell<()>,
 }
 
 #[derive(Debug, Default)]
@@ -225,7 +227,7 @@ impl Loader {
     pub fn hold(&self, id: ExtentId) -> Held {
         let Some(extent) = self.extent(id) else { return Held { kept: None, whole: false } };
         let kept = extent.kept(&self.store);
-        let proved = self.standing(id.layer) == Standing::Proved;
+        let proved = self.standing(id.layer) == Standing::Proved && self.has_admission(id.layer);
         let whole = proved && kept.as_ref().is_some_and(|kept| kept.sealed());
         if proved && !whole && extent.complete_by_now(&self.store) {
             self.prover.seal(id);
@@ -292,6 +294,10 @@ impl Loader {
 
     pub(super) fn extents(&self, layer: usize) -> &[Extent] {
         self.layers.get(layer).map_or(&[], |layer| &layer.extents)
+    }
+
+    pub(super) fn admission(&self, layer: usize) -> Option<&OnceCell<()>> {
+        self.layers.get(layer).map(|layer| &layer.admitted)
     }
 
     pub(super) fn layer(&self, layer: usize) -> Option<&Layer> {
@@ -504,7 +510,7 @@ fn strata(index: &Index, store: &Store) -> Vec<Stratum> {
         let extents = extents.collect();
         let proved = store.proved(&layer.blob.digest);
         let standing = watch::Sender::new(if proved { Standing::Proved } else { Standing::Unproved });
-        Stratum { extents, standing, incomplete: Mutex::default() }
+        Stratum { extents, standing, incomplete: Mutex::default(), admitted: OnceCell::new() }
     };
     index.layers.iter().enumerate().map(stratum).collect()
 }

@@ -3,6 +3,7 @@
 //! [`Loader`] answers reads of extents; [`Store`] keeps chunks on disk between processes. Nothing leaves
 //! here unverified, except openly so under [`Integrity::Deferred`].
 
+mod admission;
 pub mod buffer;
 mod extent;
 mod fetch;
@@ -10,6 +11,8 @@ mod flight;
 pub mod grid;
 mod lanes;
 pub mod loader;
+#[cfg(test)]
+mod loader_tests;
 pub mod prefetch;
 mod prove;
 pub mod store;

@@ -201,10 +201,11 @@ impl Proving {
         let Ok(seal) = kept.prepare_seal() else { return };
         let right =
             |chunk| !self.stopped.load(Ordering::Relaxed) && loader.read_kept(extent, chunk).is_some();
-        if (0..extent.grid.chunks()).all(right) {
-            if let Err(error) = kept.seal(seal) {
-                tracing::warn!(path = extent.path, %error, "cannot seal a complete file");
-            }
+        if !(0..extent.grid.chunks()).all(right) {
+            return;
+        }
+        if let Err(error) = kept.seal(seal) {
+            tracing::warn!(path = extent.path, %error, "cannot seal a complete file");
         }
     }
 }

@@ -23,8 +23,19 @@ pub struct Budget {
 
 #[derive(Debug, Default)]
 struct Known {
+    /// What the images took when they were counted.
     counted: Option<u64>,
+    /// What was written here since.
     added: u64,
+    /// What is being written now.
+    admitted: u64,
+}
+
+/// Room for bytes that are being written. Dropped when they are, or when they could not be.
+#[derive(Debug)]
+pub struct Room<'a> {
+    budget: &'a Budget,
+    len: u64,
 }
 
 struct Image {
@@ -46,27 +57,24 @@ impl Budget {
         self.limit
     }
 
-    /// Makes room for `len` more bytes and counts them in; `false` where there is none to be had.
+    /// Makes room for `len` more bytes; `None` where there is none to be had.
     ///
     /// Costs nothing most of the time, else a walk over the store's folders, so it belongs on a thread that
     /// may block.
-    pub fn admit(&self, len: u64) -> bool {
+    pub fn admit(&self, len: u64) -> Option<Room<'_>> {
         let mut known = self.known.lock();
         let recount_after = (64 << 20).min(self.limit / 16);
-        let fits = |known: &Known| {
-            known
-                .counted
-                .is_some_and(|counted| counted.saturating_add(known.added).saturating_add(len) <= self.limit)
-        };
-        if known.added > recount_after || !fits(&known) {
-            let target = self.limit.saturating_sub(len);
-            *known = Known { counted: Some(self.shrink_to(target)), added: 0 };
+        if known.added > recount_after || !known.fit(len, self.limit) {
+            let target = self.limit.saturating_sub(known.admitted).saturating_sub(len);
+            known.counted = Some(self.shrink_to(target));
+            known.added = 0;
         }
-        let fits = fits(&known);
-        if fits {
-            known.added = known.added.saturating_add(len);
+        let fit = known.fit(len, self.limit);
+        if fit {
+            known.admitted = known.admitted.saturating_add(len);
         }
-        fits
+        // Made only where it fits: dropping a room takes the lock that is held here.
+        fit.then(|| Room { budget: self, len })
     }
 
     /// Evicts until at most `target` bytes are used, or nothing more can go; gives what is used then.
@@ -88,6 +96,22 @@ impl Budget {
             }
         }
         used
+    }
+}
+
+impl Known {
+    fn fit(&self, len: u64, limit: u64) -> bool {
+        let used =
+            self.counted.map(|counted| counted.saturating_add(self.added).saturating_add(self.admitted));
+        used.is_some_and(|used| used.saturating_add(len) <= limit)
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        let mut known = self.budget.known.lock();
+        known.admitted = known.admitted.saturating_sub(self.len);
+        known.added = known.added.saturating_add(self.len);
     }
 }
 
@@ -163,7 +187,7 @@ mod tests {
         let reader = File::open(&oldest).unwrap();
         reader.lock_shared().unwrap();
         let budget = Budget::new(dir.path().to_owned(), 3 * MIB);
-        assert!(budget.admit(MIB));
+        assert!(budget.admit(MIB).is_some());
         assert!(oldest.exists() && !old.exists() && new.exists());
     }
 
@@ -171,7 +195,11 @@ mod tests {
     fn what_does_not_fit_is_not_admitted() {
         let dir = tempfile::tempdir().unwrap();
         let budget = Budget::new(dir.path().to_owned(), 2 * MIB);
-        assert!(budget.admit(MIB));
-        assert!(!budget.admit(3 * MIB));
+        assert!(budget.admit(3 * MIB).is_none());
+        let (one, two) = (budget.admit(MIB), budget.admit(MIB));
+        assert!(one.is_some() && two.is_some());
+        assert!(budget.admit(1).is_none(), "what is being written counts");
+        drop((one, two));
+        assert!(budget.admit(2 * MIB).is_some(), "it was never written");
     }
 }

@@ -5,6 +5,7 @@
 //! STORE/layers/ALGORITHM/HEX/gaps                             archive headers (see [`gaps`])
 //! STORE/layers/ALGORITHM/HEX/proved                           the layer's digest was proved over its bytes
 //! STORE/layers/ALGORITHM/HEX/poisoned                         it was disproved; when, is the file's time
+//! STORE/layers/ALGORITHM/HEX/origins                          who has shown to have the layer (see [`Store::origin`])
 //! STORE/small/ALGORITHM/HEX                                   manifests and configs
 //! STORE/admitted/KEY                                          who was given which manifest (see [`Store::admit`])
 //! ```
@@ -148,6 +149,25 @@ impl Store {
             let _ = std::fs::remove_file(entry.path());
         }
         self.note(private::write_small(&folder.join("poisoned"), b""), "record a poisoned layer");
+    }
+
+    /// Whether `identity` (a place and the credentials used there) brought bytes of the layer here, or has shown
+    /// that it can have them.
+    #[must_use]
+    pub fn origin(&self, layer: &Digest, identity: &str) -> bool {
+        self.origins(layer).lines().any(|origin| origin == identity)
+    }
+
+    /// Records that `identity` can have the layer's bytes.
+    pub fn add_origin(&self, layer: &Digest, identity: &str) {
+        let origins = self.origins(layer) + identity + "\n";
+        let path = self.layer(layer).join("origins");
+        self.note(private::write_small(&path, origins.as_bytes()), "record who may see a layer");
+    }
+
+    fn origins(&self, layer: &Digest) -> String {
+        let file = private::read_small(&self.layer(layer).join("origins"), 1 << 20);
+        file.ok().and_then(|file| String::from_utf8(file).ok()).unwrap_or_default()
     }
 
     /// The gaps of a layer that were kept before; empty where none are.
