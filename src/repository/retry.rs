@@ -199,7 +199,7 @@ impl Tries {
     /// Waits until the next attempt is due, or gives up with the reason.
     async fn pause(&mut self, error: Error, doing: &str) -> Result<()> {
         if error.kind() == Kind::Deadline {
-            return Err(self.overdue(self.last.clone().unwrap_or(error), doing));
+            return Err(self.overdue(doing));
         }
         self.attempts = self.attempts.saturating_add(1);
         self.protocol_in_row = if error.kind() == Kind::Protocol { self.protocol_in_row + 1 } else { 0 };
@@ -207,11 +207,11 @@ impl Tries {
             return Err(error);
         }
         let wait = self.wait_before_next(error.wait());
-        if self.since.elapsed().saturating_add(wait) >= self.deadline {
-            return Err(self.overdue(error, doing));
-        }
         tracing::debug!(%error, attempt = self.attempts, ?wait, "asking again");
         self.last = Some(error);
+        if self.since.elapsed().saturating_add(wait) >= self.deadline {
+            return Err(self.overdue(doing));
+        }
         sleep(wait).await;
         Ok(())
     }
@@ -232,9 +232,13 @@ impl Tries {
         asked.map_or(own, |asked| asked.min(latest).max(own))
     }
 
-    fn overdue(&self, last: Error, doing: &str) -> Error {
-        let sentence = format!("no progress for {} s reading {}", self.deadline.as_secs_f32(), doing);
-        Error::from_source(Kind::Deadline, sentence, last)
+    /// The end at the deadline; the last failure, where there was one, names what was read from where.
+    fn overdue(&self, doing: &str) -> Error {
+        let sentence = format!("no progress for {} s", self.deadline.as_secs_f32());
+        match &self.last {
+            Some(last) => Error::from_source(Kind::Deadline, sentence, last.clone()),
+            None => Error::new(Kind::Deadline, format!("{sentence} reading {doing}")),
+        }
     }
 }
 

@@ -112,7 +112,7 @@ impl Auth {
         client: &reqwest::Client,
         used: Generation,
         headers: &HeaderMap,
-    ) -> Result<()> {
+    ) -> Result<Renewed> {
         let mut state = self.state.lock().await;
         if state.generation != used.0 {
             return state.failure.clone().map_or(Ok(Renewed::Elsewhere), Err);
