@@ -229,6 +229,6 @@ async fn a_registry_that_nobody_runs_is_reported_within_seconds() {
     let start = Instant::now();
     let error = repository.manifest(&Which::Tag("c".into())).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unreachable);
-    assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     assert!(error.to_string().contains("refused"), "{error}");
 }
