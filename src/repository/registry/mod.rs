@@ -1,8 +1,8 @@
 //! A repository of a registry, over HTTP (OCI distribution specification 1.1).
 //!
 //! Every call is one attempt: asking again is [`super::Retrying`]'s. Blobs are read by single ranges that are
-//! checked to the byte ([`wire`]), redirects are followed by hand ([`hops`]), credentials stay with the
-//! registry ([`auth`]).
+//! checked to the byte (`wire`), redirects are followed by hand (`hops`), credentials stay with the
+//! registry (`auth`).
 
 mod auth;
 mod credentials;
