@@ -103,6 +103,7 @@ impl Task<'_> {
                     let extent = extent.map(|extent| ExtentId { layer: self.number, extent });
                     names.add(member, extent)?;
                 }
+                // `next_step` reads on instead of asking for more.
                 Step::End(len) | Step::Need(len) => {
                     let end = place.saturating_add(len);
                     window.reach(end).await?;

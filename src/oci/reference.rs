@@ -50,3 +50,4 @@ impl fmt::Display for Which {
         }
     }
 }
+

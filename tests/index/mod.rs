@@ -13,7 +13,7 @@ use weightfs::oci::{Artifact as Read, Blob, Digest, Which};
 use weightfs::range::StoredRange;
 use weightfs::repository::{ByteStream, Pinned, Repository};
 
-use crate::support::artifacts::{self, Artifact, File, file, sample};
+use crate::support::artifacts::{self, Artifact, File, Layer, file, sample};
 use crate::support::tar_writers::Writer;
 
 /// The blobs of one artifact.
@@ -29,10 +29,14 @@ impl<'a> Memory<'a> {
     }
 
     fn index(&self) -> Index {
+        self.find().unwrap()
+    }
+
+    fn find(&self) -> weightfs::Result<Index> {
         let parsed = Document::parse(&self.artifact.manifest(), &self.artifact.media_type).unwrap();
         let Document::Manifest(manifest) = parsed else { panic!("not a manifest") };
         let read = Read::read(manifest).unwrap();
-        index::find(self, &read, &[], &|_| Vec::new()).now_or_never().unwrap().unwrap()
+        index::find(self, &read, &[], &|_| Vec::new()).now_or_never().unwrap()
     }
 
     fn slice(&self, blob: &Blob, range: StoredRange) -> &'a [u8] {
@@ -178,6 +182,67 @@ for member in tarfile.open(sys.argv[1]):
     let listed = String::from_utf8(run(Command::new("python3").args(["-c", READ]).arg(&path))).unwrap();
     assert_eq!(listed.lines().count(), files.len() + 1);
     assert!(listed.lines().last().unwrap().starts_with(&format!("{long} 3 ")), "{listed}");
+}
+
+#[test]
+fn what_tarfile_writes_in_every_format_is_read() {
+    const WRITE: &str = "
+import io, sys, tarfile
+form = getattr(tarfile, sys.argv[1])
+with tarfile.open(mode='w|', fileobj=sys.stdout.buffer, format=form) as tar:
+    def add(name, content=b'', **fields):
+        info = tarfile.TarInfo(name)
+        info.size, info.mtime = len(content), 1735689600.25
+        for key, value in fields.items(): setattr(info, key, value)
+        tar.addfile(info, io.BytesIO(content))
+    add('./', type=tarfile.DIRTYPE)
+    add('./d/', type=tarfile.DIRTYPE)
+    add('./d/' + 'n' * 150, b'long', pax_headers={'comment': 'x'})
+    add('a', b'a' * 1000)
+    add('hard', type=tarfile.LNKTYPE, linkname='a')
+    add('soft', type=tarfile.SYMTYPE, linkname='d/' + 'n' * 150)
+";
+    for format in ["PAX_FORMAT", "GNU_FORMAT"] {
+        let archive = run(Command::new("python3").args(["-c", WRITE, format]));
+        let layer = Layer::new("application/vnd.cncf.model.code.v1.tar", archive);
+        let artifact = Artifact::seed_raw(&[]).with(layer);
+        let memory = Memory::new(&artifact);
+        let index = memory.index();
+        let long = format!("d/{}", "n".repeat(150));
+        let paths: Vec<_> = index.entries.iter().map(|entry| entry.path.as_str()).collect();
+        assert_eq!(paths, ["d", &long, "a", "hard", "soft"], "{format}");
+        assert_eq!(index.entries[3].kind, EntryKind::HardLink("a".to_owned()));
+        assert_eq!(index.entries[4].kind, EntryKind::Symlink(long.clone()));
+        assert!(index.entries.iter().all(|entry| entry.mtime == 1_735_689_600));
+        assert_eq!(contents(&artifact)[&long], b"long");
+    }
+}
+
+#[test]
+fn what_gnu_tar_writes_in_every_format_is_read_unless_it_is_sparse() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut files = edges();
+    files.push(("n".repeat(101), artifacts::bytes(8, 9)));
+    write_files(folder.path(), &files);
+    let hole = std::fs::File::create(folder.path().join("hole")).unwrap();
+    hole.set_len(1 << 20).unwrap();
+    let layer_of = |options: &[&str]| {
+        let archive =
+            run(Command::new("tar").args(options).arg("-C").arg(folder.path()).args(["-cf", "-", "."]));
+        Artifact::seed_raw(&[]).with(Layer::new("application/vnd.cncf.model.code.v1.tar", archive))
+    };
+    for format in ["--format=gnu", "--format=posix", "--format=oldgnu"] {
+        let found = contents(&layer_of(&[format]));
+        for (name, content) in &files {
+            assert!(found[name] == *content, "{format} {name}");
+        }
+    }
+    for sparse in ["--format=gnu", "--format=posix"] {
+        let artifact = layer_of(&[sparse, "--sparse"]);
+        let error = Memory::new(&artifact).find().unwrap_err();
+        assert_eq!(error.kind(), weightfs::Kind::Unsupported);
+        assert!(error.to_string().contains("sparse"), "{error}");
+    }
 }
 
 #[test]
