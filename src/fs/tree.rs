@@ -256,7 +256,8 @@ impl<'a> Names<'a> {
         }
         let lost = loser.entry().map_or_else(String::new, |entry| layer_name(index, entry.layer));
         let won = layer_name(index, winner.layer);
-        self.duplicates.push(format!("{:?} comes twice: the one of {won} hides the one of {lost}", winner.path));
+        self.duplicates
+            .push(format!("{:?} comes twice: the one of {won} hides the one of {lost}", winner.path));
     }
 }
 
@@ -393,7 +394,8 @@ mod tests {
 
     #[test]
     fn siblings_are_sorted_by_bytes_whatever_their_children_are_called() {
-        let (tree, _) = build(vec![file("a/x", 1, 0), file("a-b", 1, 0), file("a.b/y", 1, 0)]).expect("a tree");
+        let (tree, _) =
+            build(vec![file("a/x", 1, 0), file("a-b", 1, 0), file("a.b/y", 1, 0)]).expect("a tree");
         let names: Vec<_> = tree.children(NodeId::ROOT).unwrap().iter().map(|child| &*child.name).collect();
         assert_eq!(names, ["a", "a-b", "a.b"]);
     }

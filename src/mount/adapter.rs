@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::complaints::Complaints;
@@ -100,7 +100,9 @@ impl Answers {
         let (kind, size, mode) = match &node.kind {
             NodeKind::File { size, .. } => (FileType::RegularFile, *size, 0o444),
             NodeKind::Directory(_) => (FileType::Directory, 0, 0o555),
-            NodeKind::Symlink(target) => (FileType::Symlink, target.len().try_into().unwrap_or(u64::MAX), 0o777),
+            NodeKind::Symlink(target) => {
+                (FileType::Symlink, target.len().try_into().unwrap_or(u64::MAX), 0o777)
+            }
         };
         let kept = if kind == FileType::Symlink { 0o777 } else { 0o777 & !self.looks.umask };
         let time = time(node.mtime);
@@ -296,8 +298,15 @@ impl Filesystem for Adapter {
     }
 
     fn read(
-        &self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, size: u32, _: OpenFlags,
-        _: Option<LockOwner>, reply: ReplyData,
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
     ) {
         self.answers.model.metrics.reads.add(1);
         let Some((id, _)) = self.answers.node(ino) else { return reply.error(Errno::EIO) };
@@ -311,14 +320,22 @@ impl Filesystem for Adapter {
     }
 
     fn release(
-        &self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, _: Option<LockOwner>, _: bool,
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
         reply: ReplyEmpty,
     ) {
         let held = self.answers.handles.release(handle.0);
         reply.ok();
         // Letting go of the store's file may close it, which is the disk's time and not the session's.
         if held.as_ref().is_some_and(Option::is_some) {
-            self.runtime.spawn_blocking(move || drop(held));
+            self.runtime.spawn_blocking(move || {
+                let _until_here = held;
+            });
         }
     }
 
@@ -338,7 +355,12 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(
-        &self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus,
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
     ) {
         let Some((id, _)) = self.answers.node(ino) else { return reply.error(Errno::ENOENT) };
         for (next, name, node) in self.answers.listing(id, offset) {
@@ -377,9 +399,21 @@ impl Filesystem for Adapter {
     }
 
     fn setattr(
-        &self, _: &Request, _: INodeNo, _: Option<u32>, _: Option<u32>, _: Option<u32>, _: Option<u64>,
-        _: Option<TimeOrNow>, _: Option<TimeOrNow>, _: Option<SystemTime>, _: Option<FileHandle>,
-        _: Option<SystemTime>, _: Option<SystemTime>, _: Option<SystemTime>, _: Option<BsdFileFlags>,
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
         reply.error(Errno::EROFS);
@@ -406,7 +440,14 @@ impl Filesystem for Adapter {
     }
 
     fn rename(
-        &self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty,
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: INodeNo,
+        _: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
     ) {
         reply.error(Errno::EROFS);
     }
@@ -416,8 +457,16 @@ impl Filesystem for Adapter {
     }
 
     fn write(
-        &self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: &[u8], _: WriteFlags, _: OpenFlags,
-        _: Option<LockOwner>, reply: ReplyWrite,
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
     ) {
         reply.error(Errno::EROFS);
     }
@@ -434,9 +483,7 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn fallocate(
-        &self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty,
-    ) {
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
         reply.error(Errno::EROFS);
     }
 }

@@ -58,7 +58,9 @@ fn open_device() -> Result<OwnedFd> {
     let device = OpenOptions::new().read(true).write(true).open(DEVICE);
     device.map(OwnedFd::from).map_err(|error| {
         let hint = match error.kind() {
-            io::ErrorKind::NotFound => "run 'modprobe fuse', or give the container the device (--device /dev/fuse)",
+            io::ErrorKind::NotFound => {
+                "run 'modprobe fuse', or give the container the device (--device /dev/fuse)"
+            }
             io::ErrorKind::PermissionDenied => "give this user or container access to /dev/fuse",
             _ => "load the kernel's FUSE module ('modprobe fuse')",
         };
@@ -161,7 +163,8 @@ mod tests {
 
     #[test]
     fn a_refusal_over_allow_other_says_which_line_to_add() {
-        let stderr = "fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n";
+        let stderr =
+            "fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n";
         let text = refused(Path::new("/m"), stderr, Errno::EPROTO).to_string();
         assert!(text.contains("/etc/fuse.conf, or leave out --allow-other"), "{text}");
     }

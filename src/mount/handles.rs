@@ -129,7 +129,10 @@ impl<H, B> Handles<H, B> {
     ///
     /// `register` runs under the table's lock: it is one ioctl that waits for nobody.
     pub(super) fn open(
-        &self, ino: Ino, held: H, whole: impl FnOnce(&H) -> Option<&File>,
+        &self,
+        ino: Ino,
+        held: H,
+        whole: impl FnOnce(&H) -> Option<&File>,
         register: impl FnOnce(&File) -> io::Result<B>,
     ) -> Opened<B> {
         let mut table = self.table.lock();

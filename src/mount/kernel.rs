@@ -60,7 +60,7 @@ pub(super) fn mounted_at(dir: &Path) -> Result<Option<MountEntry>> {
 /// The last line for `dir` wins: a later mount covers an earlier one.
 fn topmost(table: &[u8], dir: &Path) -> Option<MountEntry> {
     let entries = table.split(|byte| *byte == b'\n').filter_map(parse_line);
-    entries.filter(|entry| entry.point == dir).last()
+    entries.filter(|entry| entry.point == dir).next_back()
 }
 
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
@@ -175,7 +175,8 @@ fn cannot(dir: &Path, why: &str) -> Error {
 /// # Errors
 /// `NotFound` where there is no such folder, `Denied` where it may not be looked up, else `Storage`.
 pub(super) fn resolve(dir: &Path) -> Result<PathBuf> {
-    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let parent =
+        dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     // Only the parents are resolved where the last component is a plain name: the file system of a dead mount
     // might be asked otherwise.
     let found = match dir.file_name() {

@@ -150,7 +150,9 @@ pub fn unmount(dir: &Path, how: Detach) -> Result<()> {
     }
     match kernel::detach(&dir, how) {
         // Who holds files of a dead mount can't read them any more: there is nothing to wait for.
-        Err(error) if error.kind() == Kind::Busy && kernel::is_dead(&dir) => kernel::detach(&dir, Detach::Lazy),
+        Err(error) if error.kind() == Kind::Busy && kernel::is_dead(&dir) => {
+            kernel::detach(&dir, Detach::Lazy)
+        }
         done => done,
     }
 }
@@ -243,7 +245,9 @@ fn check_empty_folder(dir: &Path) -> Result<()> {
         _ => Error::from_source(Kind::Storage, format!("cannot look at {shown}"), error),
     })?;
     if !found.is_dir() {
-        return Err(Error::new(Kind::Invalid, format!("{shown} is no folder")).hint("mount at an empty folder"));
+        return Err(
+            Error::new(Kind::Invalid, format!("{shown} is no folder")).hint("mount at an empty folder")
+        );
     }
     let mut entries = std::fs::read_dir(dir).storage(|| format!("cannot look into {shown}"))?;
     match entries.next() {
@@ -303,7 +307,9 @@ fn detach_own(dir: &Path, device: &Device) -> Result<()> {
 /// On a thread of its own that holds no lock: the kernel makes the notification wait for the pages that reads have
 /// locked, and those reads may wait for anything else here.
 async fn invalidate_poisoned(
-    mut poisonings: UnboundedReceiver<usize>, mut ended: watch::Receiver<()>, answers: &Answers,
+    mut poisonings: UnboundedReceiver<usize>,
+    mut ended: watch::Receiver<()>,
+    answers: &Answers,
     notifier: &Notifier,
 ) {
     loop {
