@@ -10,4 +10,6 @@
 
 mod support;
 
+mod contract;
 mod index;
+mod registry;
