@@ -83,6 +83,8 @@ pub struct Loader {
     layers: Vec<Stratum>,
     poisoned: Mutex<Poisoned>,
     tasks: Mutex<JoinSet<()>>,
+    /// Where the tasks run, whichever thread asks.
+    runtime: tokio::runtime::Handle,
     began: SystemTime,
 }
 
@@ -139,6 +141,7 @@ impl Loader {
             prover: Prover::default(),
             poisoned: Mutex::default(),
             tasks: Mutex::default(),
+            runtime: tokio::runtime::Handle::current(),
             began: SystemTime::now(),
             repository,
             index,
@@ -308,7 +311,7 @@ impl Loader {
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(task);
+        tasks.spawn_on(task, &self.runtime);
     }
 
     /// Loads ahead of who just read `range`.
