@@ -10,5 +10,7 @@
 
 mod support;
 
+mod contract;
 mod index;
 mod mount;
+mod registry;

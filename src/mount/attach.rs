@@ -15,6 +15,7 @@ use nix::mount::MsFlags;
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, socketpair,
 };
+use nix::unistd::geteuid;
 
 use super::kernel;
 use crate::error::{Error, Kind, Result};
@@ -39,7 +40,14 @@ pub(super) enum Audience {
 /// # Errors
 /// `Kernel`, with what to do, where `/dev/fuse` or the helper is missing or the kernel refuses.
 pub(super) fn attach(dir: &Path, source: &str, audience: Audience) -> Result<OwnedFd> {
-    let device = open_device()?;
+    let device = match open_device() {
+        Ok(device) => device,
+        // The helper, being root, may open it all the same.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !geteuid().is_root() => {
+            return mount_by_helper(dir, source, audience);
+        }
+        Err(error) => return Err(no_device(error)),
+    };
     match mount_directly(dir, source, audience, &device) {
         Ok(()) => Ok(device),
         Err(Errno::EPERM) => {
@@ -54,18 +62,19 @@ fn cannot_mount(dir: &Path) -> String {
     format!("cannot mount at {}", dir.display())
 }
 
-fn open_device() -> Result<OwnedFd> {
-    let device = OpenOptions::new().read(true).write(true).open(DEVICE);
-    device.map(OwnedFd::from).map_err(|error| {
-        let hint = match error.kind() {
-            io::ErrorKind::NotFound => {
-                "run 'modprobe fuse', or give the container the device (--device /dev/fuse)"
-            }
-            io::ErrorKind::PermissionDenied => "give this user or container access to /dev/fuse",
-            _ => "load the kernel's FUSE module ('modprobe fuse')",
-        };
-        Error::from_source(Kind::Kernel, format!("cannot open {DEVICE}"), error).hint(hint)
-    })
+fn open_device() -> io::Result<OwnedFd> {
+    OpenOptions::new().read(true).write(true).open(DEVICE).map(OwnedFd::from)
+}
+
+fn no_device(error: io::Error) -> Error {
+    let hint = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "run 'modprobe fuse', or give the container the device (--device /dev/fuse)"
+        }
+        io::ErrorKind::PermissionDenied => "give this user or container access to /dev/fuse",
+        _ => "load the kernel's FUSE module ('modprobe fuse')",
+    };
+    Error::from_source(Kind::Kernel, format!("cannot open {DEVICE}"), error).hint(hint)
 }
 
 fn mount_directly(dir: &Path, source: &str, audience: Audience, device: &OwnedFd) -> nix::Result<()> {
