@@ -15,7 +15,6 @@ use nix::mount::MsFlags;
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, socketpair,
 };
-use nix::unistd::geteuid;
 
 use super::kernel;
 use crate::error::{Error, Kind, Result};
@@ -40,14 +39,7 @@ pub(super) enum Audience {
 /// # Errors
 /// `Kernel`, with what to do, where `/dev/fuse` or the helper is missing or the kernel refuses.
 pub(super) fn attach(dir: &Path, source: &str, audience: Audience) -> Result<OwnedFd> {
-    let device = match open_device() {
-        Ok(device) => device,
-        // The helper, being root, may open it all the same.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !geteuid().is_root() => {
-            return mount_by_helper(dir, source, audience);
-        }
-        Err(error) => return Err(no_device(error)),
-    };
+    let device = open_device().map_err(no_device)?;
     match mount_directly(dir, source, audience, &device) {
         Ok(()) => Ok(device),
         Err(Errno::EPERM) => {
