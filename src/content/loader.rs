@@ -19,6 +19,8 @@ use super::buffer::Pool;
 use super::extent::Extent;
 use super::flight::{Board, Place};
 use super::lanes::{Lane, Lanes};
+use super::prefetch::gguf;
+use super::prefetch::tensors::Tensors;
 use super::prove::Prover;
 use super::store::Store;
 use super::store::kept::KeptFile;
@@ -344,15 +346,35 @@ impl Loader {
     }
 
     async fn find_tensors(self: &Arc<Self>, id: ExtentId) {
-        use super::prefetch::tensors::Tensors;
         let Some(extent) = self.extent(id) else { return };
-        let Ok(head) = self.collect(extent, ContentRange::new(0, 8.min(extent.grid.len()))).await else {
-            return;
+        let found = match extent.path.ends_with(".gguf") {
+            true => self.gguf_tensors(extent).await,
+            false => self.safetensors(extent).await,
         };
-        let Some(len) = Tensors::header_len(&head).filter(|len| *len <= extent.grid.len()) else { return };
-        let Ok(header) = self.collect(extent, ContentRange::new(0, len)).await else { return };
-        if let Some(tensors) = Tensors::parse(&header, extent.grid.len()) {
+        if let Some(tensors) = found {
             extent.set_tensors(tensors);
+        }
+    }
+
+    async fn safetensors(self: &Arc<Self>, extent: &Extent) -> Option<Tensors> {
+        let len = extent.grid.len();
+        let head = self.collect(extent, ContentRange::new(0, 8.min(len))).await.ok()?;
+        let header = Tensors::header_len(&head).filter(|header| *header <= len)?;
+        let header = self.collect(extent, ContentRange::new(0, header)).await.ok()?;
+        Tensors::parse(&header, len)
+    }
+
+    /// A GGUF header does not say how long it is, so more and more of the file is looked at.
+    async fn gguf_tensors(self: &Arc<Self>, extent: &Extent) -> Option<Tensors> {
+        let limit = extent.grid.len().min(gguf::HEADER_LIMIT);
+        let mut len = CHUNK.min(limit);
+        loop {
+            let head = self.collect(extent, ContentRange::new(0, len)).await.ok()?;
+            match gguf::parse(&head) {
+                gguf::Header::Tensors(starts) => return Some(Tensors::beginning_at(starts)),
+                gguf::Header::Longer if len < limit => len = (len * 2).min(limit),
+                gguf::Header::Longer | gguf::Header::Malformed => return None,
+            }
         }
     }
 

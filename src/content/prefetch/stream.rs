@@ -19,6 +19,8 @@ const FORWARD: u64 = 4 << 20;
 const WINDOW: u64 = 64 << 20;
 /// What a stream must have consumed before anything is loaded ahead of it.
 const SETTLED: u64 = 512 << 10;
+/// A tensor up to this size is loaded whole when any of it is read.
+const SMALL_TENSOR: u64 = 2 << 20;
 /// How far the kernel reads past the last byte that an application asked for: two requests of 1 MiB. So many
 /// bytes of a tensor prove nothing about the reader.
 const READ_AROUND: u64 = 2 << 20;
@@ -110,7 +112,8 @@ impl Stream {
     /// One past the last byte that should be here or under way for this stream.
     fn target(&self, len: u64, tensors: Option<&Tensors>) -> u64 {
         if self.consumed < SETTLED {
-            return self.next;
+            let here = tensors.map(|tensors| tensors.around(self.next.saturating_sub(1), len));
+            return here.filter(|tensor| tensor.len() <= SMALL_TENSOR).map_or(self.next, ContentRange::end);
         }
         let free = self.next.saturating_add((self.consumed / 4).min(WINDOW));
         let target = match tensors.map(|tensors| self.within_tensor(len, tensors)) {
@@ -214,6 +217,16 @@ mod tests {
             let plan = streams.observe(ContentRange::new(page, page + 4096), LEN, None);
             assert_eq!(plan, Plan::default());
         }
+    }
+
+    #[test]
+    fn a_fault_in_a_small_tensor_brings_the_tensor_and_no_more() {
+        let tensors = Tensors::beginning_at(vec![100, MIB, 2 * MIB + 5, 100 * MIB]);
+        let mut streams = Streams::default();
+        let small = streams.observe(ContentRange::new(MIB + 4096, MIB + 8192), LEN, Some(&tensors));
+        assert_eq!(small.ahead, Some(ContentRange::new(MIB + 8192, 2 * MIB + 5)));
+        let large = streams.observe(ContentRange::new(50 * MIB, 50 * MIB + 4096), LEN, Some(&tensors));
+        assert_eq!(large.ahead, None);
     }
 
     #[test]
