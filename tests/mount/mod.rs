@@ -108,7 +108,13 @@ async fn a_file_reads_the_same_by_read_by_mapping_and_by_direct_io_and_nothing_c
         assert!(read_direct(&path, 1 << 20) == weights[1 << 20..2 << 20]);
         let stat = std::fs::metadata(&path).unwrap();
         assert_eq!((stat.mode(), stat.size(), stat.blksize()), (0o100_444, weights.len() as u64, 1 << 20));
-        assert_eq!(std::fs::metadata(&dir).unwrap().mode(), 0o040_555);
+        let root = std::fs::metadata(&dir).unwrap();
+        assert_eq!(root.mode(), 0o040_555);
+        if nix::unistd::geteuid().is_root() {
+            let (major, minor) = (nix::sys::stat::major(root.dev()), nix::sys::stat::minor(root.dev()));
+            let ahead = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+            assert_eq!(std::fs::read_to_string(ahead).unwrap().trim(), "1024");
+        }
         assert_eq!(errno(OpenOptions::new().write(true).open(&path)), Some(EROFS));
         assert_eq!(errno(std::fs::create_dir(dir.join("new"))), Some(EROFS));
         assert_eq!(errno(std::fs::remove_file(&path)), Some(EROFS));
