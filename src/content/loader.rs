@@ -273,6 +273,7 @@ impl Loader {
         }
         let loader = Arc::clone(self);
         self.spawn(async move {
+            loader.seal_what_is_complete().await;
             for (id, range) in super::prefetch::opening::plan(&loader.index) {
                 loader.warm_logged(id, range, Lane::Ahead).await;
             }
@@ -283,6 +284,24 @@ impl Loader {
                 }
             }
         });
+    }
+
+    /// Has files sealed that were complete and proved when the last mount ended, but not read back yet.
+    async fn seal_what_is_complete(self: &Arc<Self>) {
+        let loader = Arc::clone(self);
+        let look = move || {
+            let proved = loader.layers.iter().filter(|layer| *layer.standing.borrow() == Standing::Proved);
+            let kept = |extent: &&Extent| {
+                loader.store.kept_bytes(&extent.layer, extent.range) == extent.grid.len()
+                    && extent.kept(&loader.store).is_some_and(|kept| !kept.sealed())
+            };
+            proved
+                .flat_map(|layer| &layer.extents)
+                .filter(kept)
+                .for_each(|extent| loader.prover.seal(extent.id));
+        };
+        // Not done, it is done when a file is opened.
+        let _ = tokio::task::spawn_blocking(look).await;
     }
 
     /// Ends all tasks of the loader; reads that still wait fail. Returns when they have ended.
