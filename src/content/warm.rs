@@ -13,7 +13,7 @@ use crate::index::{CHUNK, ExtentId};
 use crate::range::ContentRange;
 
 impl Loader {
-    /// Starts loading what [`Config::warm`] asks for. Returns at once.
+    /// Starts loading what [`Config::warm`](super::Config::warm) asks for. Returns at once.
     pub fn warm(self: &Arc<Self>) {
         if self.config.warm == Warm::None {
             return;
