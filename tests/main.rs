@@ -1,11 +1,15 @@
-//! The one test program: every suite that needs more than the file it tests.
+//! The one test program: what floors do together, against real parts and fixtures.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "what fails in a test's helper fails the test"
+    clippy::string_slice,
+    reason = "a test, and what helps it, fails by panicking"
 )]
 
+mod support;
+
 mod contract;
+mod index;
 mod registry;

@@ -112,7 +112,7 @@ mod tests {
             assert_eq!(description.licenses.as_deref(), Some("a, b"));
             assert_eq!(description.parameters.as_deref(), Some("7b"));
             assert_eq!(description.created.as_deref(), Some("2025-01-01T00:00:00Z"));
-            assert_eq!(description.diff_ids, [digest.clone()]);
+            assert_eq!(description.diff_ids, std::slice::from_ref(&digest));
         }
     }
 
