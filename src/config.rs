@@ -285,10 +285,7 @@ fn is_absent(error: &std::io::Error) -> bool {
 
 fn store_folder(environment: &Environment) -> PathBuf {
     match environment.root {
-        true => environment
-            .path("XDG_CACHE_HOME")
-            .map_or_else(|| "/var/cache".into(), |path| path)
-            .join("weightfs"),
+        true => environment.path("XDG_CACHE_HOME").unwrap_or_else(|| "/var/cache".into()).join("weightfs"),
         false => environment.under_home("XDG_CACHE_HOME", ".cache"),
     }
 }
