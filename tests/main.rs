@@ -12,4 +12,5 @@ mod support;
 
 mod contract;
 mod index;
+mod mount;
 mod registry;

@@ -460,11 +460,12 @@ mod tests {
     /// The reference: the last file at each path, or nothing at all where a path is a folder too.
     fn reference(paths: &[(String, u64)]) -> Option<BTreeMap<String, u64>> {
         let files: BTreeMap<_, _> = paths.iter().cloned().collect();
-        let folders: BTreeSet<String> = files
-            .keys()
-            .flat_map(|path| path.match_indices('/').map(|(at, _)| path[..at].to_owned()).collect::<Vec<_>>())
-            .collect();
+        let folders: BTreeSet<String> = files.keys().flat_map(|path| folders_above(path)).collect();
         files.keys().all(|path| !folders.contains(path)).then_some(files)
+    }
+
+    fn folders_above(path: &str) -> Vec<String> {
+        path.match_indices('/').filter_map(|(at, _)| path.get(..at)).map(str::to_owned).collect()
     }
 
     fn all_files(tree: &Tree) -> BTreeMap<String, u64> {

@@ -369,6 +369,17 @@ fn a_layer_listed_twice_is_found_twice() {
     assert_eq!((model.find().unwrap().layers.len(), paths(&model.find().unwrap())), (2, vec!["a", "a"]));
 }
 
+#[test]
+fn a_task_of_any_thread_may_find() {
+    fn sendable<T: Send>(_: &T) {}
+    let (repository, known) = (Memory::default(), |_: &Digest| Vec::new());
+    let artifact = Artifact::read(Manifest::default()).unwrap();
+    let repository: std::sync::Arc<dyn Repository> = std::sync::Arc::new(repository);
+    let task = async move { find(&*repository, &artifact, &[], &known).await };
+    sendable(&task);
+    assert!(task.now_or_never().unwrap().unwrap().entries.is_empty());
+}
+
 /// A member of each form that writers use, with content of a length that meets every edge.
 fn some_member() -> impl Strategy<Value = (usize, Vec<u8>)> {
     let len = prop_oneof![

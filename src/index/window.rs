@@ -20,7 +20,7 @@ const HOP: u64 = 64 << 10;
 /// How much one request brings where members are so small that hopping over them would be a request each.
 const STRIDE: u64 = 1 << 20;
 
-/// How many requests are made before the average member says which of the two it is.
+/// How many requests the average member is taken over, to say which of the two comes next.
 const PROBES: u64 = 3;
 
 /// How many bytes of gaps may still be held: one allowance for all layers of an artifact.
@@ -58,8 +58,11 @@ pub(crate) struct Window<'a> {
     /// Where `bytes` begins in the blob.
     start: u64,
     bytes: BytesMut,
+    /// How much the next request brings.
+    hop: u64,
+    /// Where the average over members was last taken, and what has passed since.
+    mark: u64,
     requests: u64,
-    /// Members passed, to know how large they are on average.
     members: u64,
 }
 
@@ -73,8 +76,9 @@ impl<'a> Window<'a> {
     ) -> Self {
         let mut known: Vec<_> = known.iter().collect();
         known.sort_by_key(|(range, _)| range.start());
-        let (start, requests, members) = (0, 0, 0);
-        Self { repository, blob, known, allowance, start, bytes: BytesMut::new(), requests, members }
+        let (start, mark, requests, members) = (0, 0, 0, 0);
+        let bytes = BytesMut::new();
+        Self { repository, blob, known, allowance, start, bytes, hop: HOP, mark, requests, members }
     }
 
     /// What has been read from `place` on; empty where nothing has.
@@ -83,11 +87,12 @@ impl<'a> Window<'a> {
         at.and_then(|at| self.bytes.get(at..)).unwrap_or_default()
     }
 
-    /// Reads on until the window holds the bytes up to `end`, which lies within the blob.
+    /// Reads on until the window holds the bytes up to `end`, or to the blob's end where that is sooner.
     ///
     /// # Errors
     /// Those of reading; `Unsupported` where the gap at hand grows over what may be held.
     pub(crate) async fn reach(&mut self, end: u64) -> Result<()> {
+        let end = end.min(self.blob.size);
         while self.end() < end {
             self.allowance.check(end.saturating_sub(self.start))?;
             let piece = match self.known_at(self.end()) {
@@ -156,9 +161,13 @@ impl<'a> Window<'a> {
 
     async fn fetch(&mut self, end: u64) -> Result<Bytes> {
         let from = self.end();
-        let small = self.requests >= PROBES && from / self.members.max(1) < HOP;
+        if self.requests == PROBES {
+            let average = from.saturating_sub(self.mark) / self.members.max(1);
+            self.hop = if average < HOP { STRIDE } else { HOP };
+            (self.mark, self.requests, self.members) = (from, 0, 0);
+        }
         // A gap that outgrows a hop is a run of empty members.
-        let hop = if small || from - self.start >= HOP { STRIDE } else { HOP };
+        let hop = if from.saturating_sub(self.start) >= HOP { STRIDE } else { self.hop };
         let end = end.max(from.saturating_add(hop)).min(self.blob.size);
         self.requests += 1;
         repository::read_all(self.repository, self.blob, StoredRange::new(from, end)).await

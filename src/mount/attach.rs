@@ -39,7 +39,7 @@ pub(super) enum Audience {
 /// # Errors
 /// `Kernel`, with what to do, where `/dev/fuse` or the helper is missing or the kernel refuses.
 pub(super) fn attach(dir: &Path, source: &str, audience: Audience) -> Result<OwnedFd> {
-    let device = open_device()?;
+    let device = open_device().map_err(no_device)?;
     match mount_directly(dir, source, audience, &device) {
         Ok(()) => Ok(device),
         Err(Errno::EPERM) => {
@@ -54,18 +54,19 @@ fn cannot_mount(dir: &Path) -> String {
     format!("cannot mount at {}", dir.display())
 }
 
-fn open_device() -> Result<OwnedFd> {
-    let device = OpenOptions::new().read(true).write(true).open(DEVICE);
-    device.map(OwnedFd::from).map_err(|error| {
-        let hint = match error.kind() {
-            io::ErrorKind::NotFound => {
-                "run 'modprobe fuse', or give the container the device (--device /dev/fuse)"
-            }
-            io::ErrorKind::PermissionDenied => "give this user or container access to /dev/fuse",
-            _ => "load the kernel's FUSE module ('modprobe fuse')",
-        };
-        Error::from_source(Kind::Kernel, format!("cannot open {DEVICE}"), error).hint(hint)
-    })
+fn open_device() -> io::Result<OwnedFd> {
+    OpenOptions::new().read(true).write(true).open(DEVICE).map(OwnedFd::from)
+}
+
+fn no_device(error: io::Error) -> Error {
+    let hint = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "run 'modprobe fuse', or give the container the device (--device /dev/fuse)"
+        }
+        io::ErrorKind::PermissionDenied => "give this user or container access to /dev/fuse",
+        _ => "load the kernel's FUSE module ('modprobe fuse')",
+    };
+    Error::from_source(Kind::Kernel, format!("cannot open {DEVICE}"), error).hint(hint)
 }
 
 fn mount_directly(dir: &Path, source: &str, audience: Audience, device: &OwnedFd) -> nix::Result<()> {

@@ -59,8 +59,8 @@ pub(super) fn mounted_at(dir: &Path) -> Result<Option<MountEntry>> {
 
 /// The last line for `dir` wins: a later mount covers an earlier one.
 fn topmost(table: &[u8], dir: &Path) -> Option<MountEntry> {
-    let entries = table.split(|byte| *byte == b'\n').filter_map(parse_line);
-    entries.filter(|entry| entry.point == dir).next_back()
+    let mut entries = table.split(|byte| *byte == b'\n').filter_map(parse_line);
+    entries.rfind(|entry| entry.point == dir)
 }
 
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`

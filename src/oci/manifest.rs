@@ -233,6 +233,9 @@ impl Wire {
         if self.schema_version.as_ref().and_then(serde_json::Number::as_u64) == Some(1) {
             return Err(Error::new(Kind::Unsupported, "the manifest is of the retired schema 1"));
         }
+        if self.manifests.is_none() && self.layers.is_none() && self.config.is_none() {
+            return Err(Error::new(Kind::Invalid, "the document is neither a manifest nor an index"));
+        }
         let found = if self.manifests.is_some() { Shape::Index } else { Shape::Manifest };
         let (inside, outside) = (self.media_type.as_deref().unwrap_or(""), essence(content_type));
         for claim in [inside, &outside].into_iter().filter(|claim| !claim.is_empty()) {
@@ -448,6 +451,7 @@ mod tests {
         assert_eq!(refusal(r#"{"layers":[],"layers":[]}"#).kind(), Kind::Invalid);
         assert_eq!(refusal(r#"{"schemaVersion":1,"layers":[]}"#).kind(), Kind::Unsupported);
         assert_eq!(refusal("[]").kind(), Kind::Invalid);
+        assert!(refusal(r#"{"errors":[]}"#).to_string().contains("neither"));
     }
 
     #[test]

@@ -132,3 +132,17 @@ async fn a_token_service_that_fails_for_a_while_is_asked_again() {
     let repository = connect(&server.reference(), &Config::default()).unwrap();
     repository.manifest(&Which::Tag("v1".into())).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_token_is_used_to_its_end_where_the_next_one_cannot_be_had_yet() {
+    let sample = Sample::new();
+    let server = Server::with_tokens(sample.folder(), Tokens { life: 4, user: None }).await;
+    server.rule(Rule::always("/token", Fault::Status(403)).after(1));
+    let repository = connect(&server.reference(), &Config::default()).unwrap();
+    let tag = Which::Tag("v1".into());
+    repository.manifest(&tag).await.unwrap();
+    while server.log("/token").len() < 2 {
+        repository.manifest(&tag).await.unwrap();
+    }
+    repository.manifest(&tag).await.unwrap();
+}

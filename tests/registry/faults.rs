@@ -117,6 +117,32 @@ async fn a_stream_that_breaks_in_the_middle_goes_on_where_it_broke() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_reset_goes_on_and_loses_nothing() {
+    let sample = Sample::new();
+    let server = Server::with_resets(sample.folder()).await;
+    let repository = connect(&server.reference(), &patient()).unwrap();
+    server.rule(Rule::times("/blobs/", 3, Fault::Truncate(70_000)));
+    let bytes = read_all(&*repository, &sample.large, RANGE).await.unwrap();
+    assert!(bytes == sample.bytes_of(RANGE));
+    assert!(server.log("/blobs/").len() >= 4);
+}
+
+#[tokio::test]
+async fn a_registry_that_comes_back_is_read_on() {
+    let sample = Sample::new();
+    let server = Server::start(sample.folder()).await;
+    let repository = connect(&server.reference(), &Config::default()).unwrap();
+    let address = server.host();
+    server.stop().await;
+    let reader = tokio::spawn({
+        let blob = sample.large.clone();
+        async move { read_all(&*repository, &blob, RANGE).await }
+    });
+    let _back = Server::start_at(sample.folder(), &address).await;
+    assert!(reader.await.unwrap().unwrap() == sample.bytes_of(RANGE));
+}
+
+#[tokio::test]
 async fn progress_however_small_keeps_a_read_alive() {
     let setting = Setting::new(&impatient()).await;
     setting.server.rule(Rule::always("/blobs/", Fault::Truncate(20_000)));
@@ -203,6 +229,6 @@ async fn a_registry_that_nobody_runs_is_reported_within_seconds() {
     let start = Instant::now();
     let error = repository.manifest(&Which::Tag("c".into())).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unreachable);
-    assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     assert!(error.to_string().contains("refused"), "{error}");
 }

@@ -80,11 +80,15 @@ async fn a_host_that_refuses_for_good_is_reported_without_a_loop() {
 
 #[tokio::test]
 async fn a_host_that_has_gone_is_left_for_where_the_registry_says() {
-    let mut setting = Setting::new().await;
-    setting.server.rule(Rule::once("/blobs/", Fault::Redirect(setting.cdn.origin())));
-    setting.read(StoredRange::new(0, 100)).await.unwrap();
-    setting.cdn = Server::start(setting.sample.folder()).await;
-    setting.read(StoredRange::new(100, 200)).await.unwrap();
+    let Setting { sample, server, cdn, repository } = Setting::new().await;
+    let read =
+        async |range| read_all(&*repository, &sample.large, range).await.unwrap() == sample.bytes_of(range);
+    server.rule(Rule::once("/blobs/", Fault::Redirect(cdn.origin())));
+    assert!(read(StoredRange::new(0, 100)).await);
+    cdn.stop().await;
+    let start = std::time::Instant::now();
+    assert!(read(StoredRange::new(100, 200)).await);
+    assert!(start.elapsed().as_secs() < 3);
 }
 
 #[tokio::test]

@@ -16,11 +16,13 @@ use axum::http::header::{
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
+use axum::serve::ListenerExt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
-use weightfs::cli::demo::registry::{Serving, router, serve};
+use tokio::net::TcpListener;
+use weightfs::cli::demo::registry::{Serving, router, serve, serve_on};
 use weightfs::oci::Reference;
 
 /// What is done to an answer.
@@ -136,16 +138,42 @@ impl Server {
         Self::over(router(layout.to_owned()).unwrap(), Shared::default()).await
     }
 
+    /// Serves it at the address of one that has stopped.
+    pub(crate) async fn start_at(layout: &Path, address: &str) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let shared = Arc::new(Shared::default());
+        let router = faulty_router(router(layout.to_owned()).unwrap(), &shared);
+        Self { serving: serve_on(listener, router).unwrap(), shared }
+    }
+
     /// Serves it to those who bring a token.
     pub(crate) async fn with_tokens(layout: &Path, tokens: Tokens) -> Self {
         let shared = Shared { tokens: Some(tokens), ..Shared::default() };
         Self::over(router(layout.to_owned()).unwrap(), shared).await
     }
 
+    /// Serves it over connections that end with a reset, so that [`Fault::Truncate`] is one.
+    pub(crate) async fn with_resets(layout: &Path) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener.tap_io(|connection| connection.set_zero_linger().unwrap());
+        let shared = Arc::new(Shared::default());
+        let router = faulty_router(router(layout.to_owned()).unwrap(), &shared);
+        Self { serving: serve_on(listener, router).unwrap(), shared }
+    }
+
     async fn over(router: Router, shared: Shared) -> Self {
         let shared = Arc::new(shared);
-        let router = router.layer(from_fn_with_state(shared.clone(), around));
+        let router = faulty_router(router, &shared);
         Self { serving: serve(router).await.unwrap(), shared }
+    }
+
+    /// Stops serving; returns once nobody can connect any more and idle connections are closed.
+    pub(crate) async fn stop(self) {
+        let address = self.serving.address();
+        drop(self.serving);
+        while tokio::net::TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// `127.0.0.1:PORT`
@@ -177,6 +205,10 @@ impl Server {
     pub(crate) fn revoke_tokens(&self) {
         self.shared.given.lock().valid.clear();
     }
+}
+
+fn faulty_router(router: Router, shared: &Arc<Shared>) -> Router {
+    router.layer(from_fn_with_state(shared.clone(), around))
 }
 
 async fn around(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {

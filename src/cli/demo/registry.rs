@@ -16,7 +16,9 @@ use axum::http::header::{
 };
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
+use axum::serve::Listener;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Digest, Which};
@@ -40,42 +42,52 @@ pub fn router(layout: PathBuf) -> Result<Router> {
     Ok(Router::new().fallback(answer).with_state(Arc::new(layout)))
 }
 
-/// A server that runs until this value is dropped.
+/// A server that runs until this value is dropped. Then its port is closed, and so is each connection as soon
+/// as it has no answer under way.
 #[derive(Debug)]
 pub struct Serving {
     address: SocketAddr,
-    task: tokio::task::JoinHandle<()>,
+    _stop: oneshot::Sender<()>,
 }
 
 impl Serving {
-    /// Where it listens, on 127.0.0.1.
+    /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 }
 
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// Serves `router` on a free port of 127.0.0.1. Connections that are open when the value is dropped live on
-/// until their clients close them.
+/// Serves `router` on a free port of 127.0.0.1.
 ///
 /// # Errors
 /// `Unreachable` where no port can be had.
 pub async fn serve(router: Router) -> Result<Serving> {
-    let no_port = |error| Error::from_source(Kind::Unreachable, "no free port on 127.0.0.1", error);
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(no_port)?;
+    serve_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(no_port)?, router)
+}
+
+/// Serves `router` to who connects to `listener`. Must be called within a tokio runtime.
+///
+/// # Errors
+/// `Unreachable` where the listener has no address.
+pub fn serve_on<L>(listener: L, router: Router) -> Result<Serving>
+where
+    L: Listener<Addr = SocketAddr>,
+{
     let address = listener.local_addr().map_err(no_port)?;
-    let task = tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
+    let (stop, stopped) = oneshot::channel::<()>();
+    tokio::spawn(async move {
+        // The sender is never used, only dropped.
+        let dropped = async move { drop(stopped.await) };
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(dropped).await {
             tracing::warn!(%error, "the registry on loopback ended");
         }
     });
-    Ok(Serving { address, task })
+    Ok(Serving { address, _stop: stop })
+}
+
+fn no_port(error: std::io::Error) -> Error {
+    Error::from_source(Kind::Unreachable, "no free port on 127.0.0.1", error)
 }
 
 async fn answer(State(layout): State<Arc<Layout>>, request: Request) -> Response {

@@ -22,6 +22,8 @@ use crate::repository::Secret;
 const DEFAULT_LIFE: u64 = 60;
 /// The longest life that is believed; after it a new token is asked for.
 const LONGEST_LIFE: u64 = 86_400;
+/// How long a token service that failed is left alone, since requests wait while it is asked.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
 /// How much of a token service's answer is read.
 const TOKEN_LIMIT: usize = 1 << 20;
 
@@ -44,10 +46,19 @@ pub(super) struct Auth {
 struct State {
     generation: u64,
     header: Option<HeaderValue>,
-    /// The token service and when to ask it again; `None` for Basic and anonymous.
-    renewal: Option<(Realm, Instant)>,
+    /// Where the next token comes from; `None` for Basic and anonymous.
+    renewal: Option<Renewal>,
     /// How the last attempt failed, for those who waited for it.
     failure: Option<Error>,
+}
+
+#[derive(Clone)]
+struct Renewal {
+    realm: Realm,
+    /// When to ask for the next token.
+    due: Instant,
+    /// When the present one's life is over.
+    end: Instant,
 }
 
 #[derive(Clone)]
@@ -98,10 +109,14 @@ impl Auth {
     /// The header to send now, a token renewed where its life is nearly over.
     pub(super) async fn header(&self, client: &reqwest::Client) -> Result<(Option<HeaderValue>, Generation)> {
         let mut state = self.state.lock().await;
-        if let Some((realm, due)) = state.renewal.clone()
-            && Instant::now() >= due
+        let now = Instant::now();
+        if let Some(renewal) = state.renewal.clone().filter(|renewal| now >= renewal.due)
+            && let Err(error) = self.renew(&mut state, client, renewal.realm).await
         {
-            self.renew(&mut state, client, realm).await?;
+            if Instant::now() >= renewal.end {
+                return Err(error);
+            }
+            tracing::warn!(%error, "the token is not renewed yet; the present one is used on");
         }
         Ok((state.header.clone(), Generation(state.generation)))
     }
@@ -143,12 +158,15 @@ impl Auth {
         match fetched {
             Ok((header, life)) => {
                 // A quarter of its life early: clocks differ, and a request in flight must not outlive it.
-                let renewal = Some((realm, asked + life * 3 / 4));
+                let renewal = Some(Renewal { realm, due: asked + life * 3 / 4, end: asked + life });
                 *state = State { generation: state.generation, header: Some(header), renewal, failure: None };
                 Ok(())
             }
             Err(error) => {
                 state.failure = Some(error.clone());
+                if let Some(renewal) = &mut state.renewal {
+                    renewal.due = Instant::now() + RENEWAL_PAUSE;
+                }
                 Err(error)
             }
         }

@@ -1,8 +1,8 @@
 //! A repository of a registry, over HTTP (OCI distribution specification 1.1).
 //!
 //! Every call is one attempt: asking again is [`super::Retrying`]'s. Blobs are read by single ranges that are
-//! checked to the byte ([`wire`]), redirects are followed by hand ([`hops`]), credentials stay with the
-//! registry ([`auth`]).
+//! checked to the byte (`wire`), redirects are followed by hand (`hops`), credentials stay with the
+//! registry (`auth`).
 
 mod auth;
 mod credentials;
@@ -200,19 +200,22 @@ impl Registry {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        match timeout(self.stall, request.send()).await {
-            Ok(answer) => answer.map_err(|error| wire::transport(error).context(wire::shown(url))),
-            Err(_) => {
-                let doing = format!("no answer for {} s from {}", self.stall.as_secs_f32(), wire::shown(url));
-                Err(Error::new(Kind::Broken, doing))
-            }
-        }
+        let answer = match timeout(self.stall, request.send()).await {
+            Ok(answer) => answer.map_err(wire::transport),
+            Err(_) => Err(Error::new(Kind::Broken, format!("no answer for {} s", self.stall.as_secs_f32()))),
+        };
+        answer.map_err(|error| self.elsewhere(url, error))
+    }
+
+    /// Names the host where it is not the registry's own.
+    fn elsewhere(&self, url: &Url, error: Error) -> Error {
+        if url.origin() == self.base.origin() { error } else { error.context(wire::shown(url)) }
     }
 
     async fn refusal(&self, response: Response) -> Error {
-        let elsewhere = (response.url().origin() != self.base.origin()).then(|| wire::shown(response.url()));
+        let url = response.url().clone();
         let error = wire::refusal(response, self.stall).await;
-        self.explained(elsewhere.map_or(error.clone(), |place| error.context(place)))
+        self.explained(self.elsewhere(&url, error))
     }
 
     /// Adds the way out that the kind of error has.

@@ -68,11 +68,11 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<()> {
     }
 }
 
-/// The only value of a header, cleaned for printing; `None` where it is missing.
+/// The value of a header, cleaned for printing; `None` where it is missing. Twice the same is once.
 pub(super) fn one(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>> {
     let mut values = headers.get_all(name).iter();
     let first = values.next();
-    if values.next().is_some() {
+    if values.any(|other| Some(other) != first) {
         return Err(protocol(format!("more than one {name}")));
     }
     Ok(first.map(|value| clean(&String::from_utf8_lossy(value.as_bytes()))))
