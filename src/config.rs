@@ -1,1 +1,368 @@
-//! Roof: settings (see lib.rs).
+//! Roof: each floor's settings put together, from defaults, a file, the environment and flags, checked once.
+//!
+//! [`KEYS`] is the one table of what can be set; `docs/configuration.md` is held to it by a test. The process's
+//! environment is looked at in [`Environment::of_process`] and nowhere else. Used by the commands only.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use crate::content::store::StoreConfig;
+use crate::content::{self, Integrity, Warm};
+use crate::error::{Error, Kind, Result, StorageContext};
+use crate::mount;
+use crate::repository::{self, PlainHttp};
+
+/// The environment and the user of this process, as far as settings hang on them.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    /// The variables.
+    pub variables: BTreeMap<String, OsString>,
+    /// Whether the process runs as root.
+    pub root: bool,
+}
+
+impl Environment {
+    /// Reads it. Variables whose name is no UTF-8 are left out.
+    #[must_use]
+    pub fn of_process() -> Self {
+        let variables = std::env::vars_os();
+        let variables = variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+        Self { variables: variables.collect(), root: nix::unistd::geteuid().is_root() }
+    }
+
+    /// A folder for what lasts no longer than the process: `$TMPDIR`, else `/tmp`.
+    #[must_use]
+    pub fn temporary(&self) -> PathBuf {
+        self.path("TMPDIR").unwrap_or_else(|| "/tmp".into())
+    }
+
+    /// A variable that is set and not empty.
+    fn get(&self, name: &str) -> Option<&OsString> {
+        self.variables.get(name).filter(|value| !value.is_empty())
+    }
+
+    /// A variable that holds an absolute path; a relative one counts as not set (XDG base directories).
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        self.get(name).map(PathBuf::from).filter(|path| path.is_absolute())
+    }
+
+    fn under_home(&self, variable: &str, otherwise: &str) -> PathBuf {
+        let home = || self.path("HOME").unwrap_or_else(|| "/nonexistent".into()).join(otherwise);
+        self.path(variable).unwrap_or_else(home).join("weightfs")
+    }
+}
+
+/// Where running mounts are noted, and where their logs go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateConfig {
+    /// One record and one socket for each live mount.
+    pub live: PathBuf,
+    /// One log for each folder mounted at.
+    pub logs: PathBuf,
+}
+
+/// Everything that can be set, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What is kept on disk.
+    pub store: StoreConfig,
+    /// How a repository is asked.
+    pub repository: repository::Config,
+    /// How bytes are loaded and verified.
+    pub content: content::Config,
+    /// How a mount looks.
+    pub mount: mount::Options,
+    /// Where running mounts are noted.
+    pub state: StateConfig,
+    /// What is logged, as a filter of `tracing`; `None`: warnings, and in the log of a mount also what it does.
+    pub log: Option<String>,
+}
+
+/// One thing that can be set.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name in the configuration file: `TABLE.NAME`.
+    pub name: &'static str,
+    /// The variable.
+    pub variable: &'static str,
+    /// The flag, or none.
+    pub flag: Option<&'static str>,
+    /// The default, for people.
+    pub default: &'static str,
+    /// The form of a value, with its unit.
+    pub form: &'static str,
+    /// What it sets.
+    pub help: &'static str,
+    set: fn(&mut Settings, &str) -> Result<(), String>,
+}
+
+macro_rules! keys {
+    ($($name:literal, $variable:literal, $flag:expr, $default:literal, $form:literal, $help:literal, $set:expr;)*) => {
+        /// All that can be set, in the order of the documentation.
+        pub const KEYS: &[Key] = &[$(Key {
+            name: $name, variable: $variable, flag: $flag, default: $default, form: $form, help: $help, set: $set,
+        },)*];
+    };
+}
+
+keys! {
+    "store.folder", "WEIGHTFS_STORE", Some("--store"),
+    "`$XDG_CACHE_HOME/weightfs`; root: `/var/cache/weightfs`", "folder", "where fetched bytes are kept",
+    |all, text| folder(text).map(|value| all.store.folder = value);
+    "store.size", "WEIGHTFS_STORE_SIZE", Some("--store-size"), "90 % of what its file system has", "size, `50GiB`",
+    "how much is kept; what was not used for longest goes first",
+    |all, text| size(text, 1).map(|value| all.store.size = Some(value));
+    "registry.plain_http", "WEIGHTFS_PLAIN_HTTP", Some("--plain-http"), "`false`", "`true` or `false`",
+    "ask a registry that is not on this machine over HTTP, without TLS",
+    |all, text| switch(text).map(|on| {
+        all.repository.plain_http = if on { PlainHttp::Allowed } else { PlainHttp::Never };
+    });
+    "registry.docker_config", "WEIGHTFS_DOCKER_CONFIG", None, "`$DOCKER_CONFIG`, else `~/.docker`",
+    "folder or file", "Docker's `config.json`, for credentials",
+    |all, text| folder(text).map(|value| all.repository.docker_config = Some(value));
+    "registry.setup_deadline", "WEIGHTFS_SETUP_DEADLINE", None, "`25s`", "duration",
+    "how long a manifest may take in all",
+    |all, text| duration(text).map(|value| all.repository.setup_deadline = value);
+    "registry.connect_timeout", "WEIGHTFS_CONNECT_TIMEOUT", None, "`5s`", "duration",
+    "how long one attempt to connect may take, name and TLS included",
+    |all, text| duration(text).map(|value| all.repository.connect_timeout = value);
+    "registry.stall", "WEIGHTFS_STALL", None, "`15s`", "duration",
+    "how long an answer may go without a byte before it is asked for again",
+    |all, text| duration(text).map(|value| all.repository.stall = value);
+    "content.integrity", "WEIGHTFS_INTEGRITY", Some("--integrity"), "`deferred`", "`deferred` or `strict`",
+    "what is asked of bytes before they are served",
+    |all, text| integrity(text).map(|value| all.content.integrity = value);
+    "content.warm", "WEIGHTFS_WARM", Some("--warm"), "`auto`", "`none`, `auto` or `all`",
+    "what is loaded before it is asked for",
+    |all, text| warm(text).map(|value| all.content.warm = value);
+    "content.read_deadline", "WEIGHTFS_READ_DEADLINE", Some("--read-deadline"), "`60s`", "duration",
+    "how long a read may go without progress before it fails",
+    |all, text| duration(text).map(|value| {
+        all.content.read_deadline = value;
+        all.repository.read_deadline = value;
+    });
+    "content.memory", "WEIGHTFS_MEMORY", None, "`32MiB`", "size, at least `4MiB`",
+    "how many verified bytes may wait in memory for their readers",
+    |all, text| size(text, 4 << 20).map(|value| all.content.memory = value);
+    "mount.allow_other", "WEIGHTFS_ALLOW_OTHER", Some("--allow-other"), "`false`", "`true` or `false`",
+    "let other users read the mount",
+    |all, text| switch(text).map(|value| all.mount.allow_other = value);
+    "mount.uid", "WEIGHTFS_UID", Some("--uid"), "the mounting user", "number", "the owner shown",
+    |all, text| number(text).map(|value| all.mount.uid = Some(value));
+    "mount.gid", "WEIGHTFS_GID", Some("--gid"), "the mounting user's group", "number", "the group shown",
+    |all, text| number(text).map(|value| all.mount.gid = Some(value));
+    "mount.umask", "WEIGHTFS_UMASK", Some("--umask"), "`000`", "octal number up to `777`",
+    "permissions taken from `0444` of files and `0555` of folders",
+    |all, text| umask(text).map(|value| all.mount.umask = value);
+    "mount.read_ahead", "WEIGHTFS_READ_AHEAD", Some("--read-ahead"), "`1MiB`", "size, at most `1GiB`",
+    "how far the kernel reads ahead in a file (only root can set it)",
+    |all, text| read_ahead(text).map(|value| all.mount.read_ahead = value);
+    "state.folder", "WEIGHTFS_STATE", Some("--state"),
+    "`$XDG_RUNTIME_DIR/weightfs` and `$XDG_STATE_HOME/weightfs`; root: `/run/weightfs` and `/var/log/weightfs`",
+    "folder", "where running mounts are noted, with their logs in `log` below it",
+    |all, text| folder(text).map(|live| all.state = StateConfig { logs: live.join("log"), live });
+    "log.filter", "WEIGHTFS_LOG", Some("-v"), "`warn`; the log of a mount: `warn,weightfs=info`",
+    "`error` to `trace`, or a list as `warn,weightfs=debug`", "what is logged",
+    |all, text| { all.log = Some(text.to_owned()); Ok(()) };
+}
+
+/// What flags set: names of [`KEYS`] with their values.
+pub type Flags = Vec<(&'static str, String)>;
+
+impl Settings {
+    /// The defaults for this environment.
+    #[must_use]
+    pub fn defaults(environment: &Environment) -> Self {
+        let docker = || environment.path("HOME").map(|home| home.join(".docker"));
+        Self {
+            store: StoreConfig { folder: store_folder(environment), size: None },
+            repository: repository::Config {
+                docker_config: environment.path("DOCKER_CONFIG").or_else(docker),
+                ..repository::Config::default()
+            },
+            content: content::Config::default(),
+            mount: mount::Options::default(),
+            state: state_folders(environment),
+            log: None,
+        }
+    }
+
+    /// The defaults, overruled by the configuration file, that by `WEIGHTFS_…` variables, those by `flags`.
+    ///
+    /// `file` must exist where it is given; else the user's own file, and where there is none the machine's, is
+    /// read if it is there.
+    ///
+    /// # Errors
+    /// `Invalid` where a value can't be meant or a key of the file is unknown, naming where it stands; `Storage` or
+    /// `NotFound` where the file can't be read.
+    pub fn load(environment: &Environment, file: Option<&Path>, flags: &Flags) -> Result<Self> {
+        let mut settings = Self::defaults(environment);
+        if let Some((path, text)) = read_file(environment, file)? {
+            settings.apply_file(&path, &text)?;
+        }
+        for key in KEYS {
+            let Some(value) = environment.get(key.variable) else { continue };
+            let text = value.to_str().ok_or_else(|| wrong(key.variable, "it is no UTF-8"))?;
+            (key.set)(&mut settings, text).map_err(|why| wrong(key.variable, &why))?;
+        }
+        for (name, value) in flags {
+            let key = KEYS.iter().find(|key| key.name == *name);
+            let key = key.ok_or_else(|| wrong(name, "there is no such key"))?;
+            (key.set)(&mut settings, value).map_err(|why| wrong(key.flag.unwrap_or(name), &why))?;
+        }
+        Ok(settings)
+    }
+
+    fn apply_file(&mut self, path: &Path, text: &str) -> Result<()> {
+        let file = path.display();
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+            Error::from_source(Kind::Invalid, format!("cannot read {file}"), error)
+        })?;
+        for (section, values) in &table {
+            let toml::Value::Table(values) = values else {
+                return Err(wrong(&format!("{section} in {file}"), "there is no such table"));
+            };
+            for (name, value) in values {
+                let name = format!("{section}.{name}");
+                self.apply(&name, value).map_err(|why| wrong(&format!("{name} in {file}"), &why))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, name: &str, value: &toml::Value) -> Result<(), String> {
+        let Some(key) = KEYS.iter().find(|key| key.name == name) else {
+            return Err("there is no such key".to_owned());
+        };
+        let text = match value {
+            toml::Value::String(text) => text.clone(),
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Boolean(on) => on.to_string(),
+            other => return Err(format!("{other} is no text, number, true or false")),
+        };
+        (key.set)(self, &text)
+    }
+}
+
+fn wrong(place: &str, why: &str) -> Error {
+    Error::new(Kind::Invalid, format!("{place}: {why}")).hint("docs/configuration.md lists what can be set")
+}
+
+/// The file that counts: the one named, else the user's, else the machine's.
+fn read_file(environment: &Environment, named: Option<&Path>) -> Result<Option<(PathBuf, String)>> {
+    let named = named.map(Path::to_owned).or_else(|| environment.get("WEIGHTFS_CONFIG").map(PathBuf::from));
+    if let Some(path) = named {
+        let text = std::fs::read_to_string(&path);
+        let text = text.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::new(Kind::NotFound, format!("no such configuration file: {}", path.display()))
+            }
+            _ => Error::from_source(Kind::Storage, format!("cannot read {}", path.display()), error),
+        });
+        return text.map(|text| Some((path, text)));
+    }
+    let own = environment.under_home("XDG_CONFIG_HOME", ".config").join("config.toml");
+    for path in [own, "/etc/weightfs/config.toml".into()] {
+        match std::fs::read_to_string(&path) {
+            Err(error) if is_absent(&error) => {}
+            read => {
+                return read
+                    .storage(|| format!("cannot read {}", path.display()))
+                    .map(|text| Some((path, text)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+}
+
+fn store_folder(environment: &Environment) -> PathBuf {
+    match environment.root {
+        true => environment.path("XDG_CACHE_HOME").unwrap_or_else(|| "/var/cache".into()).join("weightfs"),
+        false => environment.under_home("XDG_CACHE_HOME", ".cache"),
+    }
+}
+
+fn state_folders(environment: &Environment) -> StateConfig {
+    if environment.root {
+        return StateConfig { live: "/run/weightfs".into(), logs: "/var/log/weightfs".into() };
+    }
+    let logs = environment.under_home("XDG_STATE_HOME", ".local/state");
+    let runtime = environment.path("XDG_RUNTIME_DIR").map(|path| path.join("weightfs"));
+    // Not /tmp where there is no runtime folder: anybody could be there first.
+    StateConfig { live: runtime.unwrap_or_else(|| logs.join("live")), logs }
+}
+
+fn folder(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|error| format!("{text:?} is no path: {error}"))
+}
+
+/// A size in bytes as people write it: `1048576`, `50GiB`, `1.5 TB`.
+fn size(text: &str, least: u64) -> Result<u64, String> {
+    let form = || format!("{text:?} is no size; write it as 512MiB, 50GiB or 1TB");
+    let bytes = text.parse::<ByteSize>().map_err(|_| form())?.as_u64();
+    if bytes < least {
+        return Err(format!("{text:?} is too small; at least {} is needed", ByteSize::b(least)));
+    }
+    Ok(bytes)
+}
+
+fn read_ahead(text: &str) -> Result<u64, String> {
+    let bytes = size(text, 0)?;
+    if bytes > 1 << 30 { Err(format!("{text:?} is too much; at most 1GiB")) } else { Ok(bytes) }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let form = || format!("{text:?} is no duration; write it as 500ms, 60s or 2m");
+    let value = humantime::parse_duration(text).map_err(|_| form())?;
+    let day = Duration::from_secs(24 * 60 * 60);
+    if value.is_zero() || value > day {
+        return Err(format!("{text:?} is not between nothing and a day"));
+    }
+    Ok(value)
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(format!("{text:?} is neither true nor false")),
+    }
+}
+
+fn integrity(text: &str) -> Result<Integrity, String> {
+    match text {
+        "deferred" => Ok(Integrity::Deferred),
+        "strict" => Ok(Integrity::Strict),
+        _ => Err(format!("{text:?} is neither deferred nor strict")),
+    }
+}
+
+fn warm(text: &str) -> Result<Warm, String> {
+    match text {
+        "none" => Ok(Warm::None),
+        "auto" => Ok(Warm::Auto),
+        "all" => Ok(Warm::All),
+        _ => Err(format!("{text:?} is none of none, auto, all")),
+    }
+}
+
+fn number(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("{text:?} is no number of a user or group"))
+}
+
+fn umask(text: &str) -> Result<u32, String> {
+    let value = u32::from_str_radix(text, 8).ok().filter(|value| *value <= 0o777);
+    value.ok_or_else(|| format!("{text:?} is no octal number up to 777"))
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

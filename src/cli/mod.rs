@@ -1,10 +1,118 @@
 //! Floor 7: what a person types; the only floor that prints.
+//!
+//! Each command is a module: it reads its settings, calls the floors below and says what came of it. Errors end
+//! here, as one line on standard error and an exit code by kind ([`Kind::exit_code`](crate::Kind::exit_code)).
 
+mod args;
+mod background;
+mod cat;
 pub mod demo;
+mod inspect;
+mod list;
+mod logging;
+mod ls;
+mod mount;
+mod print;
+mod state;
+mod unmount;
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Parser;
+
+use self::args::{Command, CommandLine};
+use self::logging::Usual;
+use crate::config::{Environment, Settings};
+use crate::content::Store;
+use crate::error::{Error, Kind, Result};
+use crate::fs::Model;
+use crate::oci::Reference;
+use crate::oci::reference::Place;
 
 /// Runs the command line of this process and gives its exit code.
+///
+/// Must be called before the process has a second thread: a mount in the background begins a session of its own here.
 pub fn main() -> ExitCode {
-    ExitCode::FAILURE
+    let begun = Instant::now();
+    let line = CommandLine::parse();
+    if line.common.ready_on_stdout {
+        return background::serve(&line);
+    }
+    match run(&line, begun) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print::complain(&error);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn run(line: &CommandLine, begun: Instant) -> Result<()> {
+    let environment = Environment::of_process();
+    let settings = settings(line, &environment)?;
+    let usual = match &line.command {
+        Command::Mount(mount) if mount.foreground => Usual::Deeds,
+        _ => Usual::Warnings,
+    };
+    logging::to_stderr(settings.log.as_deref(), usual)?;
+    match &line.command {
+        Command::Mount(command) if command.foreground => mount::in_foreground(command, &settings, begun),
+        Command::Mount(command) => mount::in_background(command, &settings, begun),
+        Command::Unmount(command) => unmount::run(command, &settings),
+        Command::List(command) => list::run(command, &settings),
+        Command::Ls(command) => ls::run(command, &settings),
+        Command::Cat(command) => cat::run(command, &settings),
+        Command::Inspect(command) => inspect::run(command, &settings),
+        Command::Demo(command) => demo::run(command.json, &environment),
+    }
+}
+
+fn settings(line: &CommandLine, environment: &Environment) -> Result<Settings> {
+    Settings::load(environment, line.common.config.as_deref(), &line.flags())
+}
+
+/// The reference as typed, its folder made absolute, so that it means the same in any folder and process.
+fn reference(text: &str) -> Result<Reference> {
+    let mut reference: Reference = text.parse()?;
+    if let Place::Layout { folder } = &mut reference.place {
+        *folder = std::path::absolute(&*folder).map_err(|error| {
+            Error::from_source(Kind::Invalid, format!("not a folder's path: {}", folder.display()), error)
+        })?;
+    }
+    Ok(reference)
+}
+
+/// Opens the model that `reference` names.
+///
+/// # Errors
+/// Those of the floors below.
+async fn open(reference: Reference, settings: &Settings) -> Result<Arc<Model>> {
+    let repository = crate::repository::connect(&reference, &settings.repository)?;
+    let store = Store::open(&settings.store)?;
+    let model = Model::open(repository, reference, store, settings.content.clone()).await?;
+    for warning in &model.index.warnings {
+        tracing::warn!("{}: {}", model.reference, print::safe(warning));
+    }
+    Ok(Arc::new(model))
+}
+
+/// The threads that wait for network and disk.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    built.map_err(|error| Error::from_source(Kind::Kernel, "cannot start threads", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_means_the_same_wherever_it_is_asked_from() {
+        let reference = reference("oci:models/llm:v1").unwrap();
+        let Place::Layout { folder } = &reference.place else { panic!("a folder") };
+        assert!(folder.is_absolute(), "{reference}");
+        assert_eq!(reference.tag.as_deref(), Some("v1"));
+    }
 }

@@ -174,7 +174,7 @@ fn cannot(dir: &Path, why: &str) -> Error {
 ///
 /// # Errors
 /// `NotFound` where there is no such folder, `Denied` where it may not be looked up, else `Storage`.
-pub(super) fn resolve(dir: &Path) -> Result<PathBuf> {
+pub fn resolve(dir: &Path) -> Result<PathBuf> {
     let parent =
         dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     // Only the parents are resolved where the last component is a plain name: the file system of a dead mount

@@ -12,8 +12,9 @@ mod kernel;
 pub mod mapped;
 mod session;
 
+pub use kernel::resolve;
 pub use mapped::Mapping;
-pub use session::{Mount, unmount};
+pub use session::{Mount, unmount, vacant};
 
 /// How a mount looks and behaves to the kernel.
 #[derive(Clone, Debug)]

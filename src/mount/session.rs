@@ -220,8 +220,13 @@ fn own_device(dir: &Path) -> Result<Device> {
     entry.map(|entry| entry.device).ok_or_else(gone)
 }
 
-/// The folder to mount at, checked; dead mounts of weightfs are cleared away.
-fn vacant(dir: &Path) -> Result<PathBuf> {
+/// The folder to mount at, as the mount table will name it, checked; dead mounts of weightfs are cleared away.
+///
+/// [`Mount::open`] does this too: asked before, it spares the network where there is nothing to mount at.
+///
+/// # Errors
+/// `NotFound` or `Invalid` where `dir` is no folder, `Busy` where it is not empty or taken, each with what to do.
+pub fn vacant(dir: &Path) -> Result<PathBuf> {
     let dir = kernel::resolve(dir).map_err(|error| error.hint("make the folder first"))?;
     for _ in 0..STACKED {
         let Some(entry) = kernel::mounted_at(&dir)?.filter(kernel::MountEntry::is_ours) else { break };

@@ -1,0 +1,296 @@
+//! The words of the command line, and which of them set what.
+//!
+//! Only parsing: flags that are settings become [`Flags`] by the names of the configuration's keys, and are read
+//! there, so that a value means the same wherever it stands.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::config::Flags;
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 the output could not be written; 2 what was typed or configured \
+cannot be meant; 3 no such thing; 4 denied, credentials are missing or refused; 5 the registry cannot be reached or \
+fails; 6 bytes are not what their digest says; 7 a form that weightfs does not read; 8 a local file or the store \
+failed; 9 the kernel refused; 10 the place is taken or in use.";
+
+/// Mount an AI model that lives in an OCI registry as a local folder, at once
+#[derive(Debug, Parser)]
+#[command(name = "weightfs", version, after_help = EXIT_CODES, max_term_width = 110)]
+pub(super) struct CommandLine {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+pub(super) struct Common {
+    /// Say more on stderr, or in the log of a mount: -v, -vv, -vvv
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(super) verbose: u8,
+    /// Read this configuration file instead of the usual ones
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// The process is the one that serves a mount in the background: it answers on its standard output once
+    #[arg(long, hide = true)]
+    pub(super) ready_on_stdout: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Show the model REF as the folder DIR
+    Mount(Mount),
+    /// Take the mount at DIR away, also one whose process has died
+    Unmount(Unmount),
+    /// List the mounts of this user
+    List(List),
+    /// List the files of the model REF without mounting it
+    Ls(Ls),
+    /// Write a file of the model REF, or a part of it, to standard output
+    Cat(Cat),
+    /// Say what the model REF is made of
+    Inspect(Inspect),
+    /// Mount a sample model behind a slow line on this machine, and measure
+    Demo(Demo),
+}
+
+const REFERENCE: &str =
+    "HOST[:PORT]/REPOSITORY[:TAG][@DIGEST], or oci:FOLDER[:TAG] for an image layout on disk";
+
+#[derive(Debug, Args)]
+pub(super) struct Mount {
+    #[arg(value_name = "REF", help = REFERENCE)]
+    pub(super) reference: String,
+    /// An empty folder
+    #[arg(value_name = "DIR")]
+    pub(super) dir: PathBuf,
+    /// Serve from this process and log to stderr, until interrupted or unmounted
+    #[arg(long)]
+    pub(super) foreground: bool,
+    /// Load before being asked: nothing, what is likely needed, or everything [none, auto, all]
+    #[arg(long, value_name = "WHAT")]
+    warm: Option<String>,
+    /// Let other users read the mount
+    #[arg(long)]
+    allow_other: bool,
+    /// The owner shown
+    #[arg(long)]
+    uid: Option<String>,
+    /// The group shown
+    #[arg(long)]
+    gid: Option<String>,
+    /// Permissions taken from 0444 of files and 0555 of folders, octal
+    #[arg(long)]
+    umask: Option<String>,
+    /// How far the kernel reads ahead in a file, as 1MiB
+    #[arg(long, value_name = "SIZE")]
+    read_ahead: Option<String>,
+    #[command(flatten)]
+    reading: Reading,
+    #[command(flatten)]
+    pub(super) state: State,
+    /// Answer with a JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// What every command that reads an artifact understands.
+#[derive(Debug, Args)]
+pub(super) struct Reading {
+    /// Where fetched bytes are kept
+    #[arg(long, value_name = "DIR")]
+    store: Option<String>,
+    /// How much is kept, as 50GiB
+    #[arg(long, value_name = "SIZE")]
+    store_size: Option<String>,
+    /// Ask a registry that is not on this machine over HTTP, without TLS
+    #[arg(long)]
+    plain_http: bool,
+    /// Serve bytes as they come and prove each layer when it is complete, or only proved layers [deferred, strict]
+    #[arg(long, value_name = "HOW")]
+    integrity: Option<String>,
+    /// How long a read may go without progress before it fails, as 60s
+    #[arg(long, value_name = "TIME")]
+    read_deadline: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct State {
+    /// Where running mounts are noted
+    #[arg(long = "state", value_name = "DIR")]
+    folder: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Unmount {
+    /// The folder mounted at
+    #[arg(value_name = "DIR")]
+    pub(super) dir: PathBuf,
+    /// Detach at once; programs that have files open go on reading them
+    #[arg(long)]
+    pub(super) lazy: bool,
+    #[command(flatten)]
+    state: State,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    state: State,
+    /// Answer with a JSON array
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ls {
+    #[arg(value_name = "REF", help = REFERENCE)]
+    pub(super) reference: String,
+    /// A file or folder of the model
+    #[arg(value_name = "PATH", default_value = "")]
+    pub(super) path: String,
+    #[command(flatten)]
+    reading: Reading,
+    /// Answer with a JSON array
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Cat {
+    #[arg(value_name = "REF", help = REFERENCE)]
+    pub(super) reference: String,
+    /// A file of the model
+    #[arg(value_name = "PATH")]
+    pub(super) path: String,
+    /// Only these bytes, counted from 0, both ends included; A- for the rest, -N for the last N
+    #[arg(long, value_name = "A-B", allow_hyphen_values = true)]
+    pub(super) range: Option<String>,
+    #[command(flatten)]
+    reading: Reading,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Inspect {
+    #[arg(value_name = "REF", help = REFERENCE)]
+    pub(super) reference: String,
+    #[command(flatten)]
+    reading: Reading,
+    /// Answer with a JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Demo {
+    /// Answer with a JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl CommandLine {
+    /// What the flags set.
+    pub(super) fn flags(&self) -> Flags {
+        let mut flags = Flags::new();
+        match &self.command {
+            Command::Mount(mount) => mount.set(&mut flags),
+            Command::Unmount(unmount) => unmount.state.set(&mut flags),
+            Command::List(list) => list.state.set(&mut flags),
+            Command::Ls(ls) => ls.reading.set(&mut flags),
+            Command::Cat(cat) => cat.reading.set(&mut flags),
+            Command::Inspect(inspect) => inspect.reading.set(&mut flags),
+            Command::Demo(_) => {}
+        }
+        let filter = match self.common.verbose {
+            0 => None,
+            1 => Some("warn,weightfs=info"),
+            2 => Some("warn,weightfs=debug"),
+            _ => Some("warn,weightfs=trace"),
+        };
+        set(&mut flags, "log.filter", filter.map(str::to_owned).as_ref());
+        flags
+    }
+}
+
+impl Mount {
+    fn set(&self, flags: &mut Flags) {
+        set(flags, "content.warm", self.warm.as_ref());
+        set_switch(flags, "mount.allow_other", self.allow_other);
+        set(flags, "mount.uid", self.uid.as_ref());
+        set(flags, "mount.gid", self.gid.as_ref());
+        set(flags, "mount.umask", self.umask.as_ref());
+        set(flags, "mount.read_ahead", self.read_ahead.as_ref());
+        self.reading.set(flags);
+        self.state.set(flags);
+    }
+}
+
+impl Reading {
+    fn set(&self, flags: &mut Flags) {
+        set(flags, "store.folder", self.store.as_ref());
+        set(flags, "store.size", self.store_size.as_ref());
+        set_switch(flags, "registry.plain_http", self.plain_http);
+        set(flags, "content.integrity", self.integrity.as_ref());
+        set(flags, "content.read_deadline", self.read_deadline.as_ref());
+    }
+}
+
+impl State {
+    fn set(&self, flags: &mut Flags) {
+        set(flags, "state.folder", self.folder.as_ref());
+    }
+}
+
+fn set(flags: &mut Flags, key: &'static str, value: Option<&String>) {
+    flags.extend(value.map(|value| (key, value.clone())));
+}
+
+fn set_switch(flags: &mut Flags, key: &'static str, on: bool) {
+    set(flags, key, on.then(|| "true".to_owned()).as_ref());
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::config::{Environment, KEYS, Settings};
+
+    #[test]
+    fn the_words_do_not_contradict_one_another() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn a_flag_of_mount_reaches_the_settings() {
+        let line = "weightfs mount localhost/m:1 /d --store /s --store-size 1GiB --plain-http --integrity strict \
+            --warm all --read-deadline 5s --allow-other --uid 1 --gid 2 --umask 077 --read-ahead 4MiB --state /t -vv";
+        let line = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
+        let settings = Settings::load(&Environment::default(), None, &line.flags()).unwrap();
+        assert_eq!(settings.store.size, Some(1 << 30));
+        assert_eq!(settings.content.integrity, crate::content::Integrity::Strict);
+        assert_eq!((settings.mount.uid, settings.mount.gid, settings.mount.umask), (Some(1), Some(2), 0o077));
+        assert_eq!(settings.mount.read_ahead, 4 << 20);
+        assert!(settings.mount.allow_other);
+        assert_eq!(settings.log.as_deref(), Some("warn,weightfs=debug"));
+        assert_eq!(line.flags().len(), 12);
+    }
+
+    #[test]
+    fn every_flag_that_the_configuration_names_is_one() {
+        let command = CommandLine::command();
+        let of_all =
+            command.get_arguments().chain(command.get_subcommands().flat_map(clap::Command::get_arguments));
+        let flags: Vec<String> = of_all
+            .flat_map(|flag| {
+                let long = flag.get_long().map(|long| format!("--{long}"));
+                long.into_iter().chain(flag.get_short().map(|short| format!("-{short}")))
+            })
+            .collect();
+        for flag in KEYS.iter().filter_map(|key| key.flag) {
+            assert!(flags.iter().any(|known| known == flag), "{flag}");
+        }
+    }
+}

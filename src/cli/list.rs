@@ -1,0 +1,101 @@
+//! `weightfs list`: what is mounted, how much of it is on this machine, and whether its bytes are proved.
+
+use serde::Serialize;
+
+use super::state::{Record, State};
+use super::{args, print};
+use crate::config::Settings;
+use crate::error::Result;
+
+/// One mount as it is listed.
+#[derive(Debug, Serialize)]
+struct Row {
+    dir: std::path::PathBuf,
+    reference: String,
+    digest: String,
+    pid: u32,
+    /// Content bytes on this machine, of `total`; `null` for a dead mount.
+    kept: Option<u64>,
+    total: Option<u64>,
+    /// `deferred`, `verified`, `poisoned`, or `dead`, or `silent` where the process runs and does not answer.
+    standing: String,
+    /// Files that are not what the manifest says.
+    poisoned: Vec<String>,
+    /// The log of a mount in the background.
+    log: Option<std::path::PathBuf>,
+}
+
+/// Lists the mounts that are noted.
+///
+/// # Errors
+/// `Storage` where the state folder can't be read or nothing can be written.
+pub(super) fn run(command: &args::List, settings: &Settings) -> Result<()> {
+    let state = State::open(&settings.state)?;
+    let rows: Vec<Row> = state.records()?.into_iter().map(|record| row(&state, record)).collect();
+    for row in &rows {
+        for file in &row.poisoned {
+            print::complain(format_args!(
+                "POISONED: {}/{file} is not what its manifest says; reading it fails",
+                row.dir.display()
+            ));
+        }
+    }
+    if command.json {
+        return print::json(&rows);
+    }
+    if rows.is_empty() {
+        return print::line("nothing is mounted");
+    }
+    print::line(print::table(&table(&rows)))
+}
+
+fn row(state: &State, record: Record) -> Row {
+    let status = state.ask(&record);
+    let silent = || if record.process.runs() { "silent" } else { "dead" }.to_owned();
+    Row {
+        kept: status.as_ref().map(|status| status.kept),
+        total: status.as_ref().map(|status| status.total),
+        standing: status.as_ref().map_or_else(silent, |status| status.standing.clone()),
+        poisoned: status.map(|status| status.poisoned).unwrap_or_default(),
+        dir: record.dir,
+        reference: record.reference,
+        digest: record.digest,
+        pid: record.process.pid,
+        log: record.log,
+    }
+}
+
+fn table(rows: &[Row]) -> Vec<Vec<String>> {
+    let head = ["DIR", "REFERENCE", "DIGEST", "PID", "LOCAL", "STANDING"];
+    let mut table = vec![head.map(str::to_owned).to_vec()];
+    table.extend(rows.iter().map(|row| {
+        vec![
+            print::safe(&row.dir.display().to_string()),
+            print::safe(&row.reference),
+            row.digest.chars().take("sha256:".len() + 12).collect(),
+            row.pid.to_string(),
+            local(row.kept, row.total),
+            row.standing.clone(),
+        ]
+    }));
+    table
+}
+
+/// The share that is on this machine: `25 % (1.0 GiB)`.
+fn local(kept: Option<u64>, total: Option<u64>) -> String {
+    match (kept, total) {
+        (Some(kept), Some(total)) => format!("{} ({})", print::percent(kept, total), print::size(kept)),
+        _ => "-".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_local_share_is_given_in_percent_and_bytes() {
+        assert_eq!(local(Some(1 << 30), Some(4 << 30)), "25 % (1.0 GiB)");
+        assert_eq!(local(None, None), "-");
+    }
+}

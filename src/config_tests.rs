@@ -1,0 +1,112 @@
+//! What settings mean, and that the documentation lists them.
+
+use super::*;
+
+fn environment(variables: &[(&str, &str)]) -> Environment {
+    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value)));
+    Environment { variables: variables.collect(), root: false }
+}
+
+fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    std::fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn flags_overrule_the_environment_which_overrules_the_file_which_overrules_defaults() {
+    let (_folder, path) = file(
+        "[content]\nwarm = \"none\"\nintegrity = \"strict\"\nread_deadline = \"10s\"\n[mount]\numask = \"027\"\n",
+    );
+    let environment = environment(&[("WEIGHTFS_INTEGRITY", "deferred"), ("WEIGHTFS_READ_DEADLINE", "20s")]);
+    let flags = vec![("content.read_deadline", "30s".to_owned())];
+    let settings = Settings::load(&environment, Some(&path), &flags).unwrap();
+    assert_eq!(settings.content.warm, Warm::None);
+    assert_eq!(settings.content.integrity, Integrity::Deferred);
+    assert_eq!(settings.content.read_deadline, Duration::from_secs(30));
+    assert_eq!(settings.repository.read_deadline, Duration::from_secs(30));
+    assert_eq!(settings.mount.umask, 0o027);
+    assert_eq!(settings.content.memory, content::Config::default().memory);
+}
+
+#[test]
+fn an_empty_variable_counts_as_not_set() {
+    let settings = Settings::load(&environment(&[("WEIGHTFS_WARM", "")]), None, &Vec::new()).unwrap();
+    assert_eq!(settings.content.warm, Warm::Auto);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_place_where_it_stands() {
+    for text in ["[mount]\nspeed = 1\n", "speed = 1\n", "[speed]\nmount = 1\n"] {
+        let (_folder, path) = file(text);
+        let error = Settings::load(&environment(&[]), Some(&path), &Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid, "{text}");
+        assert!(error.to_string().contains("speed"), "{error}");
+        assert!(error.to_string().contains("config.toml"), "{error}");
+    }
+}
+
+#[test]
+fn a_value_that_cannot_be_meant_is_refused_by_the_name_it_was_given_under() {
+    for (variable, value) in [
+        ("WEIGHTFS_STORE_SIZE", "much"),
+        ("WEIGHTFS_STORE_SIZE", "0"),
+        ("WEIGHTFS_MEMORY", "1kB"),
+        ("WEIGHTFS_READ_DEADLINE", "0s"),
+        ("WEIGHTFS_READ_DEADLINE", "soon"),
+        ("WEIGHTFS_UMASK", "888"),
+        ("WEIGHTFS_UMASK", "7777"),
+        ("WEIGHTFS_UID", "-1"),
+        ("WEIGHTFS_PLAIN_HTTP", "perhaps"),
+        ("WEIGHTFS_READ_AHEAD", "2GiB"),
+    ] {
+        let error = Settings::load(&environment(&[(variable, value)]), None, &Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        assert!(error.to_string().starts_with(variable), "{error}");
+    }
+    let error = Settings::load(&environment(&[]), None, &vec![("mount.uid", "x".into())]).unwrap_err();
+    assert!(error.to_string().starts_with("--uid"), "{error}");
+}
+
+#[test]
+fn a_named_file_that_is_missing_is_an_error_and_an_unnamed_one_is_none() {
+    let error =
+        Settings::load(&environment(&[]), Some(Path::new("/nowhere/c.toml")), &Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert!(Settings::load(&environment(&[("HOME", "/nowhere")]), None, &Vec::new()).is_ok());
+}
+
+#[test]
+fn folders_follow_the_user_and_the_xdg_variables() {
+    let user =
+        environment(&[("HOME", "/home/u"), ("XDG_RUNTIME_DIR", "/run/user/7"), ("XDG_CACHE_HOME", "rel")]);
+    let settings = Settings::defaults(&user);
+    assert_eq!(settings.store.folder, Path::new("/home/u/.cache/weightfs"));
+    assert_eq!(settings.state.live, Path::new("/run/user/7/weightfs"));
+    assert_eq!(settings.state.logs, Path::new("/home/u/.local/state/weightfs"));
+    let root = Settings::defaults(&Environment { root: true, ..user });
+    assert_eq!(root.store.folder, Path::new("/var/cache/weightfs"));
+    assert_eq!(root.state.live, Path::new("/run/weightfs"));
+}
+
+#[test]
+fn a_state_folder_holds_both_records_and_logs() {
+    let settings = Settings::load(&environment(&[("WEIGHTFS_STATE", "/s")]), None, &Vec::new()).unwrap();
+    assert_eq!(settings.state, StateConfig { live: "/s".into(), logs: "/s/log".into() });
+}
+
+#[test]
+fn the_documentation_lists_every_key_as_it_is() {
+    let documentation = include_str!("../docs/configuration.md");
+    for key in KEYS {
+        let flag = key.flag.map_or_else(|| "none".to_owned(), |flag| format!("`{flag}`"));
+        let row = format!(
+            "| `{}` | `{}` | {flag} | {} | {} | {} |",
+            key.name, key.variable, key.default, key.form, key.help
+        );
+        assert!(documentation.contains(&row), "docs/configuration.md lacks:\n{row}");
+    }
+    let rows = documentation.lines().filter(|line| line.starts_with("| `")).count();
+    assert_eq!(rows, KEYS.len(), "docs/configuration.md has rows of keys that are not there");
+}
