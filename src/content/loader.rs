@@ -64,7 +64,11 @@ impl Loader {
     /// Must be called within a tokio runtime; the loader's tasks run there. `paths[i]`... names for logs and the
     /// prefetch plan come from `index.entries`.
     pub fn new(
-        repository: Arc<dyn Repository>, index: Arc<Index>, store: Arc<Store>, config: Config, metrics: Arc<Metrics>,
+        repository: Arc<dyn Repository>,
+        index: Arc<Index>,
+        store: Arc<Store>,
+        config: Config,
+        metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         unimplemented!()
     }

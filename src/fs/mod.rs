@@ -26,7 +26,10 @@ pub struct Model {
 impl Model {
     /// Resolves, pins, indexes. At most four sequential rounds after authentication.
     pub async fn open(
-        repository: Arc<dyn Repository>, reference: Reference, store: Arc<Store>, config: crate::content::Config,
+        repository: Arc<dyn Repository>,
+        reference: Reference,
+        store: Arc<Store>,
+        config: crate::content::Config,
     ) -> Result<Self> {
         unimplemented!()
     }

@@ -74,8 +74,12 @@ pub async fn read_all(repository: &dyn Repository, blob: &Blob, range: StoredRan
         all.extend_from_slice(&piece?);
     }
     if all.len() != len {
-        let doing =
-            format!("{} gave {} of the {len} bytes asked for of {}", repository.place(), all.len(), blob.digest);
+        let doing = format!(
+            "{} gave {} of the {len} bytes asked for of {}",
+            repository.place(),
+            all.len(),
+            blob.digest
+        );
         return Err(crate::Error::new(crate::Kind::Protocol, doing));
     }
     Ok(all.into())

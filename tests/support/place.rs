@@ -225,6 +225,14 @@ impl Place {
         assert!(done, "never complete: {last}");
     }
 
+    /// Waits until so many content bytes are kept: they are written behind the replies.
+    pub fn wait_until_kept(&self, bytes: u64) {
+        let limit = Duration::from_secs(60);
+        wait::until("what was read is kept", limit, || {
+            self.status()["kept"].as_u64().is_some_and(|kept| kept >= bytes)
+        });
+    }
+
     /// The process that serves the mount, as `list` says.
     pub fn pid(&self) -> Pid {
         let status = self.status();

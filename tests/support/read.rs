@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -151,6 +152,61 @@ pub fn xattr(path: &Path, name: &str) -> Option<String> {
         unsafe { nix::libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     value.truncate(usize::try_from(size).ok()?);
     Some(String::from_utf8(value).unwrap())
+}
+
+/// An open folder that is read in steps of a chosen size, as `getdents64` has it.
+pub struct Folder(File);
+
+/// A name in a folder, and where reading goes on after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    pub name: String,
+    pub next: i64,
+}
+
+impl Folder {
+    /// Opens a folder that is there.
+    pub fn open(path: &Path) -> Self {
+        Self(File::open(path).unwrap())
+    }
+
+    /// Goes to a place that a [`Name::next`] gave; 0 is the start.
+    pub fn seek(&mut self, to: i64) {
+        io::Seek::seek(&mut self.0, io::SeekFrom::Start(to as u64)).unwrap();
+    }
+
+    /// As many names as fit in a buffer of `room` bytes; none at the end.
+    pub fn step(&mut self, room: usize) -> Vec<Name> {
+        let mut buffer = vec![0_u8; room];
+        #[allow(unsafe_code, reason = "the standard library hides the offsets that are tested")]
+        // SAFETY: the buffer is as long as said, and the kernel writes nothing else.
+        let size = unsafe {
+            nix::libc::syscall(nix::libc::SYS_getdents64, self.0.as_raw_fd(), buffer.as_mut_ptr(), room)
+        };
+        assert!(size >= 0, "getdents64: {}", io::Error::last_os_error());
+        buffer.truncate(size as usize);
+        let mut names = Vec::new();
+        // A record: inode and next offset of 8 bytes each, its length in 2, a type in 1, the name up to a zero.
+        while !buffer.is_empty() {
+            let length = usize::from(u16::from_le_bytes(buffer[16..18].try_into().unwrap()));
+            let record: Vec<u8> = buffer.drain(..length).collect();
+            let name = record[19..].split(|byte| *byte == 0).next().unwrap().to_vec();
+            let next = i64::from_le_bytes(record[8..16].try_into().unwrap());
+            names.push(Name { name: String::from_utf8(name).unwrap(), next });
+        }
+        names
+    }
+
+    /// All names from here on, in steps of `room` bytes.
+    pub fn rest(&mut self, room: usize) -> Vec<Name> {
+        let mut names = Vec::new();
+        loop {
+            match self.step(room) {
+                some if some.is_empty() => return names,
+                some => names.extend(some),
+            }
+        }
+    }
 }
 
 /// Makes sure that every file of the sample is in the mount with the right length and SHA-256.

@@ -15,13 +15,11 @@ use super::pack::{Artifact, Blob, Content, hex};
 use super::relay::{Relay, Weather};
 use super::{scratch, wait};
 
-/// The user of a registry that asks for one.
-pub const USER: &str = "reader";
-/// Their password, recognisable in a log.
+/// The password of `reader`, the one user of a registry that asks for one; recognisable in a log.
 pub const PASSWORD: &str = "open-sesame";
-/// The two of them as `htpasswd -B` writes them.
+/// User and password as `htpasswd -B` writes them.
 const HTPASSWD: &str = "reader:$2y$05$eIsMW.Z36GaxmEwRayDr3eqRJN41Ahg8U.xYpki3QfYs/ny4HkovG\n";
-/// The two of them as a Basic header (and docker's `config.json`) has them.
+/// User and password as a Basic header (and docker's `config.json`) has them.
 pub const BASIC: &str = "cmVhZGVyOm9wZW4tc2VzYW1l";
 
 /// Who may read.
@@ -46,7 +44,7 @@ impl Registry {
         Self::over(scratch::roomy(), Door::Open)
     }
 
-    /// An empty registry that asks for [`USER`] and [`PASSWORD`].
+    /// An empty registry that asks for `reader` and [`PASSWORD`].
     pub fn with_password() -> Self {
         Self::over(scratch::roomy(), Door::Password)
     }
