@@ -3,11 +3,23 @@
 //! [`Loader`] answers reads of extents; [`Store`] keeps chunks on disk between processes. Nothing leaves
 //! here unverified, except openly so under [`Integrity::Deferred`].
 
+mod admission;
+pub mod buffer;
+mod extent;
+mod fetch;
+mod flight;
+pub mod grid;
+mod lanes;
 pub mod loader;
+#[cfg(test)]
+mod loader_tests;
+pub mod prefetch;
+mod prove;
 pub mod store;
+pub mod verify;
 
 pub use loader::{Held, Loader, Standing, Warm};
-pub use store::Store;
+pub use store::{Store, StoreConfig};
 
 use std::time::Duration;
 

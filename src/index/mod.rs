@@ -1,10 +1,14 @@
 //! Floor 2: the map from files to bytes. It answers everything before the first read.
 //!
 //! An [`Index`] has the entries of an artifact (names, sizes, links) and, for each layer, which stretches of
-//! its content are files. How it is found: [`plain`] derives it for raw and tar layers from their
-//! descriptors and headers.
+//! its content are files. How it is found: [`find()`] derives it for raw and tar layers from their descriptors
+//! and headers.
 
-pub mod plain;
+pub mod find;
+mod plain;
+mod window;
+
+pub use find::find;
 
 use bytes::Bytes;
 

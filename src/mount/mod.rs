@@ -1,33 +1,51 @@
 //! Floor 5: the kernel's door: FUSE adapter, session, passthrough. All `unsafe` is here.
-#![allow(missing_docs, reason = "signatures only, for the floors above; the body follows")]
-#![allow(unused_variables, clippy::unimplemented, clippy::missing_errors_doc, reason = "signatures only")]
+//!
+//! [`Mount::open`] mounts a [`Model`](crate::fs::Model) at a folder and answers the kernel until the mount ends;
+//! [`unmount`] takes a mount away from outside. Knows what the kernel asks, not where bytes come from.
 
-use std::path::Path;
-use std::sync::Arc;
+mod adapter;
+mod attach;
+mod complaints;
+mod handles;
+mod kernel;
+pub mod mapped;
+mod session;
 
-use crate::error::Result;
-use crate::fs::Model;
+pub use mapped::Mapping;
+pub use session::{Mount, unmount};
 
 /// How a mount looks and behaves to the kernel.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
+    /// Whether other users than the one who mounts may read; without it not even root may.
     pub allow_other: bool,
     /// Owner shown; default: the mounting user.
     pub uid: Option<u32>,
+    /// Group shown; default: the mounting user's.
     pub gid: Option<u32>,
     /// Taken from 0444 and 0555.
     pub umask: u32,
-    /// Kernel read-ahead in bytes; 1 MiB by default, set through /sys/class/bdi after mount.
+    /// Kernel read-ahead in bytes; 1 MiB by default, set through /sys/class/bdi after mount. Less makes more requests
+    /// of a sequential reader, more makes a random page fault wait for more.
     pub read_ahead: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { allow_other: false, uid: None, gid: None, umask: 0, read_ahead: 1 << 20 }
+    }
 }
 
 /// What `weightfs list` shows of a live mount.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Status {
+    /// The reference as typed.
     pub reference: String,
+    /// The manifest's digest.
     pub digest: String,
     /// Content bytes kept on this machine, of `total`.
     pub kept: u64,
+    /// All content bytes.
     pub total: u64,
     /// `deferred` (not all proved yet), `verified` or `poisoned`.
     pub standing: String,
@@ -37,29 +55,6 @@ pub struct Status {
     pub metrics: std::collections::BTreeMap<String, u64>,
 }
 
-/// A mounted model.
-#[derive(Debug)]
-pub struct Mount;
-
-impl Mount {
-    /// Mounts; returns when the kernel's INIT is answered and read-ahead is set. Must be called within a tokio
-    /// runtime. The one way in for every floor above.
-    pub async fn open(model: Arc<Model>, dir: &Path, options: &Options) -> Result<Self> {
-        unimplemented!()
-    }
-    pub fn status(&self) -> Status {
-        unimplemented!()
-    }
-    /// Waits until the mount has ended, by whoever's hand (umount, fusermount3 -u, unmount()).
-    pub async fn ended(&self) {
-        unimplemented!()
-    }
-    /// Unmounts (lazily where busy), ends the session and the loader.
-    pub async fn unmount(&self) -> Result<()> {
-        unimplemented!()
-    }
-}
-
 /// Whether to wait for a mount to be unused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detach {
@@ -67,10 +62,4 @@ pub enum Detach {
     Unused,
     /// Detach at once (MNT_DETACH).
     Lazy,
-}
-
-/// Unmounts the weightfs mount at `dir` from outside its process; also clears a dead one.
-/// Refuses what is no weightfs mount. Uses umount2, or fusermount3 where not root.
-pub fn unmount(dir: &Path, how: Detach) -> Result<()> {
-    unimplemented!()
 }

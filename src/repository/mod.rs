@@ -3,15 +3,30 @@
 //! [`Repository`] is the one trait; registry, layout folder and memory implement it, and what goes around
 //! them (trying again, limits) implements it by wrapping another. Nothing here knows what a blob means.
 
+pub mod layout;
+pub mod memory;
+pub mod registry;
+pub mod retry;
+pub mod secret;
+
 use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
-use crate::error::Result;
-use crate::oci::{Blob, Digest, Which};
+use crate::error::{Error, Kind, Result};
+use crate::oci::{Blob, Digest, Place, Reference, Which};
 use crate::range::StoredRange;
+
+pub use layout::{Layout, Untagged};
+pub use memory::Memory;
+pub use registry::Registry;
+pub use retry::Retrying;
+pub use secret::Secret;
 
 /// The bytes of one read, in order: exactly as many as were asked for, or an error as the last item.
 pub type ByteStream = BoxStream<'static, Result<Bytes>>;
@@ -61,6 +76,82 @@ pub trait Repository: Send + Sync + fmt::Debug {
     fn identity(&self) -> String;
 }
 
+/// Whether a registry may be asked without TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlainHttp {
+    /// Only one on this machine: `localhost`, 127.0.0.0/8, `[::1]`.
+    #[default]
+    Never,
+    /// Any, by the user's word. There is no falling back from one to the other.
+    Allowed,
+}
+
+/// The settings of what [`connect`] makes.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Whether a registry that is not on this machine is asked over plain HTTP.
+    pub plain_http: PlainHttp,
+    /// Docker's `config.json`, or the folder that has it, for credentials. `None` or missing: anonymous.
+    pub docker_config: Option<PathBuf>,
+    /// How long a read of a blob may go without a byte of progress before it fails. Default 60 s.
+    pub read_deadline: Duration,
+    /// How long a manifest may take in all. Default 25 s, so that a dead registry is reported within 30 s.
+    pub setup_deadline: Duration,
+    /// How long one attempt to connect may take, name and TLS included. Default 5 s.
+    pub connect_timeout: Duration,
+    /// How long an answer may go without a byte before it counts as broken and is asked for again.
+    /// Default 15 s: four attempts within the default read deadline.
+    pub stall: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            plain_http: PlainHttp::default(),
+            docker_config: None,
+            read_deadline: Duration::from_secs(60),
+            setup_deadline: Duration::from_secs(25),
+            connect_timeout: Duration::from_secs(5),
+            stall: Duration::from_secs(15),
+        }
+    }
+}
+
+/// The repository that a reference names: a registry's, asked again where that may help, or a folder.
+///
+/// Reads the credentials and, for a folder, its marker file; asks no network.
+///
+/// # Errors
+/// `Invalid` where Docker's configuration cannot be read or meant; `NotFound`, `Unsupported`, `Denied` or
+/// `Storage` where the folder is no image layout.
+pub fn connect(reference: &Reference, config: &Config) -> Result<Arc<dyn Repository>> {
+    match &reference.place {
+        Place::Registry { host, repository } => {
+            let registry = Registry::new(host, repository, config)?;
+            Ok(Arc::new(Retrying::new(registry, config)))
+        }
+        Place::Layout { folder } => {
+            let typed = reference.tag.is_some() || reference.digest.is_some();
+            let untagged = if typed { Untagged::Missing } else { Untagged::TheOnlyOne };
+            Ok(Arc::new(Layout::open(folder, untagged)?))
+        }
+    }
+}
+
+/// Refuses a range that leaves the blob.
+fn inside(blob: &Blob, range: StoredRange) -> Result<()> {
+    if range.end() <= blob.size {
+        return Ok(());
+    }
+    let doing = format!("bytes {range} are not within the {} bytes of {}", blob.size, blob.digest);
+    Err(Error::new(Kind::Invalid, doing))
+}
+
+/// A name for who asks where, from which nobody learns the parts.
+fn identity_of(parts: &[&str]) -> String {
+    Digest::of(parts.join("\0").as_bytes()).hex().to_owned()
+}
+
 /// Reads all of `range` into one buffer.
 ///
 /// # Errors
@@ -80,7 +171,7 @@ pub async fn read_all(repository: &dyn Repository, blob: &Blob, range: StoredRan
             all.len(),
             blob.digest
         );
-        return Err(crate::Error::new(crate::Kind::Protocol, doing));
+        return Err(Error::new(Kind::Protocol, doing));
     }
     Ok(all.into())
 }

@@ -1,9 +1,12 @@
-//! What every test builds on: a real registry with a breakable line to it, artifacts made in memory, one sample model,
-//! and places to mount in that clean up after themselves.
+//! What tests share: fixtures, a real registry with a breakable line to it, artifacts of any files, one sample model, and
+//! places to mount in that clean up after themselves.
 //!
-//! Not a copy of the product: nothing here uses the library, so that a bug cannot hide on both sides.
+//! What is here for whole programs (`place`, `registry` and what they need) uses nothing of the library, so that a bug cannot
+//! hide on both sides.
 
+pub(crate) mod artifacts;
 pub mod child;
+mod dialects;
 pub mod http;
 pub mod pack;
 pub mod place;
@@ -12,6 +15,7 @@ pub mod registry;
 pub mod relay;
 pub mod sample;
 pub mod scratch;
+pub(crate) mod tar_writers;
 pub mod wait;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,0 +1,3 @@
+//! What `weightfs demo` is made of.
+
+pub mod registry;

@@ -1,0 +1,316 @@
+//! One fetch that many wait for, and the chunks that are in memory already.
+//!
+//! A [`Board`] knows every chunk that is under way or fresh in memory. Who asks for a chunk is given its bytes,
+//! or the flight that will bring it, or, where nobody fetches it yet, a flight of its own to lead. Waiters hold
+//! no lock and lead nothing: a read that is given up strands nobody.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use crate::error::{Error, Kind, Result};
+use crate::index::{CHUNK, ExtentId};
+
+/// A chunk of an extent.
+pub(super) type Key = (ExtentId, u64);
+
+/// What a flight has come to.
+#[derive(Clone, Debug)]
+pub(super) enum Outcome {
+    /// Under way; the number grows with every piece that arrives.
+    Pending(u64),
+    /// Here, and verified.
+    Here(Bytes),
+    /// Given up.
+    Failed(Error),
+}
+
+/// One chunk under way.
+#[derive(Debug)]
+pub(super) struct Flight {
+    outcome: watch::Sender<Outcome>,
+    urgency: Arc<Urgency>,
+}
+
+/// Whether somebody waits for a request that was begun for nobody. Shared by the flights of one request.
+#[derive(Debug, Default)]
+pub(super) struct Urgency {
+    raised: AtomicBool,
+    notify: Notify,
+}
+
+/// How a chunk was found on the board.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// In memory.
+    Here(Bytes),
+    /// Under way by another's hand.
+    Aboard(Arc<Flight>),
+    /// Nowhere: whoever asked leads this new flight.
+    Lead(Arc<Flight>),
+}
+
+/// The chunks under way and in memory.
+#[derive(Debug)]
+pub(super) struct Board(Mutex<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    flights: HashMap<Key, Arc<Flight>>,
+    memory: LruCache<Key, Bytes>,
+    closed: bool,
+}
+
+impl Urgency {
+    fn raise(&self) {
+        if !self.raised.swap(true, Ordering::AcqRel) {
+            self.notify.notify_waiters();
+        }
+    }
+
+    /// Returns when somebody waits.
+    pub(super) async fn raised(&self) {
+        let notified = self.notify.notified();
+        if !self.raised.load(Ordering::Acquire) {
+            notified.await;
+        }
+    }
+}
+
+impl Flight {
+    fn new(urgency: Arc<Urgency>) -> Self {
+        Self { outcome: watch::Sender::new(Outcome::Pending(0)), urgency }
+    }
+
+    /// Says that bytes of this chunk's request arrived, so that its waiters go on waiting.
+    pub(super) fn progress(&self) {
+        self.outcome.send_modify(|outcome| {
+            if let Outcome::Pending(pieces) = outcome {
+                *pieces += 1;
+            }
+        });
+    }
+
+    /// Waits for the chunk, as long as something of it arrives every `deadline`.
+    ///
+    /// # Errors
+    /// Why the flight was given up, or `Deadline`.
+    pub(super) async fn wait(&self, deadline: Duration) -> Result<Bytes> {
+        self.urgency.raise();
+        let mut outcome = self.outcome.subscribe();
+        loop {
+            match &*outcome.borrow_and_update() {
+                Outcome::Here(bytes) => return Ok(bytes.clone()),
+                Outcome::Failed(error) => return Err(error.clone()),
+                Outcome::Pending(_) => {}
+            }
+            let changed = tokio::time::timeout(deadline, outcome.changed()).await;
+            if !matches!(changed, Ok(Ok(()))) {
+                let doing = format!("nothing arrived for {}", humantime::format_duration(deadline));
+                return Err(Error::new(Kind::Deadline, doing));
+            }
+        }
+    }
+}
+
+impl Board {
+    /// A board whose memory holds chunks of `memory` bytes in all, at least two of them.
+    pub(super) fn new(memory: u64) -> Self {
+        let chunks = usize::try_from(memory / CHUNK).unwrap_or(usize::MAX).max(2);
+        let chunks = NonZeroUsize::new(chunks).unwrap_or(NonZeroUsize::MIN);
+        Self(Mutex::new(Inner { flights: HashMap::new(), memory: LruCache::new(chunks), closed: false }))
+    }
+
+    /// The chunk's bytes, if they are in memory.
+    pub(super) fn peek(&self, key: Key) -> Option<Bytes> {
+        self.0.lock().memory.get(&key).cloned()
+    }
+
+    /// Finds each chunk, or makes a flight that the caller must lead to an end. The new flights share `urgency`.
+    ///
+    /// # Errors
+    /// `Deadline` once the board is closed.
+    pub(super) fn find(
+        &self,
+        keys: impl Iterator<Item = Key>,
+        urgency: &Arc<Urgency>,
+    ) -> Result<Vec<(Key, Place)>> {
+        let mut inner = self.0.lock();
+        if inner.closed {
+            return Err(closing());
+        }
+        let places = keys.map(|key| (key, inner.find(key, urgency))).collect();
+        Ok(places)
+    }
+
+    /// Hands the chunk to everybody who waits, and keeps it in memory. The flight stays until [`land`](Self::land).
+    pub(super) fn publish(&self, key: Key, bytes: &Bytes) {
+        let mut inner = self.0.lock();
+        inner.memory.put(key, bytes.clone());
+        if let Some(flight) = inner.flights.get(&key) {
+            flight.outcome.send_replace(Outcome::Here(bytes.clone()));
+        }
+    }
+
+    /// Takes the flight off: its chunk is in the store now, or will not be.
+    pub(super) fn land(&self, key: Key) {
+        self.0.lock().flights.remove(&key);
+    }
+
+    /// Ends the flight in failure, unless it has brought its chunk.
+    pub(super) fn fail(&self, key: Key, error: &Error) {
+        let mut inner = self.0.lock();
+        if let Some(flight) = inner.flights.remove(&key) {
+            flight.fail(error);
+        }
+    }
+
+    /// Forgets the chunks of a layer, in memory and under way; who waits for them is given `error`.
+    pub(super) fn purge(&self, layer: usize, error: &Error) {
+        let mut inner = self.0.lock();
+        inner.flights.retain(|(id, _), flight| {
+            if id.layer == layer {
+                flight.fail(error);
+            }
+            id.layer != layer
+        });
+        let doomed: Vec<Key> =
+            inner.memory.iter().map(|(key, _)| *key).filter(|(id, _)| id.layer == layer).collect();
+        for key in doomed {
+            inner.memory.pop(&key);
+        }
+    }
+
+    /// Fails everybody who waits, and everybody who asks from now on.
+    pub(super) fn close(&self) {
+        let mut inner = self.0.lock();
+        inner.closed = true;
+        for (_, flight) in inner.flights.drain() {
+            flight.fail(&closing());
+        }
+        inner.memory.clear();
+    }
+}
+
+impl Flight {
+    /// Waits until the chunk is here or given up, without making it urgent.
+    ///
+    /// # Errors
+    /// Why the flight was given up.
+    pub(super) async fn settled(&self) -> Result<()> {
+        let mut outcome = self.outcome.subscribe();
+        let settled = outcome.wait_for(|outcome| !matches!(outcome, Outcome::Pending(_))).await;
+        match settled.as_deref() {
+            Ok(Outcome::Failed(error)) => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn fail(&self, error: &Error) {
+        self.outcome.send_modify(|outcome| {
+            if matches!(outcome, Outcome::Pending(_)) {
+                *outcome = Outcome::Failed(error.clone());
+            }
+        });
+    }
+}
+
+impl Inner {
+    fn find(&mut self, key: Key, urgency: &Arc<Urgency>) -> Place {
+        if let Some(bytes) = self.memory.get(&key) {
+            return Place::Here(bytes.clone());
+        }
+        if let Some(flight) = self.flights.get(&key) {
+            return Place::Aboard(Arc::clone(flight));
+        }
+        let flight = Arc::new(Flight::new(Arc::clone(urgency)));
+        self.flights.insert(key, Arc::clone(&flight));
+        Place::Lead(flight)
+    }
+}
+
+fn closing() -> Error {
+    Error::new(Kind::Deadline, "the mount is being ended")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Key = (ExtentId { layer: 0, extent: 0 }, 3);
+
+    fn lead(board: &Board) -> Arc<Flight> {
+        match board.find(std::iter::once(KEY), &Arc::default()).unwrap().pop() {
+            Some((_, Place::Lead(flight))) => flight,
+            other => panic!("not to lead: {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn everybody_gets_the_chunk_that_one_fetches() {
+        let board = Board::new(0);
+        let flight = lead(&board);
+        let waiters: Vec<_> = (0..32)
+            .map(|_| match board.find(std::iter::once(KEY), &Arc::default()).unwrap().pop() {
+                Some((_, Place::Aboard(flight))) => {
+                    tokio::spawn(async move { flight.wait(Duration::from_secs(60)).await })
+                }
+                other => panic!("a second leader: {other:?}"),
+            })
+            .collect();
+        board.publish(KEY, &Bytes::from_static(b"x"));
+        for waiter in waiters {
+            assert_eq!(waiter.await.unwrap().unwrap(), "x");
+        }
+        assert!(flight.wait(Duration::ZERO).await.is_ok());
+        board.land(KEY);
+        assert_eq!(board.peek(KEY).unwrap(), "x");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_when_nothing_arrives_and_not_while_something_does() {
+        let board = Board::new(0);
+        let flight = lead(&board);
+        let deadline = Duration::from_secs(60);
+        let waiter = tokio::spawn({
+            let flight = Arc::clone(&flight);
+            async move { flight.wait(deadline).await }
+        });
+        for _ in 0..5 {
+            tokio::time::advance(Duration::from_secs(50)).await;
+            flight.progress();
+            tokio::task::yield_now().await;
+        }
+        assert!(!waiter.is_finished());
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert_eq!(waiter.await.unwrap().unwrap_err().kind(), Kind::Deadline);
+    }
+
+    #[tokio::test]
+    async fn a_failed_flight_fails_its_waiters_and_is_led_again_by_the_next() {
+        let board = Board::new(0);
+        let flight = lead(&board);
+        board.fail(KEY, &Error::new(Kind::Broken, "cut"));
+        assert_eq!(flight.wait(Duration::ZERO).await.unwrap_err().kind(), Kind::Broken);
+        let _next = lead(&board);
+        board.close();
+        assert!(board.find(std::iter::once(KEY), &Arc::default()).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_waiter_makes_a_request_urgent_whenever_it_comes() {
+        let urgency = Arc::new(Urgency::default());
+        let flight = Flight::new(Arc::clone(&urgency));
+        let waiting = tokio::spawn(async move { flight.wait(Duration::from_secs(60)).await.is_ok() });
+        urgency.raised().await;
+        urgency.raised().await;
+        waiting.abort();
+    }
+}

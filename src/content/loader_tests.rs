@@ -1,0 +1,422 @@
+//! What the loader promises, over a repository in memory and a store in a temporary folder.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use super::{Config, Held, Integrity, Loader, Standing, Store, StoreConfig, Warm};
+use crate::error::Kind;
+use crate::index::{CHUNK, Coding, Entry, EntryKind, ExtentId, Gap, Index, Layer};
+use crate::metrics::Metrics;
+use crate::oci::{Blob, Which};
+use crate::range::{ContentRange, StoredRange};
+use crate::repository::memory::Memory;
+use crate::repository::{ByteStream, Pinned, Repository};
+
+/// Bytes that repeat nowhere within a test.
+fn content(seed: u64, len: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..len.div_ceil(8)).flat_map(|_| next()).take(usize::try_from(len).unwrap()).collect()
+}
+
+/// One layer with files of these sizes, 512 bytes of header before each and of padding at the end.
+struct Model {
+    repository: Arc<Memory>,
+    layer: Vec<u8>,
+    index: Arc<Index>,
+    dir: tempfile::TempDir,
+    budget: u64,
+}
+
+impl Model {
+    fn new(sizes: &[u64]) -> Self {
+        let gap = |at: u64| ContentRange::new(at, at + 512);
+        let (mut at, mut extents, mut gaps, mut entries) = (0, Vec::new(), Vec::new(), Vec::new());
+        for (extent, size) in sizes.iter().enumerate() {
+            gaps.push(gap(at));
+            extents.push(ContentRange::new(at + 512, at + 512 + size));
+            at += 512 + size;
+            let kind = EntryKind::File { extent: Some(ExtentId { layer: 0, extent }), size: *size };
+            entries.push(Entry { path: format!("{extent}.safetensors"), kind, mode: 0, mtime: 0, layer: 0 });
+        }
+        gaps.push(gap(at));
+        let layer = content(sizes.len() as u64, at + 512);
+        let repository = Arc::new(Memory::new());
+        let blob = repository.put(layer.clone());
+        let read = |range: ContentRange| Bytes::copy_from_slice(slice(&layer, range));
+        let last = gaps.len() - 1;
+        let gaps = gaps
+            .into_iter()
+            .enumerate()
+            .map(|(n, range)| Gap { range, bytes: (n < last).then(|| read(range)) });
+        let gaps = gaps.collect();
+        let described =
+            Layer { blob, media_type: String::new(), diff_id: None, coding: Coding::Stored, extents, gaps };
+        let index = Arc::new(Index { entries, layers: vec![described], warnings: Vec::new() });
+        Self { repository, layer, index, dir: tempfile::tempdir().unwrap(), budget: 1 << 30 }
+    }
+
+    fn loader(&self, config: Config) -> Arc<Loader> {
+        let folder = self.dir.path().join("store");
+        let store = Store::open(&StoreConfig { folder, size: Some(self.budget) }).unwrap();
+        let repository = Arc::clone(&self.repository) as _;
+        Loader::new(repository, Arc::clone(&self.index), store, config, Arc::new(Metrics::default()))
+    }
+
+    fn file(&self, extent: usize) -> &[u8] {
+        slice(&self.layer, self.index.layers[0].extents[extent])
+    }
+
+    fn image(&self, extent: usize) -> std::path::PathBuf {
+        let layer = &self.index.layers[0];
+        let range = layer.extents[extent];
+        let name = format!("{}-{}.data", range.start(), range.len());
+        self.dir.path().join("store/layers/sha256").join(layer.blob.digest.hex()).join(name)
+    }
+
+    /// Serves the layer with one byte of a file flipped.
+    fn corrupt(&self, extent: usize, at: u64) {
+        let mut wrong = self.layer.clone();
+        wrong[usize::try_from(self.index.layers[0].extents[extent].start() + at).unwrap()] ^= 1;
+        self.repository.replace(&self.index.layers[0].blob.digest, wrong);
+    }
+}
+
+fn slice(all: &[u8], range: ContentRange) -> &[u8] {
+    &all[usize::try_from(range.start()).unwrap()..usize::try_from(range.end()).unwrap()]
+}
+
+const fn id(extent: usize) -> ExtentId {
+    ExtentId { layer: 0, extent }
+}
+
+fn plain() -> Config {
+    Config { warm: Warm::None, ..Config::default() }
+}
+
+fn strict() -> Config {
+    Config { integrity: Integrity::Strict, ..plain() }
+}
+
+async fn read_all(loader: &Arc<Loader>, extent: usize) -> crate::Result<Bytes> {
+    loader.read(id(extent), ContentRange::new(0, u64::MAX)).await
+}
+
+/// Waits for what another thread does, looking often; half a minute is for machines under load.
+async fn until(what: impl Fn() -> bool) {
+    for _ in 0..15_000 {
+        if what() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("it did not happen");
+}
+
+async fn whole(loader: &Arc<Loader>, extent: usize) -> Held {
+    until(|| loader.hold(id(extent)).whole().is_some()).await;
+    loader.hold(id(extent))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_range_is_the_layers_bytes() {
+    let model = Model::new(&[1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 7]);
+    for config in [plain(), Config::default(), strict()] {
+        let loader = model.loader(config);
+        for extent in 0..5 {
+            let file = model.file(extent);
+            let len = file.len() as u64;
+            let edges = [0, 1, 4095, CHUNK - 1, CHUNK, CHUNK + 1, len.saturating_sub(1), len, len + 5];
+            for (start, end) in edges.iter().flat_map(|start| edges.map(|end| (*start, end))) {
+                let range = ContentRange::new(start, end);
+                let bytes = loader.read(id(extent), range).await.unwrap();
+                let expected = ContentRange::new(start.min(len), end.min(len));
+                assert_eq!(bytes, slice(file, expected), "{extent} {range}");
+                if let Some(ready) = loader.ready(id(extent), range) {
+                    assert_eq!(ready, bytes);
+                }
+            }
+        }
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_readers_of_a_chunk_cost_one_request_and_the_next_mount_none() {
+    let model = Model::new(&[2 * CHUNK]);
+    let loader = model.loader(plain());
+    let readers: Vec<_> = (0..32)
+        .map(|reader| {
+            let loader = Arc::clone(&loader);
+            tokio::spawn(async move {
+                loader.read(id(0), ContentRange::new(reader * 100, reader * 100 + 50)).await
+            })
+        })
+        .collect();
+    for reader in readers {
+        reader.await.unwrap().unwrap();
+    }
+    assert_eq!(model.repository.requests(), 1);
+    until(|| loader.share().kept == CHUNK).await;
+    loader.close().await;
+    let loader = model.loader(plain());
+    assert_eq!(
+        loader.read(id(0), ContentRange::new(5, 10)).await.unwrap(),
+        slice(model.file(0), ContentRange::new(5, 10))
+    );
+    assert_eq!(model.repository.requests(), 1);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_complete_is_proved_and_its_files_may_be_given_to_the_kernel() {
+    // Read backwards, so that the proof reads most of it back from the store.
+    for order in [[0, 1, 2], [2, 1, 0]] {
+        let model = Model::new(&[CHUNK + 5, 3 * CHUNK, 100]);
+        let loader = model.loader(plain());
+        assert!(loader.hold(id(0)).whole().is_none());
+        for extent in order {
+            read_all(&loader, extent).await.unwrap();
+        }
+        for extent in order {
+            let held = whole(&loader, extent).await;
+            assert!(held.whole().is_some());
+            assert_eq!(std::fs::read(model.image(extent)).unwrap(), model.file(extent));
+        }
+        assert_eq!(loader.standing(0), Standing::Proved);
+        loader.close().await;
+        let next = model.loader(plain());
+        assert!(next.hold(id(1)).whole().is_some(), "known to the next process at once");
+        next.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_byte_in_the_registry_poisons_the_layer_when_it_is_complete() {
+    let model = Model::new(&[2 * CHUNK, 100]);
+    model.corrupt(0, CHUNK + 9);
+    let loader = model.loader(plain());
+    let mut poisonings = loader.poisonings();
+    read_all(&loader, 0).await.unwrap();
+    assert_eq!(loader.standing(0), Standing::Unproved);
+    let _ = read_all(&loader, 1).await;
+    assert_eq!(poisonings.recv().await, Some(0));
+    assert_eq!(read_all(&loader, 0).await.unwrap_err().kind(), Kind::Integrity);
+    assert!(loader.ready(id(0), ContentRange::new(0, 10)).is_none());
+    assert_eq!(loader.share().kept, 0, "nothing of it is kept");
+    assert!(!model.image(0).exists());
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_process_that_served_the_same_bytes_learns_of_the_poison() {
+    let model = Model::new(&[2 * CHUNK, 100]);
+    model.corrupt(0, 9);
+    let (one, two) = (model.loader(plain()), model.loader(plain()));
+    let mut poisonings = two.poisonings();
+    two.read(id(0), ContentRange::new(0, 10)).await.unwrap();
+    read_all(&one, 0).await.unwrap();
+    let _ = read_all(&one, 1).await;
+    assert_eq!(poisonings.recv().await, Some(0));
+    for loader in [one, two] {
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_serves_no_byte_of_a_wrong_layer_and_all_of_a_right_one() {
+    let model = Model::new(&[2 * CHUNK, 100]);
+    let loader = model.loader(strict());
+    assert_eq!(
+        loader.read(id(1), ContentRange::new(0, 5)).await.unwrap(),
+        slice(model.file(1), ContentRange::new(0, 5))
+    );
+    assert_eq!(loader.standing(0), Standing::Proved);
+    loader.close().await;
+
+    let model = Model::new(&[2 * CHUNK, 100]);
+    model.corrupt(0, 9);
+    let loader = model.loader(strict());
+    for extent in [1, 0] {
+        assert_eq!(read_all(&loader, extent).await.unwrap_err().kind(), Kind::Integrity);
+    }
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_in_the_store_is_never_served() {
+    use std::os::unix::fs::FileExt;
+    let model = Model::new(&[3 * CHUNK]);
+    let loader = model.loader(plain());
+    read_all(&loader, 0).await.unwrap();
+    whole(&loader, 0).await;
+    let image = std::fs::OpenOptions::new().write(true).open(model.image(0)).unwrap();
+    image.write_all_at(&[!model.file(0)[5]], 5).unwrap();
+    assert!(loader.hold(id(0)).whole().is_none(), "not handed to the kernel any more");
+    loader.close().await;
+    let loader = model.loader(plain());
+    assert!(loader.hold(id(0)).whole().is_none());
+    assert_eq!(read_all(&loader, 0).await.unwrap(), model.file(0));
+    assert_eq!(loader.metrics.store_mismatches.value(), 1);
+    // Healed, read back as a whole and sealed again.
+    whole(&loader, 0).await;
+    assert_eq!(std::fs::read(model.image(0)).unwrap(), model.file(0));
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_that_read_at_once_fetch_once() {
+    let model = Model::new(&[24 * CHUNK]);
+    let (one, two) = (model.loader(Config::default()), model.loader(Config::default()));
+    let read = |loader: Arc<Loader>| async move {
+        for chunk in 0..24 {
+            let range = ContentRange::new(chunk * CHUNK, (chunk + 1) * CHUNK);
+            loader.read(id(0), range).await.unwrap();
+        }
+    };
+    tokio::join!(read(Arc::clone(&one)), read(Arc::clone(&two)));
+    let fetched = one.metrics.fetched_bytes.value() + two.metrics.fetched_bytes.value();
+    assert_eq!(fetched, 24 * CHUNK);
+    for loader in [one, two] {
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_in_the_store_reads_are_right_all_the_same() {
+    let mut model = Model::new(&[6 * CHUNK]);
+    model.budget = 2 * CHUNK;
+    let loader = model.loader(Config { memory: 0, ..plain() });
+    for _ in 0..2 {
+        assert_eq!(read_all(&loader, 0).await.unwrap(), model.file(0));
+    }
+    until(|| loader.metrics.unkept_bytes.value() >= 4 * CHUNK).await;
+    assert!(loader.share().kept <= 2 * CHUNK);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_vanishes_costs_no_byte() {
+    let model = Model::new(&[6 * CHUNK]);
+    let loader = model.loader(plain());
+    loader.read(id(0), ContentRange::new(0, CHUNK)).await.unwrap();
+    std::fs::remove_dir_all(model.dir.path().join("store")).unwrap();
+    std::fs::write(model.dir.path().join("store"), b"a file in its place").unwrap();
+    assert_eq!(read_all(&loader, 0).await.unwrap(), model.file(0));
+    assert_ne!(loader.standing(0), Standing::Poisoned);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_bytes_on_a_second_fetch_are_an_error_and_never_mixed_in() {
+    let mut model = Model::new(&[4 * CHUNK]);
+    model.budget = 0;
+    let loader = model.loader(Config { memory: 0, ..plain() });
+    read_all(&loader, 0).await.unwrap();
+    model.corrupt(0, 5);
+    assert_eq!(read_all(&loader, 0).await.unwrap_err().kind(), Kind::Integrity);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_ends_reads_that_wait() {
+    let model = Model::new(&[4 * CHUNK]);
+    let _gate = model.repository.gate();
+    let loader = model.loader(Config::default());
+    let reader = tokio::spawn({
+        let loader = Arc::clone(&loader);
+        async move { read_all(&loader, 0).await }
+    });
+    model.repository.requested(1).await;
+    loader.close().await;
+    assert!(reader.await.unwrap().is_err());
+    assert!(read_all(&loader, 0).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_of_the_registry_is_the_readers_and_is_not_remembered() {
+    let model = Model::new(&[4 * CHUNK]);
+    let failing = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let switch = Arc::clone(&failing);
+    model.repository.fail_with(move |_, _| {
+        let fail = switch.load(std::sync::atomic::Ordering::Relaxed);
+        fail.then(|| crate::Error::new(Kind::Broken, "cut"))
+    });
+    let loader = model.loader(plain());
+    let error = read_all(&loader, 0).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Broken);
+    assert!(error.to_string().contains("0.safetensors"), "{error}");
+    failing.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(read_all(&loader, 0).await.unwrap(), model.file(0));
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn warming_all_brings_everything_and_proves_it() {
+    let model = Model::new(&[5 * CHUNK + 3, 10, 2 * CHUNK]);
+    let loader = model.loader(Config { warm: Warm::All, ..Config::default() });
+    loader.warm();
+    until(|| loader.standing(0) == Standing::Proved).await;
+    let share = loader.share();
+    assert_eq!(share.kept, share.total);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kept_bytes_are_shown_only_to_a_place_that_has_them() {
+    let model = Model::new(&[3 * CHUNK]);
+    let loader = model.loader(plain());
+    read_all(&loader, 0).await.unwrap();
+    whole(&loader, 0).await;
+    loader.close().await;
+    // A place of another identity: it names the layer in a manifest, but has not its bytes.
+    let liar = Model::new(&[3 * CHUNK]);
+    let at = |loader: &Model, repository: Arc<Memory>| {
+        let store =
+            Store::open(&StoreConfig { folder: loader.dir.path().join("store"), size: None }).unwrap();
+        let renamed = Arc::new(Elsewhere(repository));
+        Loader::new(renamed, Arc::clone(&loader.index), store, plain(), Arc::new(Metrics::default()))
+    };
+    liar.repository.replace(&model.index.layers[0].blob.digest, vec![0; model.layer.len()]);
+    let loader = at(&model, Arc::clone(&liar.repository));
+    assert!(loader.hold(id(0)).whole().is_none());
+    assert_eq!(read_all(&loader, 0).await.unwrap_err().kind(), Kind::Integrity);
+    loader.close().await;
+    // Another that has them is asked for one chunk, and may see the rest.
+    let before = model.repository.bytes();
+    let loader = at(&model, Arc::clone(&model.repository));
+    assert_eq!(read_all(&loader, 0).await.unwrap(), model.file(0));
+    assert_eq!(model.repository.bytes() - before, CHUNK);
+    assert!(loader.hold(id(0)).whole().is_some());
+    loader.close().await;
+}
+
+/// The same bytes under another identity.
+#[derive(Debug)]
+struct Elsewhere(Arc<Memory>);
+
+impl Repository for Elsewhere {
+    fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, crate::Result<Pinned>> {
+        self.0.manifest(which)
+    }
+
+    fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, crate::Result<ByteStream>> {
+        self.0.read(blob, range)
+    }
+
+    fn place(&self) -> String {
+        "elsewhere".into()
+    }
+
+    fn identity(&self) -> String {
+        "elsewhere".into()
+    }
+}

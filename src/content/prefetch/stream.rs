@@ -1,0 +1,245 @@
+//! Follows the readers of one file and says how far to load ahead of them.
+//!
+//! Several streams a file, told apart by where they read, not by file handle: ranks and threads share
+//! descriptors, and the kernel's own read-ahead comes in pieces and out of order. What is loaded ahead never
+//! exceeds what the stream has consumed, and stays within the tensor being read until the stream has shown that
+//! it goes on beyond: a reader who stops after one tensor has cost little more than the tensor.
+
+use crate::range::ContentRange;
+
+use super::tensors::Tensors;
+
+/// How many readers of one file are told apart; the one that was quiet longest makes room.
+const STREAMS: usize = 8;
+/// How far behind its newest byte a read still belongs to a stream (the kernel's read-ahead overlaps).
+const BACKWARD: u64 = 2 << 20;
+/// How far ahead of it a read still belongs to a stream.
+const FORWARD: u64 = 4 << 20;
+/// The farthest that is loaded ahead.
+const WINDOW: u64 = 64 << 20;
+/// What a stream must have consumed before anything is loaded ahead of it.
+const SETTLED: u64 = 512 << 10;
+/// How far the kernel reads past the last byte that an application asked for: two requests of 1 MiB. So many
+/// bytes of a tensor prove nothing about the reader.
+const READ_AROUND: u64 = 2 << 20;
+
+/// The readers of one file.
+#[derive(Debug, Default)]
+pub struct Streams {
+    streams: Vec<Stream>,
+    clock: u64,
+    consumed: u64,
+    rest_planned: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Stream {
+    /// Where it began.
+    start: u64,
+    /// One past the newest byte it read.
+    next: u64,
+    /// How many new bytes it read.
+    consumed: u64,
+    /// One past the last byte already asked for on its behalf.
+    planned: u64,
+    /// When it last read, by `Streams::clock`.
+    last: u64,
+}
+
+/// What to load, as ranges of the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Ahead of this reader, before anything else that nobody waits for.
+    pub ahead: Option<ContentRange>,
+    /// Whether so much of the file was read that the rest should come too, when nothing else is to do.
+    pub rest: bool,
+}
+
+impl Streams {
+    /// Takes a read of `range` into account; `len` is the file's size.
+    ///
+    /// Costs a look at up to eight streams and, where tensors are known, a binary search.
+    pub fn observe(&mut self, range: ContentRange, len: u64, tensors: Option<&Tensors>) -> Plan {
+        self.clock += 1;
+        let clock = self.clock;
+        let stream = self.stream_of(range);
+        let new = range.end().saturating_sub(stream.next.max(range.start()));
+        stream.next = stream.next.max(range.end());
+        stream.consumed = stream.consumed.saturating_add(new);
+        stream.last = clock;
+        let target = stream.target(len, tensors);
+        let from = stream.planned.max(stream.next);
+        let ahead = (target > from).then(|| ContentRange::new(from, target));
+        stream.planned = stream.planned.max(target);
+        self.consumed = self.consumed.saturating_add(new);
+        let rest = !self.rest_planned && self.consumed > len / 2;
+        self.rest_planned |= rest;
+        Plan { ahead, rest }
+    }
+
+    fn stream_of(&mut self, range: ContentRange) -> &mut Stream {
+        let belongs = |stream: &Stream| {
+            range.start() <= stream.next.saturating_add(FORWARD)
+                && range.end() >= stream.next.saturating_sub(BACKWARD).max(stream.start)
+        };
+        let found = match self.streams.iter().position(belongs) {
+            Some(found) => found,
+            None => self.begin(range.start()),
+        };
+        // `found` is a position in `streams`: of an element just seen, or just put there.
+        #[allow(clippy::indexing_slicing, reason = "found is a position just looked up or made")]
+        &mut self.streams[found]
+    }
+
+    fn begin(&mut self, at: u64) -> usize {
+        let fresh = Stream { start: at, next: at, consumed: 0, planned: at, last: self.clock };
+        if self.streams.len() < STREAMS {
+            self.streams.push(fresh);
+            return self.streams.len() - 1;
+        }
+        let quietest = self.streams.iter().enumerate().min_by_key(|(_, stream)| stream.last);
+        let place = quietest.map_or(0, |(place, _)| place);
+        if let Some(slot) = self.streams.get_mut(place) {
+            *slot = fresh;
+        }
+        place
+    }
+}
+
+impl Stream {
+    /// One past the last byte that should be here or under way for this stream.
+    fn target(&self, len: u64, tensors: Option<&Tensors>) -> u64 {
+        if self.consumed < SETTLED {
+            return self.next;
+        }
+        let free = self.next.saturating_add((self.consumed / 4).min(WINDOW));
+        let target = match tensors.map(|tensors| self.within_tensor(len, tensors)) {
+            Some(Some(bounded)) => bounded,
+            Some(None) => self.next.saturating_add((self.consumed / 2).min(WINDOW)),
+            None => free,
+        };
+        target.min(len)
+    }
+
+    /// The target while the stream reads its first two tensors; `None` once it has gone on beyond them.
+    fn within_tensor(&self, len: u64, tensors: &Tensors) -> Option<u64> {
+        let here = tensors.around(self.next.saturating_sub(1), len);
+        let first = tensors.around(self.start, len);
+        let grown = |consumed: u64| Some(self.next.saturating_add(consumed.min(WINDOW)).min(here.end()));
+        if here.start() <= first.end().saturating_sub(1) {
+            return grown(self.consumed);
+        }
+        if here.start() == first.end() {
+            return grown(self.next.saturating_sub(here.start()).saturating_sub(READ_AROUND));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const LEN: u64 = 256 * MIB;
+
+    fn sixteen_mib_tensors() -> Tensors {
+        let entries: Vec<String> = (0..16)
+            .map(|t| format!(r#""t{t}":{{"data_offsets":[{},{}]}}"#, t * 16 * MIB, (t + 1) * 16 * MIB))
+            .collect();
+        let json = format!("{{{}}}", entries.join(","));
+        let mut header = (json.len() as u64).to_le_bytes().to_vec();
+        header.extend_from_slice(json.as_bytes());
+        Tensors::parse(&header, LEN + header.len() as u64).unwrap()
+    }
+
+    /// Reads `range` in steps and gives how far beyond it anything was asked for.
+    fn overshoot(tensors: Option<&Tensors>, range: ContentRange, step: u64) -> u64 {
+        let mut streams = Streams::default();
+        let mut farthest = range.end();
+        let mut at = range.start();
+        while at < range.end() {
+            let plan = streams.observe(ContentRange::new(at, at + step), LEN + MIB, tensors);
+            farthest = farthest.max(plan.ahead.map_or(0, ContentRange::end));
+            at += step;
+        }
+        farthest - range.end()
+    }
+
+    #[test]
+    fn a_reader_that_stops_after_one_tensor_has_cost_little_more_than_the_tensor() {
+        let tensors = sixteen_mib_tensors();
+        let tensor = tensors.around(100 * MIB, LEN);
+        assert_eq!(overshoot(Some(&tensors), tensor, 128 << 10), 0);
+        // The kernel reads ahead of the application, across the tensor's end.
+        let with_read_ahead = ContentRange::new(tensor.start(), tensor.end() + 2 * MIB);
+        assert!(overshoot(Some(&tensors), with_read_ahead, MIB) <= MIB);
+        assert!(overshoot(None, tensor, MIB) <= 4 * MIB);
+    }
+
+    #[test]
+    fn a_reader_that_goes_on_is_led_by_a_growing_window() {
+        let tensors = sixteen_mib_tensors();
+        for tensors in [None, Some(&tensors)] {
+            let mut streams = Streams::default();
+            let mut planned = 0;
+            for at in 0..200 {
+                let plan = streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), LEN, tensors);
+                planned = planned.max(plan.ahead.map_or(0, ContentRange::end));
+            }
+            assert!((230 * MIB..=LEN).contains(&planned), "{planned}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_asked_for_twice() {
+        let mut streams = Streams::default();
+        let mut end = 0;
+        for at in 0..100 {
+            let plan = streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), LEN, None);
+            if let Some(ahead) = plan.ahead {
+                assert!(ahead.start() >= end && ahead.start() > at * MIB);
+                end = ahead.end();
+            }
+        }
+    }
+
+    #[test]
+    fn random_faults_lead_to_nothing() {
+        let mut streams = Streams::default();
+        let mut at = 7u64;
+        for _ in 0..200 {
+            at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let page = (at >> 33) % (LEN / 4096) * 4096;
+            let plan = streams.observe(ContentRange::new(page, page + 4096), LEN, None);
+            assert_eq!(plan, Plan::default());
+        }
+    }
+
+    #[test]
+    fn interleaved_readers_are_told_apart() {
+        let mut streams = Streams::default();
+        let mut led = [false; 4];
+        for at in 0..8 {
+            for reader in 0..4u64 {
+                let start = reader * 64 * MIB + at * MIB;
+                let plan = streams.observe(ContentRange::new(start, start + MIB), LEN, None);
+                led[usize::try_from(reader).unwrap()] |= plan.ahead.is_some();
+            }
+        }
+        assert_eq!(led, [true; 4]);
+    }
+
+    #[test]
+    fn past_half_of_a_file_the_rest_is_asked_for_once() {
+        let mut streams = Streams::default();
+        let asked = (0..256)
+            .filter(|at| streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), LEN, None).rest);
+        assert_eq!(asked.collect::<Vec<_>>(), [128]);
+    }
+
+    #[test]
+    fn no_window_leaves_the_file() {
+        assert_eq!(overshoot(None, ContentRange::new(0, LEN + MIB), MIB), 0);
+    }
+}

@@ -1,0 +1,247 @@
+//! Proves layers: the manifest's digest over the layer's bytes, on a thread of its own.
+//!
+//! What arrives in order is hashed as it comes, from the memory the readers are given. What came out of order is
+//! read back once, from the store, when the rest is here. Nobody who reads ever waits for it, and it runs only
+//! where no stronger proof exists. A proved file is then read back chunk by chunk and sealed, so that the kernel
+//! may have it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock, Weak};
+
+use bytes::Bytes;
+
+use super::extent::Extent;
+use super::loader::{Loader, Standing};
+use crate::index::{CHUNK, ExtentId, Layer};
+use crate::oci::digest::Hasher;
+use crate::range::{ContentRange, StoredRange};
+
+/// How many chunks may wait to be hashed; a chunk beyond that is read back later.
+const QUEUE: usize = 16;
+
+/// The way to the proving thread.
+#[derive(Debug, Default)]
+pub(super) struct Prover {
+    tasks: OnceLock<Sender<Task>>,
+    queued: Arc<AtomicUsize>,
+    stopped: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+enum Task {
+    Arrived(ExtentId, u64, Bytes),
+    Check(usize),
+    Seal(ExtentId),
+}
+
+impl Prover {
+    /// Starts the thread. It ends with [`stop`](Self::stop), or when the loader is gone.
+    pub(super) fn start(&self, loader: &Arc<Loader>) {
+        let (sender, tasks) = channel();
+        let proving = Proving {
+            loader: Arc::downgrade(loader),
+            runtime: tokio::runtime::Handle::current(),
+            queued: Arc::clone(&self.queued),
+            stopped: Arc::clone(&self.stopped),
+            hashed: HashMap::new(),
+        };
+        let thread = std::thread::Builder::new().name("prove".into()).spawn(move || proving.run(&tasks));
+        match thread {
+            Ok(_) => drop(self.tasks.set(sender)),
+            Err(error) => tracing::error!(%error, "no thread to prove layers with: none will be proved"),
+        }
+    }
+
+    /// Offers a verified chunk that has just come; it is passed over where the thread is behind.
+    pub(super) fn arrived(&self, id: ExtentId, chunk: u64, bytes: &Bytes) {
+        if self.queued.load(Ordering::Relaxed) < QUEUE {
+            self.queued.fetch_add(1, Ordering::Relaxed);
+            self.send(Task::Arrived(id, chunk, bytes.clone()));
+        }
+    }
+
+    /// Asks to prove a layer whose content is all in the store.
+    pub(super) fn check(&self, layer: usize) {
+        self.send(Task::Check(layer));
+    }
+
+    /// Asks to read back and seal a complete file of a proved layer.
+    pub(super) fn seal(&self, id: ExtentId) {
+        self.send(Task::Seal(id));
+    }
+
+    /// Ends the thread, within a chunk's time.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        // Wakes a thread that waits for a task; the layer does not exist.
+        self.send(Task::Check(usize::MAX));
+    }
+
+    fn send(&self, task: Task) {
+        if let Some(tasks) = self.tasks.get() {
+            // Fails only when the thread has ended.
+            let _ = tasks.send(task);
+        }
+    }
+}
+
+/// What lies at a place of a layer's content.
+enum Piece<'a> {
+    File(usize),
+    Gap(ContentRange, Option<&'a Bytes>),
+}
+
+/// The thread's own state.
+struct Proving {
+    loader: Weak<Loader>,
+    runtime: tokio::runtime::Handle,
+    queued: Arc<AtomicUsize>,
+    stopped: Arc<AtomicBool>,
+    /// For each layer, the hash of its content so far, and how far that is.
+    hashed: HashMap<usize, (Hasher, u64)>,
+}
+
+impl Proving {
+    fn run(mut self, tasks: &Receiver<Task>) {
+        while let Ok(task) = tasks.recv() {
+            let Some(loader) = self.loader.upgrade() else { return };
+            if self.stopped.load(Ordering::Relaxed) {
+                return;
+            }
+            match task {
+                Task::Arrived(id, chunk, bytes) => {
+                    self.arrived(&loader, id, chunk, &bytes);
+                    self.queued.fetch_sub(1, Ordering::Relaxed);
+                }
+                Task::Check(layer) => self.check(&loader, layer),
+                Task::Seal(id) => self.seal(&loader, id),
+            }
+        }
+    }
+
+    /// Hashes a chunk if it is the next of its layer.
+    fn arrived(&mut self, loader: &Loader, id: ExtentId, chunk: u64, bytes: &Bytes) {
+        let (Some(layer), Some(extent)) = (unproved(loader, id.layer), loader.extent(id)) else { return };
+        let (mut hasher, mut at) = self.take(id.layer, layer);
+        at = pass_gaps(layer, &mut hasher, at);
+        if extent.content(&(chunk..chunk + 1)).start() == at {
+            hasher.update(bytes);
+            at = pass_gaps(layer, &mut hasher, at + bytes.len() as u64);
+        }
+        self.put(loader, id.layer, layer, hasher, at);
+    }
+
+    /// Hashes the rest of a layer from what is kept, as far as that goes.
+    fn check(&mut self, loader: &Loader, number: usize) {
+        let Some(layer) = unproved(loader, number) else { return };
+        let (mut hasher, mut at) = self.take(number, layer);
+        while at < layer.blob.size && !self.stopped.load(Ordering::Relaxed) {
+            let Some(bytes) = self.piece_at(loader, number, layer, at) else { break };
+            hasher.update(&bytes);
+            at += bytes.len() as u64;
+        }
+        self.put(loader, number, layer, hasher, at);
+    }
+
+    /// The layer's verified bytes from `at` on: up to a chunk, from memory or store, or a gap.
+    fn piece_at(&self, loader: &Loader, number: usize, layer: &Layer, at: u64) -> Option<Bytes> {
+        match piece_at(layer, at)? {
+            Piece::File(extent) => {
+                let extent = loader.extent(ExtentId { layer: number, extent })?;
+                let chunk = (at - extent.range.start()) / CHUNK;
+                let fresh = loader.board.peek((extent.id, chunk));
+                fresh.or_else(|| Some(loader.read_kept(extent, chunk)?.bytes().clone()))
+            }
+            Piece::Gap(range, Some(bytes)) => {
+                bytes.get(usize::try_from(at - range.start()).ok()?..).map(Bytes::copy_from_slice)
+            }
+            Piece::Gap(range, None) => self.fetch_gap(loader, layer, at, range.end().min(at + CHUNK)),
+        }
+    }
+
+    fn fetch_gap(&self, loader: &Loader, layer: &Layer, at: u64, end: u64) -> Option<Bytes> {
+        let range: StoredRange = layer.stored(ContentRange::new(at, end));
+        let read = crate::repository::read_all(&*loader.repository, &layer.blob, range);
+        self.runtime
+            .block_on(read)
+            .inspect_err(|error| tracing::warn!(%error, "cannot prove a layer yet"))
+            .ok()
+    }
+
+    fn take(&mut self, number: usize, layer: &Layer) -> (Hasher, u64) {
+        self.hashed.remove(&number).unwrap_or_else(|| (Hasher::new(layer.blob.digest.algorithm()), 0))
+    }
+
+    /// Decides, where the end is reached; else remembers how far the hash is.
+    fn put(&mut self, loader: &Loader, number: usize, layer: &Layer, hasher: Hasher, at: u64) {
+        if at < layer.blob.size {
+            self.hashed.insert(number, (hasher, at));
+            return;
+        }
+        let found = hasher.finish();
+        if found == layer.blob.digest {
+            loader.set_proved(number);
+            for extent in loader.extents(number) {
+                self.seal(loader, extent.id);
+            }
+        } else {
+            loader.poison(number, &format!("its bytes are {found}"));
+        }
+    }
+
+    /// Reads a complete file of a proved layer back and declares it whole, unless somebody touched it meanwhile.
+    fn seal(&self, loader: &Loader, id: ExtentId) {
+        let Some(extent) = loader.extent(id) else { return };
+        if loader.standing(id.layer) != Standing::Proved || !extent.complete(&loader.store) {
+            return;
+        }
+        let Some(kept) = extent.kept(&loader.store).filter(|kept| !kept.sealed()) else { return };
+        let Ok(seal) = kept.prepare_seal() else { return };
+        let right =
+            |chunk| !self.stopped.load(Ordering::Relaxed) && loader.read_kept(extent, chunk).is_some();
+        if !(0..extent.grid.chunks()).all(right) {
+            return;
+        }
+        if let Err(error) = kept.seal(seal) {
+            tracing::warn!(path = extent.path, %error, "cannot seal a complete file");
+        }
+    }
+}
+
+impl Loader {
+    /// A chunk from the store, verified; counted.
+    pub(super) fn read_kept(&self, extent: &Extent, chunk: u64) -> Option<super::verify::Verified> {
+        let damaged = || {
+            self.metrics.store_mismatches.add(1);
+            tracing::warn!(path = extent.path, chunk, "a chunk of the store is damaged; it is fetched again");
+        };
+        let found = extent.read_kept(chunk, &self.store, &self.pool, damaged);
+        self.metrics.store_reads.add(u64::from(found.is_some()));
+        found
+    }
+}
+
+fn unproved(loader: &Loader, layer: usize) -> Option<&Layer> {
+    loader.layer(layer).filter(|_| loader.standing(layer) == Standing::Unproved)
+}
+
+fn pass_gaps(layer: &Layer, hasher: &mut Hasher, mut at: u64) -> u64 {
+    while let Some(Piece::Gap(range, Some(bytes))) = piece_at(layer, at) {
+        let passed = usize::try_from(at - range.start()).ok().and_then(|from| bytes.get(from..));
+        hasher.update(passed.unwrap_or_default());
+        at = range.end();
+    }
+    at
+}
+
+fn piece_at(layer: &Layer, at: u64) -> Option<Piece<'_>> {
+    let extent = layer.extents.partition_point(|range| range.end() <= at);
+    if layer.extents.get(extent).is_some_and(|range| range.start() <= at) {
+        return Some(Piece::File(extent));
+    }
+    let gap = layer.gaps.partition_point(|gap| gap.range.end() <= at);
+    let gap = layer.gaps.get(gap).filter(|gap| gap.range.start() <= at)?;
+    Some(Piece::Gap(gap.range, gap.bytes.as_ref()))
+}

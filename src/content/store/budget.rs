@@ -1,0 +1,205 @@
+//! How much the store may hold, and what goes first when it holds too much.
+//!
+//! Several processes share one folder, so the truth is on the disk: it is counted again after so many bytes
+//! were added here, and in between what was added is added to the count. Images go whole, least recently used
+//! first, by unlinking under the exclusive lock, so never one that somebody uses. Digests stay: what is
+//! fetched again is still held to them.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+
+/// The limit, and what is known of the use.
+#[derive(Debug)]
+pub struct Budget {
+    layers: PathBuf,
+    limit: u64,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// What the images took when they were counted.
+    counted: Option<u64>,
+    /// What was written here since.
+    added: u64,
+    /// What is being written now.
+    admitted: u64,
+}
+
+/// Room for bytes that are being written. Dropped when they are, or when they could not be.
+#[derive(Debug)]
+pub struct Room<'a> {
+    budget: &'a Budget,
+    len: u64,
+}
+
+struct Image {
+    path: PathBuf,
+    used: u64,
+    last_use: SystemTime,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes for the images below `layers`. Looks at nothing yet.
+    #[must_use]
+    pub fn new(layers: PathBuf, limit: u64) -> Self {
+        Self { layers, limit, known: Mutex::default() }
+    }
+
+    /// The limit in bytes.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Makes room for `len` more bytes; `None` where there is none to be had.
+    ///
+    /// Costs nothing most of the time, else a walk over the store's folders, so it belongs on a thread that
+    /// may block.
+    pub fn admit(&self, len: u64) -> Option<Room<'_>> {
+        let mut known = self.known.lock();
+        let recount_after = (64 << 20).min(self.limit / 16);
+        if known.added > recount_after || !known.fit(len, self.limit) {
+            let target = self.limit.saturating_sub(known.admitted).saturating_sub(len);
+            known.counted = Some(self.shrink_to(target));
+            known.added = 0;
+        }
+        let fit = known.fit(len, self.limit);
+        if fit {
+            known.admitted = known.admitted.saturating_add(len);
+        }
+        // Made only where it fits: dropping a room takes the lock that is held here.
+        fit.then(|| Room { budget: self, len })
+    }
+
+    /// Evicts until at most `target` bytes are used, or nothing more can go; gives what is used then.
+    fn shrink_to(&self, target: u64) -> u64 {
+        let mut images = images(&self.layers);
+        let mut used: u64 = images.iter().map(|image| image.used).sum();
+        if used <= target {
+            return used;
+        }
+        images.sort_by_key(|image| image.last_use);
+        for image in images {
+            if used <= target {
+                break;
+            }
+            match evict(&image.path) {
+                Ok(true) => used = used.saturating_sub(image.used),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(path = %image.path.display(), %error, "cannot evict"),
+            }
+        }
+        used
+    }
+}
+
+impl Known {
+    fn fit(&self, len: u64, limit: u64) -> bool {
+        let used =
+            self.counted.map(|counted| counted.saturating_add(self.added).saturating_add(self.admitted));
+        used.is_some_and(|used| used.saturating_add(len) <= limit)
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        let mut known = self.budget.known.lock();
+        known.admitted = known.admitted.saturating_sub(self.len);
+        known.added = known.added.saturating_add(self.len);
+    }
+}
+
+/// What the images below `layers` take of the disk, in bytes.
+#[must_use]
+pub fn used(layers: &Path) -> u64 {
+    images(layers).iter().map(|image| image.used).sum()
+}
+
+/// Unlinks the image, unless somebody uses it. What has it open or mapped keeps it until they are done.
+fn evict(path: &Path) -> io::Result<bool> {
+    let image = File::open(path)?;
+    match image.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Ok(false),
+        Err(fs::TryLockError::Error(error)) => return Err(error),
+    }
+    // The marks first: marks without an image cost a look, an image without marks costs a fetch.
+    let _ = fs::remove_file(path.with_extension("kept"));
+    fs::remove_file(path)?;
+    tracing::info!(path = %path.display(), "evicted from the store");
+    Ok(true)
+}
+
+fn images(layers: &Path) -> Vec<Image> {
+    let mut found = Vec::new();
+    for algorithm in entries(layers) {
+        for layer in entries(&algorithm) {
+            found.extend(entries(&layer).into_iter().filter_map(image));
+        }
+    }
+    found
+}
+
+fn image(path: PathBuf) -> Option<Image> {
+    if path.extension()? != "data" {
+        return None;
+    }
+    let used = fs::metadata(&path).ok()?.blocks().saturating_mul(512);
+    let marks = fs::metadata(path.with_extension("kept")).ok();
+    let last_use = marks.and_then(|marks| marks.modified().ok().max(marks.accessed().ok()));
+    Some(Image { path, used, last_use: last_use.unwrap_or(SystemTime::UNIX_EPOCH) })
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir)
+        .map(|dir| dir.filter_map(|entry| Some(entry.ok()?.path())).collect())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn put(dir: &Path, name: &str, age: u64) -> PathBuf {
+        let layer = dir.join("sha256").join(name);
+        fs::create_dir_all(&layer).unwrap();
+        let path = layer.join("0-1.data");
+        fs::write(&path, vec![1; usize::try_from(MIB).unwrap()]).unwrap();
+        let then = SystemTime::now() - std::time::Duration::from_secs(age);
+        let marks = File::create(layer.join("0-1.kept")).unwrap();
+        marks.set_times(fs::FileTimes::new().set_accessed(then).set_modified(then)).unwrap();
+        path
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first_and_what_is_used_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (oldest, old, new) =
+            (put(dir.path(), "a", 30), put(dir.path(), "b", 20), put(dir.path(), "c", 10));
+        let reader = File::open(&oldest).unwrap();
+        reader.lock_shared().unwrap();
+        let budget = Budget::new(dir.path().to_owned(), 3 * MIB);
+        assert!(budget.admit(MIB).is_some());
+        assert!(oldest.exists() && !old.exists() && new.exists());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_admitted() {
+        let dir = tempfile::tempdir().unwrap();
+        let budget = Budget::new(dir.path().to_owned(), 2 * MIB);
+        assert!(budget.admit(3 * MIB).is_none());
+        let (one, two) = (budget.admit(MIB), budget.admit(MIB));
+        assert!(one.is_some() && two.is_some());
+        assert!(budget.admit(1).is_none(), "what is being written counts");
+        drop((one, two));
+        assert!(budget.admit(2 * MIB).is_some(), "it was never written");
+    }
+}

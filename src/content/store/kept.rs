@@ -1,0 +1,477 @@
+//! One file's kept content: a sparse image of the file, the digests of its chunks, and which of them are here.
+//!
+//! Three files under the layer's folder, named by where the extent lies in the layer:
+//!
+//! * `OFFSET-LEN.data`: the image, chunk by chunk where they belong. Once complete and proved, the kernel is
+//!   given this very file. It is never truncated and never punched: whoever has it open may map it.
+//! * `OFFSET-LEN.digests`: a record for each chunk ever seen; outlives the image when that is evicted.
+//! * `OFFSET-LEN.kept`: a stamp, then one byte a chunk: 1 where the image has it. A lie here costs a read and
+//!   a hash, never a wrong byte, so nothing is synced while chunks arrive.
+//!
+//! Whoever has a [`KeptFile`] holds a shared lock on the image; eviction takes the exclusive one. Processes that
+//! fetch at the same time claim chunks by open-file-description locks on the `kept` file, which the kernel
+//! gives back when their process dies.
+
+use std::fs::{File, FileTimes, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::content::buffer::{ALIGN, Pool};
+use crate::content::grid::Grid;
+use crate::content::verify::{ChunkDigest, Verified};
+
+/// A record of `.digests`: the digest and eight bytes that bind it to its chunk.
+const RECORD: usize = 40;
+/// The stamp at the head of `.kept`.
+const STAMP: usize = 64;
+const MAGIC: u64 = u64::from_le_bytes(*b"wfkept01");
+
+/// One extent's files, open, with the image locked against eviction.
+#[derive(Debug)]
+pub struct KeptFile {
+    stem: PathBuf,
+    grid: Grid,
+    image: File,
+    direct: Option<File>,
+    digests: File,
+    kept: File,
+}
+
+/// Chunks that this process alone fetches until the claim is dropped.
+#[derive(Debug)]
+pub struct Claim<'a> {
+    kept: &'a File,
+    chunk: u64,
+}
+
+/// What [`KeptFile::record`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// The chunk had no digest; it has one now.
+    New,
+    /// The chunk had this digest.
+    Same,
+    /// The chunk has another digest, which stays.
+    Differs,
+}
+
+/// How an image was before it was read back: what a seal declares.
+#[derive(Clone, Copy, Debug)]
+pub struct Seal(Stamp);
+
+/// Size and times of the image when it was last known to be complete and proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp([u64; 6]);
+
+impl Stamp {
+    #[allow(clippy::cast_sign_loss, reason = "only compared, never counted with")]
+    fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        let times =
+            [meta.mtime() as u64, meta.mtime_nsec() as u64, meta.ctime() as u64, meta.ctime_nsec() as u64];
+        let [mtime, mtime_ns, ctime, ctime_ns] = times;
+        Ok(Self([meta.size(), mtime, mtime_ns, ctime, ctime_ns, meta.ino()]))
+    }
+
+    fn encode(self) -> [u8; STAMP] {
+        let mut out = [0; STAMP];
+        let words = std::iter::once(MAGIC).chain(self.0);
+        for (slot, word) in out.chunks_exact_mut(8).zip(words) {
+            slot.copy_from_slice(&word.to_le_bytes());
+        }
+        let (body, check) = out.split_at_mut(STAMP - 8);
+        check.copy_from_slice(&check_of(body));
+        out
+    }
+}
+
+impl KeptFile {
+    /// Opens the three files at `stem` (a path without its ending), making what is missing; the folder must exist.
+    ///
+    /// An image of another size than `len` is foreign: it is unlinked and begun again.
+    ///
+    /// # Errors
+    /// Whatever the file system says; the caller goes on without keeping.
+    pub fn open(stem: &Path, len: u64) -> io::Result<Self> {
+        let image = lock_image(stem, len)?;
+        let digests = open(&stem.with_added_extension("digests"))?;
+        let kept = open(&stem.with_added_extension("kept"))?;
+        // Where the file system knows no O_DIRECT, writes go through the page cache.
+        let direct = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_DIRECT | libc::O_NOFOLLOW)
+            .open(stem.with_added_extension("data"))
+            .ok()
+            .filter(|direct| same_file(direct, &image));
+        // When it was last used, for eviction. The image's own times are its seal and stay as they are.
+        let _ = kept.set_times(FileTimes::new().set_accessed(SystemTime::now()));
+        Ok(Self { stem: stem.to_owned(), grid: Grid::new(len), image, direct, digests, kept })
+    }
+
+    /// The image file.
+    #[must_use]
+    pub fn image(&self) -> &File {
+        &self.image
+    }
+
+    /// The digest recorded for `chunk`; `None` where there is none or the record is damaged.
+    #[must_use]
+    pub fn digest(&self, chunk: u64) -> Option<ChunkDigest> {
+        let mut record = [0; RECORD];
+        self.digests.read_exact_at(&mut record, record_at(chunk)).ok()?;
+        let (digest, check) = record.split_at(32);
+        let digest: [u8; 32] = digest.try_into().ok()?;
+        (check == record_check(chunk, &digest)).then(|| ChunkDigest::recorded(digest))
+    }
+
+    /// Takes down the digest of `chunk`, unless it has one.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn record(&self, chunk: u64, digest: ChunkDigest) -> io::Result<Recorded> {
+        match self.digest(chunk) {
+            Some(known) if known == digest => Ok(Recorded::Same),
+            Some(_) => Ok(Recorded::Differs),
+            None => {
+                let mut record = [0; RECORD];
+                let (body, check) = record.split_at_mut(32);
+                body.copy_from_slice(digest.bytes());
+                check.copy_from_slice(&record_check(chunk, digest.bytes()));
+                self.digests.write_all_at(&record, record_at(chunk))?;
+                Ok(Recorded::New)
+            }
+        }
+    }
+
+    /// Whether the image is said to have `chunk`; only [`read`](Self::read) finds out whether it is true.
+    #[must_use]
+    pub fn has(&self, chunk: u64) -> bool {
+        let mut byte = [0];
+        self.kept.read_exact_at(&mut byte, kept_at(chunk)).is_ok() && byte == [1]
+    }
+
+    /// For every chunk whether the image is said to have it.
+    #[must_use]
+    pub fn all(&self) -> Vec<bool> {
+        read_kept(&self.kept, self.grid)
+    }
+
+    /// The chunk as the image has it, matched against its recorded digest; `None` where it is absent. One that
+    /// does not match, or cannot be read, is marked absent first, and counted as `damaged`.
+    ///
+    /// Costs a read of at most 1 MiB and its hash, so it belongs on a thread that may block.
+    pub fn read(&self, chunk: u64, pool: &Pool, damaged: impl FnOnce()) -> Option<Verified> {
+        if !self.has(chunk) {
+            return None;
+        }
+        let found = self.read_unproved(chunk, pool).ok();
+        let verified =
+            found.zip(self.digest(chunk)).and_then(|(bytes, known)| Verified::check(bytes, Some(known)));
+        if verified.is_none() {
+            damaged();
+            self.forget(chunk);
+        }
+        verified
+    }
+
+    fn read_unproved(&self, chunk: u64, pool: &Pool) -> io::Result<bytes::Bytes> {
+        let range = self.grid.range(chunk);
+        let len = usize::try_from(range.len()).map_err(io::Error::other)?;
+        let mut buffer = pool.take();
+        buffer.fill_with(len, |room| self.image.read_exact_at(room, range.start()))?;
+        Ok(buffer.share())
+    }
+
+    /// Writes the chunk where it belongs, its digest beside it, and marks it as here, in this order.
+    ///
+    /// # Errors
+    /// Whatever the file system says, `ENOSPC` among it; the chunk counts as absent then.
+    pub fn write(&self, chunk: u64, verified: &Verified) -> io::Result<()> {
+        if self.has(chunk) {
+            return Ok(());
+        }
+        let (bytes, at) = (verified.bytes(), self.grid.range(chunk).start());
+        let whole = bytes.len().is_multiple_of(ALIGN) && bytes.as_ptr().align_offset(ALIGN) == 0;
+        match self.direct.as_ref().filter(|_| whole) {
+            Some(direct) => direct.write_all_at(bytes, at)?,
+            None => self.image.write_all_at(bytes, at)?,
+        }
+        if self.record(chunk, verified.digest())? == Recorded::Differs {
+            return Err(io::Error::other("the chunk has another digest on record"));
+        }
+        self.kept.write_all_at(&[1], kept_at(chunk))
+    }
+
+    /// Marks the chunk as absent, and the file as no longer known to be whole.
+    pub fn forget(&self, chunk: u64) {
+        // Where even this fails, the chunk is read and found wrong again next time.
+        let _ = self.kept.write_all_at(&[0; STAMP], 0);
+        let _ = self.kept.write_all_at(&[0], kept_at(chunk));
+    }
+
+    /// Takes down how the image is before it is read back as a whole; given to [`seal`](Self::seal) afterwards.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn prepare_seal(&self) -> io::Result<Seal> {
+        self.digests.sync_data()?;
+        self.image.sync_all()?;
+        Ok(Seal(Stamp::of(&self.image)?))
+    }
+
+    /// Declares the image complete and proved as it was when the seal was prepared. Somebody who touches it
+    /// after that breaks the seal, whether before or after this call.
+    ///
+    /// # Errors
+    /// Whatever the file system says; the image is verified again when next used then.
+    pub fn seal(&self, seal: Seal) -> io::Result<()> {
+        self.kept.write_all_at(&seal.0.encode(), 0)
+    }
+
+    /// Whether the image was complete and proved once and nobody has touched it since, by size, times and inode.
+    #[must_use]
+    pub fn sealed(&self) -> bool {
+        let mut recorded = [0; STAMP];
+        let now = Stamp::of(&self.image);
+        self.kept.read_exact_at(&mut recorded, 0).is_ok() && now.is_ok_and(|now| now.encode() == recorded)
+    }
+
+    /// Claims `chunk` for this process until the claim is dropped; `None` while another process has it.
+    #[must_use]
+    pub fn claim(&self, chunk: u64) -> Option<Claim<'_>> {
+        set_claim(&self.kept, chunk, libc::F_WRLCK).is_ok().then_some(Claim { kept: &self.kept, chunk })
+    }
+
+    /// Whether somebody has removed the image from its folder while it was locked here.
+    #[must_use]
+    pub fn removed(&self) -> bool {
+        self.image.metadata().is_ok_and(|meta| meta.nlink() == 0)
+    }
+
+    /// Path without ending, for messages.
+    #[must_use]
+    pub fn stem(&self) -> &Path {
+        &self.stem
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        // A claim that can't be given back goes with the process.
+        let _ = set_claim(self.kept, self.chunk, libc::F_UNLCK);
+    }
+}
+
+/// How many of the chunks at `stem` are said to be here, in bytes; 0 where nothing is kept. Takes no lock.
+#[must_use]
+pub fn kept_bytes(stem: &Path, len: u64) -> u64 {
+    let grid = Grid::new(len);
+    let Ok(kept) = File::open(stem.with_added_extension("kept")) else { return 0 };
+    let here = read_kept(&kept, grid);
+    (0..).zip(here).filter(|(_, here)| *here).map(|(chunk, _)| grid.range(chunk).len()).sum()
+}
+
+fn read_kept(kept: &File, grid: Grid) -> Vec<bool> {
+    let count = usize::try_from(grid.chunks()).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; count];
+    let mut at = 0;
+    while let Some(room) = bytes.get_mut(at..).filter(|room| !room.is_empty()) {
+        match kept.read_at(room, kept_at(at as u64)) {
+            Ok(0) | Err(_) => break,
+            Ok(read) => at += read,
+        }
+    }
+    bytes.into_iter().map(|byte| byte == 1).collect()
+}
+
+/// Opens or makes the image and locks it against eviction. An evictor may unlink it in between: then again.
+fn lock_image(stem: &Path, len: u64) -> io::Result<File> {
+    let path = stem.with_added_extension("data");
+    for _ in 0..16 {
+        let image = open(&path)?;
+        image.lock_shared()?;
+        let meta = image.metadata()?;
+        if meta.nlink() == 0 {
+            continue;
+        }
+        if meta.len() == 0 {
+            image.set_len(len)?;
+            // Whatever is said to be here belonged to an image that is gone.
+            return Ok(image);
+        }
+        if meta.len() == len {
+            return Ok(image);
+        }
+        tracing::warn!(path = %path.display(), "an image of another size is removed from the store");
+        let _ = std::fs::remove_file(stem.with_added_extension("kept"));
+        std::fs::remove_file(&path)?;
+    }
+    Err(io::Error::other("the image keeps vanishing"))
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+}
+
+fn same_file(a: &File, b: &File) -> bool {
+    match (a.metadata(), b.metadata()) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+fn set_claim(kept: &File, chunk: u64, kind: libc::c_int) -> io::Result<()> {
+    let start = libc::off_t::try_from(kept_at(chunk)).map_err(io::Error::other)?;
+    let lock = libc::flock {
+        l_type: libc::c_short::try_from(kind).map_err(io::Error::other)?,
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).map_err(io::Error::other)?,
+        l_start: start,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(kept.as_fd(), FcntlArg::F_OFD_SETLK(&lock)).map(drop).map_err(io::Error::from)
+}
+
+fn record_at(chunk: u64) -> u64 {
+    chunk.saturating_mul(RECORD as u64)
+}
+
+fn kept_at(chunk: u64) -> u64 {
+    chunk.saturating_add(STAMP as u64)
+}
+
+fn record_check(chunk: u64, digest: &[u8; 32]) -> [u8; 8] {
+    let mut body = [0; 40];
+    let (number, rest) = body.split_at_mut(8);
+    number.copy_from_slice(&chunk.to_le_bytes());
+    rest.copy_from_slice(digest);
+    check_of(&body)
+}
+
+fn check_of(body: &[u8]) -> [u8; 8] {
+    let hash = blake3::hash(body);
+    hash.as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::CHUNK;
+
+    const LEN: u64 = 2 * CHUNK + 100;
+
+    fn chunk_of(byte: u8, len: u64) -> Verified {
+        let pool = Pool::default();
+        let mut filling = pool.take();
+        filling.push(&vec![byte; usize::try_from(len).unwrap()]);
+        Verified::check(filling.share(), None).unwrap()
+    }
+
+    fn fresh() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let stem = dir.path().join("0-1");
+        (dir, stem)
+    }
+
+    fn read(kept: &KeptFile, chunk: u64) -> Option<Verified> {
+        kept.read(chunk, &Pool::default(), || ())
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_by_the_next_process() {
+        let (_dir, stem) = fresh();
+        let kept = KeptFile::open(&stem, LEN).unwrap();
+        assert!(read(&kept, 0).is_none());
+        kept.write(1, &chunk_of(7, CHUNK)).unwrap();
+        kept.write(2, &chunk_of(9, 100)).unwrap();
+        drop(kept);
+        let kept = KeptFile::open(&stem, LEN).unwrap();
+        assert_eq!(kept.all(), [false, true, true]);
+        assert_eq!(read(&kept, 1).unwrap().bytes().first(), Some(&7));
+        assert_eq!(read(&kept, 2).unwrap().bytes().len(), 100);
+        assert_eq!(kept_bytes(&stem, LEN), CHUNK + 100);
+    }
+
+    #[test]
+    fn every_flipped_byte_of_every_file_makes_a_miss_and_never_other_bytes() {
+        let (_dir, stem) = fresh();
+        let right = chunk_of(7, 100);
+        for ending in ["data", "digests", "kept"] {
+            let path = stem.with_added_extension(ending);
+            let _ = std::fs::remove_file(&path);
+            KeptFile::open(&stem, 100).unwrap().write(0, &right).unwrap();
+            for at in 0..std::fs::metadata(&path).unwrap().len() {
+                let mut bytes = std::fs::read(&path).unwrap();
+                bytes[usize::try_from(at).unwrap()] ^= 0x10;
+                std::fs::write(&path, &bytes).unwrap();
+                let kept = KeptFile::open(&stem, 100).unwrap();
+                if let Some(found) = read(&kept, 0) {
+                    assert_eq!(found.bytes(), right.bytes(), "{ending} byte {at}");
+                }
+                assert!(!kept.sealed());
+                drop(kept);
+                std::fs::remove_file(&path).unwrap();
+                KeptFile::open(&stem, 100).unwrap().write(0, &right).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_sealed_image_that_somebody_touched_is_not_trusted() {
+        let (_dir, stem) = fresh();
+        let kept = KeptFile::open(&stem, 100).unwrap();
+        assert!(!kept.sealed());
+        kept.write(0, &chunk_of(7, 100)).unwrap();
+        kept.seal(kept.prepare_seal().unwrap()).unwrap();
+        assert!(kept.sealed());
+        let other = OpenOptions::new().write(true).open(stem.with_added_extension("data")).unwrap();
+        other.write_all_at(b"x", 50).unwrap();
+        assert!(!kept.sealed());
+        assert!(read(&kept, 0).is_none());
+    }
+
+    #[test]
+    fn a_chunk_has_one_digest_for_ever() {
+        let (_dir, stem) = fresh();
+        let kept = KeptFile::open(&stem, LEN).unwrap();
+        let (first, second) = (chunk_of(1, CHUNK).digest(), chunk_of(2, CHUNK).digest());
+        assert_eq!(kept.record(1, first).unwrap(), Recorded::New);
+        assert_eq!(kept.record(1, first).unwrap(), Recorded::Same);
+        assert_eq!(kept.record(1, second).unwrap(), Recorded::Differs);
+        assert_eq!(kept.digest(1), Some(first));
+        assert_eq!(kept.digest(0), None);
+    }
+
+    #[test]
+    fn a_claim_excludes_other_openers_until_it_is_dropped() {
+        let (_dir, stem) = fresh();
+        let (one, two) = (KeptFile::open(&stem, LEN).unwrap(), KeptFile::open(&stem, LEN).unwrap());
+        let claim = one.claim(1).unwrap();
+        assert!(two.claim(1).is_none());
+        assert!(two.claim(0).is_some());
+        drop(claim);
+        assert!(two.claim(1).is_some());
+    }
+
+    #[test]
+    fn an_image_of_another_size_is_begun_again() {
+        let (_dir, stem) = fresh();
+        KeptFile::open(&stem, LEN).unwrap().write(0, &chunk_of(3, CHUNK)).unwrap();
+        let kept = KeptFile::open(&stem, 100).unwrap();
+        assert_eq!(kept.all(), [false]);
+        assert_eq!(kept.image().metadata().unwrap().len(), 100);
+    }
+}

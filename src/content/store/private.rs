@@ -1,0 +1,112 @@
+//! The store's folder and the small files in it: private, no links followed, written whole or not at all.
+
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::libc;
+
+use crate::error::{Error, Kind, Result};
+
+/// Makes `dir` and what is missing above it, for this user alone (0700).
+///
+/// # Errors
+/// Whatever the file system says.
+pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// Refuses a folder that is a link, is another user's, or lets others write; tightens one that lets them read.
+///
+/// # Errors
+/// `Denied`, with what to do about it.
+pub(super) fn check_dir(dir: &Path) -> Result<()> {
+    let deny = |why: &str| {
+        let doing = format!("the store {} {why}", dir.display());
+        Err(Error::new(Kind::Denied, doing).hint("choose another folder with --store"))
+    };
+    let Ok(meta) = fs::symlink_metadata(dir) else { return Ok(()) };
+    if !meta.is_dir() {
+        return deny("is not a folder of its own (a link or a file)");
+    }
+    if meta.uid() != nix::unistd::geteuid().as_raw() {
+        return deny("belongs to another user");
+    }
+    if meta.mode() & 0o022 != 0 {
+        return deny("can be written by other users");
+    }
+    if meta.mode() & 0o077 != 0 {
+        let _ = fs::set_permissions(dir, Permissions::from_mode(0o700));
+    }
+    Ok(())
+}
+
+/// Reads a small file, at most `limit` bytes of it; a link is not followed.
+///
+/// # Errors
+/// Whatever the file system says, or that the file is larger.
+pub(super) fn read_small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    if file.metadata()?.len() > limit {
+        return Err(io::Error::other("larger than it may be"));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Writes a small file (0600) so that a reader sees all of it or what was there before.
+///
+/// # Errors
+/// Whatever the file system says.
+pub(super) fn write_small(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    if let Some(parent) = path.parent() {
+        make_dir(parent)?;
+    }
+    let unique = format!("{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let temporary = path.with_added_extension(unique);
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&temporary, path)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&temporary);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_others_may_write_is_refused_and_one_they_may_read_is_tightened() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(check_dir(dir.path()).unwrap_err().kind(), Kind::Denied);
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        check_dir(dir.path()).unwrap();
+        assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/tmp", &link).unwrap();
+        assert_eq!(check_dir(&link).unwrap_err().kind(), Kind::Denied);
+    }
+
+    #[test]
+    fn a_small_file_is_replaced_whole_and_a_link_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/er/file");
+        write_small(&path, b"one").unwrap();
+        write_small(&path, b"two").unwrap();
+        assert_eq!(read_small(&path, 10).unwrap(), b"two");
+        assert!(read_small(&path, 2).is_err());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(read_small(&link, 10).is_err());
+        assert_eq!(fs::read_dir(dir.path().join("deep/er")).unwrap().count(), 1, "nothing temporary is left");
+    }
+}

@@ -1,0 +1,251 @@
+//! A model: an artifact opened for reading, without a kernel.
+//!
+//! Puts the floors below together, once ([`Model::open`]), and turns a node, an offset and a length into a read of the
+//! loader. Called by floor 5 for a mount, and by the commands that need none: `ls`, `cat`, `inspect`.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::pin;
+use super::tree::{NodeId, NodeKind, Tree};
+use crate::content::{Config, Loader, Standing, Store};
+use crate::error::{Error, Kind, Result};
+use crate::index::{ExtentId, Index};
+use crate::metrics::Metrics;
+use crate::oci::digest::Algorithm;
+use crate::oci::{Artifact, Digest, Reference};
+use crate::range::ContentRange;
+use crate::repository::Repository;
+
+const DIGEST: &str = "user.weightfs.digest";
+const STANDING: &str = "user.weightfs.standing";
+/// As `modctl` writes them beside a file that it has pulled, so that it can skip it when pulling again.
+const MODCTL_SIZE: &str = "user.modctl.size";
+const MODCTL_SHA256: &str = "user.modctl.sha256";
+const XATTRS: [&str; 4] = [DIGEST, STANDING, MODCTL_SIZE, MODCTL_SHA256];
+
+/// An artifact pinned, indexed and ready to be read, without a kernel. `ls`, `cat`, `inspect` need no more.
+#[derive(Debug)]
+pub struct Model {
+    /// As it was typed.
+    pub reference: Reference,
+    /// The manifest's digest.
+    pub digest: Digest,
+    /// What the manifest says.
+    pub artifact: Artifact,
+    /// The config as it is, for people; `None` where there is none or it can't be had.
+    pub config: Option<Bytes>,
+    /// Which bytes of which layer each file is; its warnings are all that there are of this model.
+    pub index: Arc<Index>,
+    /// The names.
+    pub tree: Tree,
+    /// Gives the bytes.
+    pub loader: Arc<Loader>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Model {
+    /// Resolves, pins, indexes. At most four sequential rounds after authentication.
+    ///
+    /// A reference that was opened before with the same credentials opens again from `store` where nobody answers.
+    /// Nothing is warmed: who wants that calls [`Loader::warm`]. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// `NotFound`, `Denied`, `Unreachable` and what else the repository may say; `Invalid` for manifests, names and
+    /// archives that are refused; `Unsupported` for images and compressed layers.
+    pub async fn open(
+        repository: Arc<dyn Repository>,
+        reference: Reference,
+        store: Arc<Store>,
+        config: Config,
+    ) -> Result<Self> {
+        let found = pin::pin(&*repository, &reference, &store).await?;
+        let mut warnings = Vec::new();
+        // Side by side, to save a round: nothing but warnings hangs on the config.
+        let known = |layer: &Digest| store.gaps(layer);
+        let (description, index) = tokio::join!(
+            pin::config(&*repository, &found, &store, &mut warnings),
+            crate::index::find(&*repository, &found.artifact, &[], &known),
+        );
+        let mut index = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
+        warnings.extend(compare_diff_ids(&mut index, &found.artifact, &pin::diff_ids(description.as_ref())));
+        let tree = Tree::build(&index, &mut warnings)?;
+        index.warnings.append(&mut warnings);
+        let index = Arc::new(index);
+        if found.from == pin::Source::Repository {
+            store.admit(&repository.identity(), &reference, &found.pinned);
+            keep_gaps(&store, &index).await;
+        }
+        let metrics = Arc::new(Metrics::default());
+        let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
+        let pin::Found { pinned, artifact, .. } = found;
+        let digest = pinned.digest;
+        Ok(Self { reference, digest, artifact, config: description, index, tree, loader, metrics })
+    }
+
+    /// Ends the loader's tasks; reads that wait fail. Bounded.
+    pub async fn close(&self) {
+        self.loader.close().await;
+    }
+
+    /// Where the bytes of a file lie; `None` for what is no file, and for an empty one.
+    #[must_use]
+    pub fn extent(&self, node: NodeId) -> Option<ExtentId> {
+        match self.tree.node(node)?.kind {
+            NodeKind::File { extent, .. } => extent,
+            NodeKind::Directory(_) | NodeKind::Symlink(_) => None,
+        }
+    }
+
+    /// The bytes of a file from `offset` on, at most `len` and up to the file's end, never fewer.
+    ///
+    /// # Errors
+    /// `Invalid` where `node` is no file; those of [`Loader::read`], under the file's path.
+    pub async fn read(&self, node: NodeId, offset: u64, len: u64) -> Result<Bytes> {
+        let Some(wanted) = self.wanted(node, offset, len)? else { return Ok(Bytes::new()) };
+        let (extent, range) = wanted;
+        let bytes = self.loader.read(extent, range).await;
+        let bytes = bytes.map_err(|error| error.context(self.reading(node, range)))?;
+        if fits(&bytes, range) {
+            return Ok(bytes);
+        }
+        let why =
+            Error::new(Kind::Broken, format!("the loader gave {} of {} bytes", bytes.len(), range.len()));
+        Err(why.context(self.reading(node, range)))
+    }
+
+    /// As [`read`](Self::read), if the bytes are verified and in memory at this moment; never waits.
+    #[must_use]
+    pub fn ready(&self, node: NodeId, offset: u64, len: u64) -> Option<Bytes> {
+        match self.wanted(node, offset, len).ok()? {
+            Some((extent, range)) => self.loader.ready(extent, range).filter(|bytes| fits(bytes, range)),
+            None => Some(Bytes::new()),
+        }
+    }
+
+    /// What to ask of the loader; `None` for nothing at all, at the end of the file or beyond.
+    fn wanted(&self, node: NodeId, offset: u64, len: u64) -> Result<Option<(ExtentId, ContentRange)>> {
+        let Some(NodeKind::File { extent, size }) = self.tree.node(node).map(|node| &node.kind) else {
+            return Err(Error::new(Kind::Invalid, format!("{:?} is no file", self.tree.path(node))));
+        };
+        let asked = ContentRange::new(offset, offset.saturating_add(len));
+        let range = asked.meet(ContentRange::new(0, *size));
+        Ok(extent.filter(|_| !range.is_empty()).map(|extent| (extent, range)))
+    }
+
+    fn reading(&self, node: NodeId, range: ContentRange) -> String {
+        format!("cannot read {} bytes {range}", self.tree.path(node))
+    }
+
+    /// The digest of the layer that a file's bytes come from, if it is poisoned.
+    #[must_use]
+    pub fn poisoned(&self, node: NodeId) -> Option<&Digest> {
+        let layer = self.extent(node)?.layer;
+        let digest = &self.index.layers.get(layer)?.blob.digest;
+        (self.loader.standing(layer) == Standing::Poisoned).then_some(digest)
+    }
+
+    /// What is known of all layers that have bytes of files: `poisoned` where one is, `verified` where all are proved,
+    /// else `deferred`.
+    #[must_use]
+    pub fn standing(&self) -> &'static str {
+        let layers = self.index.layers.iter().enumerate().filter(|(_, layer)| !layer.extents.is_empty());
+        let mut all = "verified";
+        for (layer, _) in layers {
+            match self.loader.standing(layer) {
+                Standing::Poisoned => return "poisoned",
+                Standing::Unproved => all = "deferred",
+                Standing::Proved => {}
+            }
+        }
+        all
+    }
+
+    /// The names of the extended attributes that the node has now.
+    pub fn xattrs(&self, node: NodeId) -> impl Iterator<Item = &'static str> {
+        XATTRS.into_iter().filter(move |name| self.xattr(node, name).is_some())
+    }
+
+    /// The value of an extended attribute; `None` where the node has no such attribute now.
+    ///
+    /// `user.weightfs.digest` is the manifest's for the root and the layer's for a file; `user.weightfs.standing` is
+    /// that of all layers or of the file's. `user.modctl.size` and `user.modctl.sha256` are there once a file that is a
+    /// layer by itself has been proved.
+    #[must_use]
+    pub fn xattr(&self, node: NodeId, name: &str) -> Option<String> {
+        if node == NodeId::ROOT {
+            return match name {
+                DIGEST => Some(self.digest.to_string()),
+                STANDING => Some(self.standing().to_owned()),
+                _ => None,
+            };
+        }
+        let extent = self.extent(node)?;
+        match name {
+            DIGEST => Some(self.index.layers.get(extent.layer)?.blob.digest.to_string()),
+            STANDING => Some(spelled(&self.loader.standing(extent.layer)).to_owned()),
+            MODCTL_SIZE => Some(self.proved_blob(extent)?.size.to_string()),
+            MODCTL_SHA256 => Some(self.proved_blob(extent)?.digest.hex().to_owned()),
+            _ => None,
+        }
+    }
+
+    /// The blob that a file is by itself, once it is proved: then the blob's SHA-256 is the file's.
+    fn proved_blob(&self, extent: ExtentId) -> Option<&crate::oci::Blob> {
+        let layer = self.index.layers.get(extent.layer)?;
+        let whole = ContentRange::new(0, layer.blob.size);
+        let alone = layer.extents.as_slice() == [whole] && layer.gaps.is_empty();
+        let sha256 = layer.blob.digest.algorithm() == Algorithm::Sha256;
+        let proved = self.loader.standing(extent.layer) == Standing::Proved;
+        (alone && sha256 && proved).then_some(&layer.blob)
+    }
+}
+
+fn fits(bytes: &Bytes, range: ContentRange) -> bool {
+    u64::try_from(bytes.len()) == Ok(range.len())
+}
+
+fn spelled(standing: &Standing) -> &'static str {
+    match standing {
+        Standing::Unproved => "unproved",
+        Standing::Proved => "proved",
+        Standing::Poisoned => "poisoned",
+    }
+}
+
+async fn keep_gaps(store: &Arc<Store>, index: &Arc<Index>) {
+    let (store, index) = (store.clone(), index.clone());
+    let kept = tokio::task::spawn_blocking(move || {
+        for layer in index.layers.iter().filter(|layer| !layer.gaps.is_empty()) {
+            store.keep_gaps(layer);
+        }
+    });
+    if let Err(error) = kept.await {
+        tracing::warn!(%error, "the archive headers were not kept");
+    }
+}
+
+/// Notes the config's diffIDs in the layers, and says where one disagrees: content is the stored bytes here, so it
+/// should be the layer's digest. A disagreement is a warning, never proof.
+fn compare_diff_ids(index: &mut Index, artifact: &Artifact, diff_ids: &[Digest]) -> Vec<String> {
+    let shown: Vec<usize> = match diff_ids.len() {
+        all if all == artifact.layers.len() => {
+            let layers = artifact.layers.iter().enumerate();
+            layers.filter(|(_, layer)| !layer.hidden).map(|(number, _)| number).collect()
+        }
+        shown if shown == index.layers.len() => (0..shown).collect(),
+        _ => return Vec::new(),
+    };
+    let mut warnings = Vec::new();
+    for (layer, number) in index.layers.iter_mut().zip(shown) {
+        layer.diff_id = diff_ids.get(number).cloned();
+        let other = layer.diff_id.as_ref().filter(|other| **other != layer.blob.digest);
+        let digest = &layer.blob.digest;
+        if let Some(other) = other.filter(|other| other.algorithm() == digest.algorithm()) {
+            warnings.push(format!("layer {digest}: the config's diffID for it is {other}, ignored"));
+        }
+    }
+    warnings
+}

@@ -1,0 +1,134 @@
+//! Finding the index of an artifact: every layer's, side by side, put together and checked as one tree.
+//!
+//! It resolves no duplicates across layers: where two layers have one path, floor 4 shows the higher one's.
+//! Whoever opens a model calls [`find`] once.
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::plain::{Derived, Task};
+use super::window::Allowance;
+use super::{Entry, EntryKind, Index};
+use crate::error::{Error, Kind, Result};
+use crate::oci::artifact::ModelLayer;
+use crate::oci::{Artifact, Digest};
+use crate::range::StoredRange;
+use crate::repository::Repository;
+
+/// How many layers are read at once.
+const SIDE_BY_SIDE: usize = 8;
+
+/// Bytes of gaps kept from an earlier time, by the digest of their layer; empty where there are none.
+pub type Known<'a> = dyn Fn(&Digest) -> Vec<(StoredRange, Bytes)> + Sync + 'a;
+
+/// The index of `artifact`: entries in the order of layers and, within one, of its archive; of a path that
+/// occurs twice within a layer only the later, of one that occurs in several layers each.
+///
+/// `diff_ids` are the config's, empty where it has none. Costs no request for raw layers and for tar layers whose
+/// gaps are `known`; else one for each 64 KiB window of headers, layers side by side.
+///
+/// # Errors
+/// Naming the layer: those of reading; `Invalid` for names, links and archives that are refused, and for a path
+/// that is a file and a folder; `Unsupported` for compressed layers, devices, sparse files and archives
+/// whose headers take more than 64 MiB in all.
+pub async fn find(
+    repository: &dyn Repository,
+    artifact: &Artifact,
+    diff_ids: &[Digest],
+    known: &Known<'_>,
+) -> Result<Index> {
+    artifact.refuse_compressed()?;
+    let allowance = Allowance::new();
+    let tasks: Vec<_> = with_diff_ids(artifact, diff_ids)
+        .enumerate()
+        .map(|(number, (layer, diff_id))| Task { repository, layer, number, diff_id, allowance: &allowance })
+        .map(|task| derive(task, known))
+        .collect();
+    let layers: Vec<Derived> = stream::iter(tasks).buffered(SIDE_BY_SIDE).try_collect().await?;
+    let mut index = Index { warnings: artifact.warnings.clone(), ..Index::default() };
+    for derived in layers {
+        index.warnings.extend(disagreement(&derived));
+        index.warnings.extend(derived.warnings);
+        index.entries.extend(derived.entries);
+        index.layers.push(derived.layer);
+    }
+    check_tree(&index)?;
+    Ok(index)
+}
+
+async fn derive(task: Task<'_>, known: &Known<'_>) -> Result<Derived> {
+    let known = known(&task.layer.descriptor.digest);
+    task.derive(&known)
+        .await
+        .map_err(|error| error.context(format!("cannot list the files of {}", task.layer.name())))
+}
+
+/// The layers that are shown, each with its diffID where the config has one for each layer.
+fn with_diff_ids<'a>(
+    artifact: &'a Artifact,
+    diff_ids: &'a [Digest],
+) -> impl Iterator<Item = (&'a ModelLayer, Option<&'a Digest>)> {
+    let for_all = diff_ids.len() == artifact.layers.len();
+    let for_shown = diff_ids.len() == artifact.visible().count();
+    let visible = artifact.layers.iter().enumerate().filter(|(_, layer)| !layer.hidden);
+    visible.enumerate().map(move |(shown, (all, layer))| {
+        let place = if for_all { Some(all) } else { for_shown.then_some(shown) };
+        (layer, place.and_then(|place| diff_ids.get(place)))
+    })
+}
+
+/// Content is the stored bytes here, so the diffID should be the layer's digest.
+fn disagreement(derived: &Derived) -> Option<String> {
+    let (digest, diff_id) = (&derived.layer.blob.digest, derived.layer.diff_id.as_ref()?);
+    (digest.algorithm() == diff_id.algorithm() && digest != diff_id)
+        .then(|| format!("layer {digest}: the config's diffID for it is {diff_id}, ignored"))
+}
+
+/// No path may be a folder and something else, nor lie below what is no folder, as below a symbolic link.
+///
+/// Sorted with `/` before every other byte, what lies below a path follows it at once.
+fn check_tree(index: &Index) -> Result<()> {
+    let mut sorted: Vec<&Entry> = index.entries.iter().collect();
+    sorted.sort_by(|one, other| in_tree(&one.path).cmp(in_tree(&other.path)));
+    let mut last: Option<&Entry> = None;
+    for entry in sorted {
+        let is_folder = entry.kind == EntryKind::Directory;
+        if let Some(last) = last {
+            let below = entry.path.strip_prefix(last.path.as_str()).is_some_and(|rest| rest.starts_with('/'));
+            let was_folder = last.kind == EntryKind::Directory;
+            if (below && !was_folder) || (entry.path == last.path && is_folder != was_folder) {
+                return Err(conflict(index, last, entry));
+            }
+        }
+        last = Some(entry);
+    }
+    Ok(())
+}
+
+fn in_tree(path: &str) -> impl Iterator<Item = u8> {
+    // NUL stands in no path.
+    path.bytes().map(|byte| if byte == b'/' { 0 } else { byte })
+}
+
+fn conflict(index: &Index, one: &Entry, other: &Entry) -> Error {
+    let layer = |entry: &Entry| {
+        index.layers.get(entry.layer).map_or_else(String::new, |layer| layer.blob.digest.to_string())
+    };
+    let (first, second) = (layer(one), layer(other));
+    let doing = if matches!(one.kind, EntryKind::Symlink(_)) && one.path != other.path {
+        format!(
+            "{:?} of layer {second} lies below the symbolic link {:?} of layer {first}",
+            other.path, one.path
+        )
+    } else {
+        format!(
+            "{:?} is file and folder, by {:?} of layer {second} and itself of layer {first}",
+            one.path, other.path
+        )
+    };
+    Error::new(Kind::Invalid, doing)
+}
+
+#[cfg(test)]
+#[path = "find_tests.rs"]
+mod tests;

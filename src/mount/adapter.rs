@@ -1,0 +1,501 @@
+//! The FUSE adapter: each question of the kernel as one call of the floor below, and its answer.
+//!
+//! A thin skin: names, sizes and reads are the model's. Session threads never wait: what may touch disk or
+//! network (open, and reads that are not in memory) moves with its reply to the runtime. A reply that is dropped, as
+//! by a panic, answers EIO by itself, so the mount outlives it. Made by the session.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::complaints::Complaints;
+use super::handles::{Handles, Ino, Opened};
+use crate::content::Held;
+use crate::fs::{Model, Node, NodeId, NodeKind};
+
+/// An artifact is pinned by digest and never changes, so names and attributes stay for ever (34 years).
+const FOR_EVER: Duration = Duration::from_secs(1 << 30);
+
+/// The longest name of one file, as the tree allows it and as `statfs` says.
+const NAME_LIMIT: usize = 255;
+
+/// The block that `statfs` counts in.
+const BLOCK: u32 = 4096;
+
+/// What `stat` recommends to read at once: the largest request the kernel makes. Buffered readers size their
+/// buffers by it: llama.cpp parses a header of megabytes with a system call for each block.
+const BLKSIZE: u32 = 1 << 20;
+
+/// The largest request, in bytes, whatever `fs.fuse.max_pages_limit` would allow: it bounds a reply's memory.
+const REQUEST: u32 = 1 << 20;
+
+/// How many read-ahead requests may wait at once. With the default of 16 the kernel stops asking, and page faults
+/// queue behind each other, while 16 requests of 1 MiB wait for the network.
+const BACKGROUND: u16 = 64;
+
+/// Wanted where the kernel has them. Immutable content makes all of them safe. `ATOMIC_O_TRUNC` and the write-back
+/// cache are left out since nothing is written.
+const CAPABILITIES: [InitFlags; 7] = [
+    InitFlags::FUSE_PASSTHROUGH,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+];
+
+/// What files and folders look like, apart from what the tree says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Looks {
+    /// The owner shown.
+    pub(super) uid: u32,
+    /// The group shown.
+    pub(super) gid: u32,
+    /// Taken from 0444 and 0555.
+    pub(super) umask: u32,
+}
+
+/// What answers, shared by session threads and the tasks that replies move to.
+#[derive(Debug)]
+pub(super) struct Answers {
+    model: Arc<Model>,
+    looks: Looks,
+    handles: Handles<Option<Held>, BackingId>,
+    complaints: Complaints,
+}
+
+impl Answers {
+    /// Answers from `model`; nothing is open yet.
+    pub(super) fn new(model: Arc<Model>, looks: Looks) -> Self {
+        let handles = Handles::new(model.tree.len());
+        Self { model, looks, handles, complaints: Complaints::default() }
+    }
+
+    /// Every number that the kernel may know for a file of this layer.
+    pub(super) fn inodes_of(&self, layer: usize) -> impl Iterator<Item = INodeNo> {
+        let files = self.model.tree.nodes().filter(move |(_, node)| extent_layer(node) == Some(layer));
+        files.flat_map(|(id, _)| {
+            let present = self.handles.generations().present(id);
+            (0..=present).map(move |generation| INodeNo(Ino::new(id, generation).0))
+        })
+    }
+
+    fn node(&self, ino: INodeNo) -> Option<(NodeId, &Node)> {
+        let id = self.model.tree.at(Ino(ino.0).position()?)?;
+        self.model.tree.node(id).map(|node| (id, node))
+    }
+
+    fn attributes(&self, ino: Ino, node: &Node) -> FileAttr {
+        let (kind, size, mode) = match &node.kind {
+            NodeKind::File { size, .. } => (FileType::RegularFile, *size, 0o444),
+            NodeKind::Directory(_) => (FileType::Directory, 0, 0o555),
+            NodeKind::Symlink(target) => {
+                (FileType::Symlink, target.len().try_into().unwrap_or(u64::MAX), 0o777)
+            }
+        };
+        let kept = if kind == FileType::Symlink { 0o777 } else { 0o777 & !self.looks.umask };
+        let time = time(node.mtime);
+        FileAttr {
+            ino: INodeNo(ino.0),
+            size,
+            blocks: size.div_ceil(512),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm: u16::try_from(mode & kept).unwrap_or(0),
+            nlink: node.nlink,
+            uid: self.looks.uid,
+            gid: self.looks.gid,
+            rdev: 0,
+            blksize: BLKSIZE,
+            flags: 0,
+        }
+    }
+
+    /// The attributes under the number that a lookup answers now.
+    fn present(&self, id: NodeId) -> Option<FileAttr> {
+        let node = self.model.tree.node(id)?;
+        Some(self.attributes(self.handles.generations().ino(id), node))
+    }
+
+    /// `.` and `..` and the children from `offset` on, each with the offset of what comes after it.
+    fn listing(&self, id: NodeId, offset: u64) -> impl Iterator<Item = (u64, &str, NodeId)> {
+        let parent = self.model.tree.node(id).map_or(NodeId::ROOT, |node| node.parent);
+        let children = self.model.tree.children(id).unwrap_or(&[]);
+        let named = children.iter().map(|child| (&*child.name, child.node));
+        let all = [(".", id), ("..", parent)].into_iter().chain(named);
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        all.zip(1u64..).skip(skip).map(|((name, node), next)| (next, name, node))
+    }
+
+    /// Opens for reading; may look at the store's disk for a moment.
+    fn open(&self, ino: INodeNo, id: NodeId, reply: ReplyOpen) {
+        let metrics = &self.model.metrics;
+        if let Some(digest) = self.model.poisoned(id) {
+            let path = self.model.tree.path(id);
+            self.complaints.say(&format!("{path} is not opened: its layer {digest} is poisoned"));
+            return reply.error(Errno::EIO);
+        }
+        let held = self.model.extent(id).map(|extent| self.model.loader.hold(extent));
+        let opened = self.handles.open(Ino(ino.0), held, whole, |file| reply.open_backing(file));
+        match opened {
+            Opened::Cached(handle) => {
+                metrics.cached_opens.add(1);
+                reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+            }
+            Opened::Native(handle, id) => {
+                metrics.passthrough_opens.add(1);
+                // FOPEN_KEEP_CACHE beside passthrough is refused by the kernel (EINVAL).
+                reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, &id);
+            }
+            // The kernel walks the path again, asks for the name anew and gets another number.
+            Opened::Stale => reply.error(Errno::ESTALE),
+        }
+    }
+
+    /// The bytes in memory, if they are; a panic below counts as their not being there.
+    fn ready(&self, id: NodeId, offset: u64, size: u32) -> Option<bytes::Bytes> {
+        catch_unwind(AssertUnwindSafe(|| self.model.ready(id, offset, u64::from(size)))).unwrap_or(None)
+    }
+
+    async fn read(self: Arc<Self>, id: NodeId, offset: u64, size: u32, reply: ReplyData) {
+        match self.model.read(id, offset, u64::from(size)).await {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => {
+                self.model.metrics.read_errors.add(1);
+                self.complaints.say(&error.to_string());
+                reply.error(Errno::from_i32(error.kind().errno()));
+            }
+        }
+    }
+}
+
+fn whole(held: &Option<Held>) -> Option<&File> {
+    held.as_ref()?.whole()
+}
+
+fn extent_layer(node: &Node) -> Option<usize> {
+    match node.kind {
+        NodeKind::File { extent, .. } => extent.map(|extent| extent.layer),
+        NodeKind::Directory(_) | NodeKind::Symlink(_) => None,
+    }
+}
+
+fn time(seconds: i64) -> SystemTime {
+    let span = Duration::from_secs(seconds.unsigned_abs());
+    let time = match seconds {
+        0.. => SystemTime::UNIX_EPOCH.checked_add(span),
+        _ => SystemTime::UNIX_EPOCH.checked_sub(span),
+    };
+    time.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Attributes whose number 0 makes an entry say that there is no such name, which the kernel then keeps in mind.
+fn absent() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: SystemTime::UNIX_EPOCH,
+        mtime: SystemTime::UNIX_EPOCH,
+        ctime: SystemTime::UNIX_EPOCH,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: BLKSIZE,
+        flags: 0,
+    }
+}
+
+/// By getxattr(2): a size of 0 asks how long the value is; one that is too small is ERANGE.
+fn answer_value(value: &[u8], size: u32, reply: ReplyXattr) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        Ok(_) | Err(_) => reply.error(Errno::ERANGE),
+    }
+}
+
+/// What `fuser` asks. Everything that writes is EROFS, should it get past the kernel's read-only mount.
+#[derive(Debug)]
+pub(super) struct Adapter {
+    answers: Arc<Answers>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Adapter {
+    /// Must be called within a tokio runtime, where replies that wait will live.
+    pub(super) fn new(answers: Arc<Answers>) -> Self {
+        Self { answers, runtime: tokio::runtime::Handle::current() }
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        for capability in CAPABILITIES {
+            if config.add_capabilities(capability).is_err() {
+                tracing::debug!(?capability, "not in this kernel");
+            }
+        }
+        // Each fails only for values out of range, which these are not.
+        let _ = config.set_max_background(BACKGROUND);
+        let _ = config.set_congestion_threshold(BACKGROUND);
+        let _ = config.set_max_write(REQUEST);
+        // 1 is what passthrough needs; with 2 the mount could not be the lower layer of an overlay.
+        let _ = config.set_max_stack_depth(1);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = name.as_encoded_bytes();
+        let Some((parent, _)) = self.answers.node(parent) else { return reply.error(Errno::ENOENT) };
+        if name.len() > NAME_LIMIT {
+            return reply.error(Errno::ENAMETOOLONG);
+        }
+        let found = self.answers.model.tree.lookup(parent, name).and_then(|id| self.answers.present(id));
+        reply.entry(&FOR_EVER, &found.unwrap_or_else(absent), Generation(0));
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.answers.node(ino) {
+            Some((_, node)) => reply.attr(&FOR_EVER, &self.answers.attributes(Ino(ino.0), node)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.answers.node(ino).map(|(_, node)| &node.kind) {
+            Some(NodeKind::Symlink(target)) => reply.data(target.as_bytes()),
+            Some(NodeKind::File { .. } | NodeKind::Directory(_)) => reply.error(Errno::EINVAL),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(Errno::EROFS);
+        }
+        let Some((id, _)) = self.answers.node(ino) else { return reply.error(Errno::ENOENT) };
+        let answers = self.answers.clone();
+        self.runtime.spawn_blocking(move || answers.open(ino, id, reply));
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.answers.model.metrics.reads.add(1);
+        let Some((id, _)) = self.answers.node(ino) else { return reply.error(Errno::EIO) };
+        match self.answers.ready(id, offset, size) {
+            Some(bytes) => reply.data(&bytes),
+            None => {
+                let answers = self.answers.clone();
+                self.runtime.spawn(answers.read(id, offset, size, reply));
+            }
+        }
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        let held = self.answers.handles.release(handle.0);
+        reply.ok();
+        // Letting go of the store's file may close it, which is the disk's time and not the session's.
+        if held.as_ref().is_some_and(Option::is_some) {
+            self.runtime.spawn_blocking(move || {
+                let _until_here = held;
+            });
+        }
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let Some((id, _)) = self.answers.node(ino) else { return reply.error(Errno::ENOENT) };
+        for (next, name, node) in self.answers.listing(id, offset) {
+            let Some(attr) = self.answers.present(node) else { continue };
+            if reply.add(attr.ino, next, attr.kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let Some((id, _)) = self.answers.node(ino) else { return reply.error(Errno::ENOENT) };
+        for (next, name, node) in self.answers.listing(id, offset) {
+            let Some(attr) = self.answers.present(node) else { continue };
+            if reply.add(attr.ino, next, name, &FOR_EVER, &attr, Generation(0)) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let tree = &self.answers.model.tree;
+        let blocks = tree.total().div_ceil(u64::from(BLOCK));
+        let files = u64::try_from(tree.len()).unwrap_or(u64::MAX);
+        reply.statfs(blocks, 0, 0, files, 0, BLOCK, 255, BLOCK);
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let Some((id, _)) = self.answers.node(ino) else { return reply.error(Errno::ENOENT) };
+        let value = name.to_str().and_then(|name| self.answers.model.xattr(id, name));
+        match value {
+            Some(value) => answer_value(value.as_bytes(), size, reply),
+            None => reply.error(Errno::NO_XATTR),
+        }
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let Some((id, _)) = self.answers.node(ino) else { return reply.error(Errno::ENOENT) };
+        let mut names = Vec::new();
+        for name in self.answers.model.xattrs(id) {
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+        }
+        answer_value(&names, size, reply);
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: INodeNo,
+        _: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_and_beyond_what_the_clock_holds_are_shown_as_well_as_can_be() {
+        assert_eq!(time(0), SystemTime::UNIX_EPOCH);
+        assert_eq!(time(-1), SystemTime::UNIX_EPOCH - Duration::from_secs(1));
+        let _ = (time(i64::MIN), time(i64::MAX));
+    }
+}

@@ -1,0 +1,283 @@
+//! Who has what open, and by which way of I/O: the one table of the adapter that changes.
+//!
+//! The kernel refuses (EIO) to mix cached and passthrough handles of one node, so the way of a node's first live
+//! handle is the way of all others until the last is released. Knows nothing of replies: the adapter says how a
+//! file is registered with the kernel. Called by [`adapter`](super::adapter) only.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::fs::NodeId;
+
+/// How many low bits of a node number say which node; the rest is the generation.
+const NODE_BITS: u32 = 40;
+
+/// The last generation: node numbers stay positive as the signed integers that some programs read them into.
+const LAST_GENERATION: u32 = (1 << (63 - NODE_BITS)) - 1;
+
+/// A node as the kernel names it: the node's position and one, and above them the generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ino(pub(super) u64);
+
+impl Ino {
+    /// The number of a node in a generation.
+    pub(super) fn new(node: NodeId, generation: u32) -> Self {
+        let position = u64::try_from(node.position()).unwrap_or(u64::MAX).saturating_add(1);
+        Self((position & ((1 << NODE_BITS) - 1)) | (u64::from(generation) << NODE_BITS))
+    }
+
+    /// The position in the tree that it says, or `None` for a number that none of ours can be.
+    pub(super) fn position(self) -> Option<usize> {
+        let position = (self.0 & ((1 << NODE_BITS) - 1)).checked_sub(1)?;
+        usize::try_from(position).ok()
+    }
+
+    /// The generation that it says.
+    pub(super) fn generation(self) -> u32 {
+        u32::try_from(self.0 >> NODE_BITS).unwrap_or(u32::MAX)
+    }
+}
+
+/// The present generation of every node, read without a lock.
+///
+/// A node gets another when its live handles have one way of I/O and new ones need the other: looked up again, it has
+/// another number, which the kernel takes for another file.
+#[derive(Debug)]
+pub(super) struct Generations(Vec<AtomicU32>);
+
+impl Generations {
+    /// All at 0, for `nodes` nodes. Costs 4 bytes a node.
+    pub(super) fn new(nodes: usize) -> Self {
+        Self((0..nodes).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    /// The number that a lookup of the node answers now.
+    pub(super) fn ino(&self, node: NodeId) -> Ino {
+        Ino::new(node, self.present(node))
+    }
+
+    /// The present generation: every earlier one may still be known to the kernel.
+    pub(super) fn present(&self, node: NodeId) -> u32 {
+        self.0.get(node.position()).map_or(0, |generation| generation.load(Ordering::Acquire))
+    }
+
+    /// Retires the number, so that lookups answer another; one that is retired already stays so.
+    fn retire(&self, ino: Ino) {
+        let Some(generation) = ino.position().and_then(|position| self.0.get(position)) else { return };
+        let next = ino.generation().saturating_add(1).min(LAST_GENERATION);
+        generation.fetch_max(next, Ordering::AcqRel);
+    }
+}
+
+/// What an open is answered with.
+#[derive(Debug)]
+pub(super) enum Opened<B> {
+    /// A handle that is served by replies.
+    Cached(u64),
+    /// A handle that the kernel serves from the file registered under this id.
+    Native(u64, Arc<B>),
+    /// This node has live passthrough handles, and its file is not to be given away any more: another generation has
+    /// to be looked up.
+    Stale,
+}
+
+/// The live handles. `H` is what each keeps, `B` the kernel's id of a registered file.
+#[derive(Debug)]
+pub(super) struct Handles<H, B> {
+    table: Mutex<Table<H, B>>,
+    generations: Generations,
+}
+
+#[derive(Debug)]
+struct Table<H, B> {
+    next: u64,
+    open: HashMap<u64, (Ino, H)>,
+    nodes: HashMap<Ino, Live<B>>,
+}
+
+#[derive(Debug)]
+struct Live<B> {
+    handles: usize,
+    way: Way<B>,
+}
+
+#[derive(Debug)]
+enum Way<B> {
+    Cached,
+    Native(Arc<B>),
+}
+
+impl<H, B> Handles<H, B> {
+    /// No handle yet, for a tree of `nodes` nodes.
+    pub(super) fn new(nodes: usize) -> Self {
+        let table = Table { next: 1, open: HashMap::new(), nodes: HashMap::new() };
+        Self { table: Mutex::new(table), generations: Generations::new(nodes) }
+    }
+
+    /// The present generations.
+    pub(super) fn generations(&self) -> &Generations {
+        &self.generations
+    }
+
+    /// A new handle of `ino` that keeps `held` until it is released. `whole` takes from `held` the file that may be
+    /// given to the kernel now, if any, and `register` gives it; where that fails the handle is a cached one.
+    ///
+    /// `register` runs under the table's lock: it is one ioctl that waits for nobody.
+    pub(super) fn open(
+        &self,
+        ino: Ino,
+        held: H,
+        whole: impl FnOnce(&H) -> Option<&File>,
+        register: impl FnOnce(&File) -> io::Result<B>,
+    ) -> Opened<B> {
+        let mut table = self.table.lock();
+        let file = whole(&held);
+        let way = match (table.nodes.get(&ino).map(|live| &live.way), file) {
+            (Some(Way::Cached), _) | (None, None) => Way::Cached,
+            (Some(Way::Native(id)), Some(_)) => Way::Native(id.clone()),
+            (Some(Way::Native(_)), None) => {
+                self.generations.retire(ino);
+                return Opened::Stale;
+            }
+            (None, Some(file)) => registered(register(file)),
+        };
+        table.add(ino, held, way)
+    }
+
+    /// Ends a handle; with the last one of a node its way of I/O is free again. Gives back what the handle
+    /// kept, to be dropped outside of the lock; `None` for a handle that is not open.
+    pub(super) fn release(&self, handle: u64) -> Option<H> {
+        let mut table = self.table.lock();
+        let (ino, held) = table.open.remove(&handle)?;
+        let last = table.nodes.get_mut(&ino).is_some_and(|live| {
+            live.handles = live.handles.saturating_sub(1);
+            live.handles == 0
+        });
+        if last {
+            table.nodes.remove(&ino);
+        }
+        Some(held)
+    }
+}
+
+fn registered<B>(id: io::Result<B>) -> Way<B> {
+    match id {
+        Ok(id) => Way::Native(Arc::new(id)),
+        Err(error) => {
+            // Expected without CAP_SYS_ADMIN, before Linux 6.9, and where the store lies on a stacked file system.
+            tracing::debug!(%error, "the kernel does not take the store's file; serving it by replies");
+            Way::Cached
+        }
+    }
+}
+
+impl<H, B> Table<H, B> {
+    fn add(&mut self, ino: Ino, held: H, way: Way<B>) -> Opened<B> {
+        let handle = self.next;
+        self.next = self.next.wrapping_add(1);
+        self.open.insert(handle, (ino, held));
+        let opened = match &way {
+            Way::Cached => Opened::Cached(handle),
+            Way::Native(id) => Opened::Native(handle, id.clone()),
+        };
+        self.nodes.entry(ino).or_insert(Live { handles: 0, way }).handles += 1;
+        opened
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Table = Handles<Option<File>, u32>;
+
+    fn open(table: &Table, ino: Ino, file: Option<File>) -> Opened<u32> {
+        table.open(ino, file, |held| held.as_ref(), |_| Ok(7))
+    }
+
+    fn some_file() -> Option<File> {
+        Some(File::open("/dev/null").expect("a file"))
+    }
+
+    fn handle(opened: &Opened<u32>) -> u64 {
+        match opened {
+            Opened::Cached(handle) | Opened::Native(handle, _) => *handle,
+            Opened::Stale => panic!("stale"),
+        }
+    }
+
+    const FIRST: Ino = Ino(2);
+
+    #[test]
+    fn node_numbers_hold_position_and_generation() {
+        let ino = Ino::new(NodeId::ROOT, 0);
+        assert_eq!((ino.0, ino.position(), ino.generation()), (1, Some(0), 0));
+        let ino = Ino::new(NodeId::ROOT, LAST_GENERATION);
+        assert_eq!((ino.position(), ino.generation()), (Some(0), LAST_GENERATION));
+        assert!(i64::try_from(ino.0).is_ok());
+        assert_eq!(Ino(0).position(), None);
+    }
+
+    #[test]
+    fn a_node_with_live_cached_handles_stays_cached_until_the_last_is_released() {
+        let table = Table::new(2);
+        let first = open(&table, FIRST, None);
+        let second = open(&table, FIRST, some_file());
+        assert!(matches!(second, Opened::Cached(_)));
+        table.release(handle(&first));
+        assert!(matches!(open(&table, FIRST, some_file()), Opened::Cached(3)));
+        table.release(handle(&second));
+        table.release(3);
+        assert!(matches!(open(&table, FIRST, some_file()), Opened::Native(..)));
+    }
+
+    #[test]
+    fn all_passthrough_handles_of_a_node_share_one_registered_file() {
+        let table = Table::new(2);
+        let (Opened::Native(first, one), Opened::Native(second, two)) =
+            (open(&table, FIRST, some_file()), open(&table, FIRST, some_file()))
+        else {
+            panic!("not native");
+        };
+        assert!(Arc::ptr_eq(&one, &two));
+        assert_eq!(Arc::strong_count(&one), 3);
+        table.release(first);
+        table.release(second);
+        assert_eq!(Arc::strong_count(&one), 2, "the table has let go of it");
+    }
+
+    #[test]
+    fn a_file_the_kernel_does_not_take_is_served_by_replies() {
+        let table = Table::new(2);
+        let opened =
+            table.open(FIRST, some_file(), |held| held.as_ref(), |_| Err(io::Error::from_raw_os_error(1)));
+        assert!(matches!(opened, Opened::Cached(_)));
+    }
+
+    #[test]
+    fn a_file_that_lost_its_trust_under_passthrough_handles_gets_another_number() {
+        let table = Table::new(2);
+        let node = Ino::new(NodeId::ROOT, 0);
+        let native = open(&table, node, some_file());
+        assert!(matches!(open(&table, node, None), Opened::Stale));
+        assert!(matches!(open(&table, node, None), Opened::Stale));
+        let next = table.generations().ino(NodeId::ROOT);
+        assert_eq!(next.generation(), 1, "however often it is asked");
+        assert!(matches!(open(&table, next, None), Opened::Cached(_)));
+        table.release(handle(&native));
+        assert!(matches!(open(&table, node, None), Opened::Cached(_)), "free again");
+    }
+
+    #[test]
+    fn a_handle_is_released_once() {
+        let table = Table::new(2);
+        let opened = open(&table, FIRST, some_file());
+        assert!(table.release(handle(&opened)).is_some());
+        assert!(table.release(handle(&opened)).is_none());
+    }
+}

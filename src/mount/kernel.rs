@@ -1,0 +1,290 @@
+//! What the kernel says of mounts and is told about them from outside: the mount table, read-ahead, unmounting.
+//!
+//! Nothing here speaks the FUSE protocol. Called by the session and by [`unmount`](super::unmount).
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::mount::MntFlags;
+
+use super::Detach;
+use crate::error::{Error, Kind, Result, StorageContext};
+
+/// The type that weightfs mounts have in the mount table.
+pub(super) const FSTYPE: &str = "fuse.weightfs";
+
+/// How long a mount may take to answer `statfs` before it counts as alive but slow.
+const PROBE: Duration = Duration::from_secs(2);
+
+/// A superblock's device number, as the mount table and `/sys/class/bdi` write it: `0:57`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Device(String);
+
+/// One line of `/proc/self/mountinfo` (man 5 proc).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MountEntry {
+    /// The device number of the mounted superblock.
+    pub(super) device: Device,
+    /// Where it is mounted.
+    pub(super) point: PathBuf,
+    /// The file system's type with its subtype: `fuse.weightfs`.
+    pub(super) fstype: String,
+    /// What is mounted, as its owner names it.
+    pub(super) source: String,
+}
+
+impl MountEntry {
+    /// Whether it is a mount of weightfs, alive or dead.
+    pub(super) fn is_ours(&self) -> bool {
+        self.fstype == FSTYPE
+    }
+}
+
+/// The mount that is seen at `dir`, an absolute path without links; `None` where nothing is mounted right there.
+///
+/// Reads the mount table and never the mount itself, so that it answers also where the mount is dead.
+///
+/// # Errors
+/// `Storage` where `/proc` can't be read.
+pub(super) fn mounted_at(dir: &Path) -> Result<Option<MountEntry>> {
+    let table = "/proc/self/mountinfo";
+    let bytes = std::fs::read(table).storage(|| format!("cannot read {table}"))?;
+    Ok(topmost(&bytes, dir))
+}
+
+/// The last line for `dir` wins: a later mount covers an earlier one.
+fn topmost(table: &[u8], dir: &Path) -> Option<MountEntry> {
+    let entries = table.split(|byte| *byte == b'\n').filter_map(parse_line);
+    entries.filter(|entry| entry.point == dir).next_back()
+}
+
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let device = text(fields.nth(2)?);
+    let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    let fstype = text(rest.next()?);
+    let source = text(&unescape(rest.next()?));
+    Some(MountEntry { device: Device(device), point, fstype, source })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits after a backslash.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        match octal(rest) {
+            Some((byte, after)) => {
+                plain.push(byte);
+                rest = after;
+            }
+            None => {
+                plain.push(*first);
+                rest = after;
+            }
+        }
+    }
+    plain
+}
+
+fn octal(rest: &[u8]) -> Option<(u8, &[u8])> {
+    let (escape, after) = rest.split_at_checked(4)?;
+    let digits = std::str::from_utf8(escape).ok()?.strip_prefix('\\')?;
+    u8::from_str_radix(digits, 8).ok().map(|byte| (byte, after))
+}
+
+/// Sets how far the kernel reads ahead in files of this superblock.
+///
+/// The INIT answer can only lower the kernel's 128 KiB; this is the only way to raise it.
+///
+/// # Errors
+/// `Kernel` where `/sys` is read-only or the caller is not root: a mount works without it, more slowly.
+pub(super) fn set_read_ahead(device: &Device, bytes: u64) -> Result<()> {
+    let path = format!("/sys/class/bdi/{}/read_ahead_kb", device.0);
+    std::fs::write(&path, format!("{}\n", bytes.div_ceil(1024)))
+        .map_err(|error| Error::from_source(Kind::Kernel, format!("cannot write {path}"), error))
+}
+
+/// Whether nobody answers the mount at `dir` any more. One that does not answer in time counts as alive.
+///
+/// Asks for `statfs`, which the kernel never answers from a cache: attributes, kept for ever, would still
+/// be given for a dead mount.
+pub(super) fn is_dead(dir: &Path) -> bool {
+    let (answer, answered) = mpsc::channel();
+    let dir = dir.to_owned();
+    let probe = std::thread::Builder::new().name("weightfs-probe".to_owned()).spawn(move || {
+        let _ = answer.send(nix::sys::statfs::statfs(&dir).err());
+    });
+    probe.is_ok() && matches!(answered.recv_timeout(PROBE), Ok(Some(Errno::ENOTCONN | Errno::ECONNABORTED)))
+}
+
+/// Takes away what is mounted at `dir`: by umount2(2), or by fusermount3 where that is not permitted.
+///
+/// # Errors
+/// `Busy` where it is in use and `how` is [`Detach::Unused`]; `Kernel` for the rest.
+pub(super) fn detach(dir: &Path, how: Detach) -> Result<()> {
+    let flags = match how {
+        Detach::Unused => MntFlags::UMOUNT_NOFOLLOW,
+        Detach::Lazy => MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH,
+    };
+    match nix::mount::umount2(dir, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::EPERM) => detach_by_helper(dir, how),
+        Err(Errno::EBUSY) => Err(in_use(dir)),
+        Err(errno) => Err(cannot(dir, errno.desc())),
+    }
+}
+
+fn detach_by_helper(dir: &Path, how: Detach) -> Result<()> {
+    let mut helper = Command::new(super::attach::HELPER);
+    helper.arg("-u").arg("-q");
+    if how == Detach::Lazy {
+        helper.arg("-z");
+    }
+    let output = helper.arg("--").arg(dir).output().map_err(|error| super::attach::no_helper(&error))?;
+    let stderr = text(&output.stderr);
+    if output.status.success() {
+        return Ok(());
+    }
+    // With -q the helper says nothing of a busy mount; it fails silently for nothing else.
+    let busy = stderr.trim().is_empty() || stderr.contains("busy");
+    Err(if busy { in_use(dir) } else { cannot(dir, stderr.trim()) })
+}
+
+fn in_use(dir: &Path) -> Error {
+    Error::new(Kind::Busy, format!("{} is in use", dir.display()))
+        .hint("end what reads it, or detach it with --lazy")
+}
+
+fn cannot(dir: &Path, why: &str) -> Error {
+    Error::new(Kind::Kernel, format!("cannot unmount {}: {why}", dir.display()))
+}
+
+/// The folder as the mount table names it: absolute, without links. Asks a mount at `dir` nothing.
+///
+/// # Errors
+/// `NotFound` where there is no such folder, `Denied` where it may not be looked up, else `Storage`.
+pub(super) fn resolve(dir: &Path) -> Result<PathBuf> {
+    let parent =
+        dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    // Only the parents are resolved where the last component is a plain name: the file system of a dead mount
+    // might be asked otherwise.
+    let found = match dir.file_name() {
+        Some(name) if !is_link(dir) => parent.canonicalize().map(|parent| parent.join(name)),
+        Some(_) | None => dir.canonicalize(),
+    };
+    found.map_err(|error| unresolved(dir, error))
+}
+
+fn is_link(dir: &Path) -> bool {
+    std::fs::read_link(dir).is_ok()
+}
+
+fn unresolved(dir: &Path, error: std::io::Error) -> Error {
+    let doing = format!("no way to the folder {}", dir.display());
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Error::from_source(Kind::NotFound, doing, error),
+        std::io::ErrorKind::PermissionDenied => Error::from_source(Kind::Denied, doing, error),
+        _ => Error::from_source(Kind::Storage, doing, error),
+    }
+}
+
+/// `value` as it stands in the helper's options, which are split at commas and protected by backslashes.
+pub(super) fn escape_option(value: &str) -> String {
+    value.replace('\\', "\\\\").replace(',', "\\,")
+}
+
+/// Whether `dir` is found as this name in one of the folders of `PATH`.
+pub(super) fn on_path(name: &str, path: Option<&OsStr>) -> bool {
+    let folders = path.unwrap_or_else(|| OsStr::from_bytes(b"/usr/bin:/bin"));
+    std::env::split_paths(folders).any(|folder| folder.join(name).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[u8] = b"\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n\
+40 22 0:35 / /mnt/a\\040b ro,nosuid,nodev,noatime - fuse.weightfs ghcr.io/acme/llm:1 ro,user_id=0\n\
+41 22 0:36 / /mnt/c rw shared:7 master:2 propagate_from:2 - tmpfs tmp\\134fs rw\n\
+42 41 0:37 / /mnt/c ro - fuse.weightfs oci:/m ro\n";
+
+    #[test]
+    fn the_mount_table_gives_device_type_and_source_also_of_a_path_with_a_space() {
+        let entry = topmost(TABLE, Path::new("/mnt/a b")).expect("the mount");
+        assert_eq!(entry.device, Device("0:35".to_owned()));
+        assert_eq!((entry.fstype.as_str(), entry.source.as_str()), ("fuse.weightfs", "ghcr.io/acme/llm:1"));
+        assert!(entry.is_ours());
+    }
+
+    #[test]
+    fn a_later_mount_covers_an_earlier_one() {
+        assert_eq!(topmost(TABLE, Path::new("/mnt/c")).map(|entry| entry.device.0), Some("0:37".to_owned()));
+    }
+
+    #[test]
+    fn optional_fields_may_be_any_number() {
+        let line = TABLE.split(|byte| *byte == b'\n').nth(2).expect("a line");
+        let entry = parse_line(line).expect("an entry");
+        assert_eq!((entry.fstype.as_str(), entry.source.as_str()), ("tmpfs", "tmp\\fs"));
+        assert!(!entry.is_ours());
+    }
+
+    #[test]
+    fn lines_cut_short_and_folders_inside_a_mount_are_no_mount() {
+        assert_eq!(topmost(TABLE, Path::new("/mnt/c/d")), None);
+        assert_eq!(parse_line(b""), None);
+        assert_eq!(parse_line(b"42 41 0:37 / /mnt/c ro - fuse"), None);
+        assert_eq!(parse_line(b"42 41 0:37 / /mnt/c ro shared:1"), None);
+    }
+
+    #[test]
+    fn a_backslash_that_is_no_escape_stays() {
+        assert_eq!(unescape(b"a\\9b\\04"), b"a\\9b\\04");
+        assert_eq!(unescape(b"\\011\\012\\134"), b"\t\n\\");
+    }
+
+    #[test]
+    fn the_root_is_mounted_and_a_fresh_folder_is_not() {
+        assert!(mounted_at(Path::new("/")).expect("a table").is_some());
+        let folder = tempfile::tempdir().expect("a folder");
+        assert_eq!(mounted_at(&resolve(folder.path()).expect("a path")).expect("a table"), None);
+        assert!(!is_dead(folder.path()));
+    }
+
+    #[test]
+    fn a_folder_is_resolved_through_links_and_a_missing_one_is_not_found() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let real = folder.path().canonicalize().expect("a path").join("real");
+        std::fs::create_dir(&real).expect("a folder");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&real, &link).expect("a link");
+        assert_eq!(resolve(&link).expect("a path"), real);
+        assert_eq!(resolve(&folder.path().join("none/deeper")).unwrap_err().kind(), Kind::NotFound);
+    }
+
+    #[test]
+    fn commas_and_backslashes_in_an_option_are_protected_from_the_helper() {
+        assert_eq!(escape_option("oci:/a,b\\c"), "oci:/a\\,b\\\\c");
+    }
+
+    #[test]
+    fn a_helper_is_looked_for_in_every_folder_of_the_path() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("helper"), b"").expect("a file");
+        let path = std::env::join_paths([Path::new("/nowhere"), folder.path()]).expect("a path");
+        assert!(on_path("helper", Some(&path)));
+        assert!(!on_path("other", Some(&path)));
+    }
+}

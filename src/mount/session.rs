@@ -1,0 +1,327 @@
+//! A mount from its beginning to its end: checks of the folder, the FUSE session, invalidation, unmounting.
+//!
+//! [`Mount::open`] is the one way in for every floor above. What the kernel asks meanwhile is answered by the adapter.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{Notifier, Session, SessionACL};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
+
+use super::adapter::{Adapter, Answers, Looks};
+use super::attach::{self, Audience};
+use super::kernel::{self, Device};
+use super::{Detach, Options, Status};
+use crate::content::Standing;
+use crate::error::{Error, Kind, Result, StorageContext};
+use crate::fs::Model;
+
+/// How long ending the loader, and how long detaching may take: together with [`LAST_REQUESTS`] less than the 10 s
+/// that supervisors give a process after SIGTERM.
+const CLOSING: Duration = Duration::from_secs(3);
+
+/// How long the session may take to end once the mount is detached. With files still open it goes on; who unmounts
+/// because the process ends need not wait for them.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
+
+/// How many dead mounts over one another are cleared before giving up.
+const STACKED: usize = 16;
+
+/// A mounted model. Dropping it detaches the mount, without waiting for anybody.
+#[derive(Debug)]
+pub struct Mount {
+    model: Arc<Model>,
+    /// As the mount table names it.
+    dir: PathBuf,
+    device: Device,
+    /// Closed once the session has ended.
+    ended: watch::Receiver<()>,
+}
+
+impl Mount {
+    /// Mounts; returns when the kernel's INIT is answered and read-ahead is set, and starts what the loader
+    /// is to warm. Must be called within a tokio runtime.
+    ///
+    /// A dead mount of weightfs at `dir` is cleared first.
+    ///
+    /// # Errors
+    /// `NotFound` or `Invalid` where `dir` is no folder, `Busy` where it is not empty or something of weightfs is mounted
+    /// there, `Kernel` where `/dev/fuse` or the helper is missing or the kernel refuses; each says what to do.
+    pub async fn open(model: Arc<Model>, dir: &Path, options: &Options) -> Result<Self> {
+        let answers = Arc::new(Answers::new(model.clone(), looks(options)));
+        let adapter = Adapter::new(answers.clone());
+        let (dir, source, options) = (dir.to_owned(), model.reference.to_string(), options.clone());
+        let begun = blocking(move || begin(&dir, &source, &options, adapter)).await?;
+        let mount = begun.serve(model, answers)?;
+        mount.model.loader.warm();
+        Ok(mount)
+    }
+
+    /// The folder, absolute and without links.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What there is to say of the mount now. Asks neither the network nor the disk.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let share = self.model.loader.share();
+        let counters = self.model.metrics.snapshot().into_iter();
+        Status {
+            reference: self.model.reference.to_string(),
+            digest: self.model.digest.to_string(),
+            kept: share.kept,
+            total: share.total,
+            standing: self.model.standing().to_owned(),
+            poisoned: self.poisoned(),
+            metrics: counters.map(|counter| (counter.name.to_owned(), counter.value)).collect(),
+        }
+    }
+
+    fn poisoned(&self) -> Vec<String> {
+        let layers = self.model.index.layers.iter().enumerate();
+        let poisoned: Vec<bool> =
+            layers.map(|(layer, _)| self.model.loader.standing(layer) == Standing::Poisoned).collect();
+        if !poisoned.contains(&true) {
+            return Vec::new();
+        }
+        let files = self.model.tree.nodes().filter_map(|(id, _)| {
+            let extent = self.model.extent(id)?;
+            let layer = self.model.index.layers.get(extent.layer)?;
+            let bad = poisoned.get(extent.layer).copied().unwrap_or(false);
+            bad.then(|| format!("{} ({})", self.model.tree.path(id), layer.blob.digest))
+        });
+        files.collect()
+    }
+
+    /// Waits until the mount has ended, by whoever's hand (umount, fusermount3 -u, [`unmount`](Self::unmount)).
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
+    }
+
+    /// Ends the loader, so that reads that wait fail, and unmounts, lazily where the mount is in use. Returns within
+    /// ten seconds; a mount whose files are still open is then detached, and its session ends with them.
+    ///
+    /// # Errors
+    /// `Kernel` where the mount can't be taken away.
+    pub async fn unmount(&self) -> Result<()> {
+        if tokio::time::timeout(CLOSING, self.model.close()).await.is_err() {
+            tracing::warn!("the loader did not end in time");
+        }
+        let (dir, device) = (self.dir.clone(), self.device.clone());
+        let detached = tokio::time::timeout(CLOSING, blocking(move || detach_own(&dir, &device))).await;
+        let late = || Error::new(Kind::Kernel, format!("unmounting {} takes too long", self.dir.display()));
+        detached.unwrap_or_else(|_| Err(late()))?;
+        if tokio::time::timeout(LAST_REQUESTS, self.ended()).await.is_err() {
+            tracing::info!(dir = %self.dir.display(), "detached; files are still open");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.ended.has_changed().is_err() {
+            return;
+        }
+        if let Err(error) = detach_own(&self.dir, &self.device) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+/// Unmounts the weightfs mount at `dir` from outside its process; also clears a dead one.
+///
+/// # Errors
+/// `NotFound` where nothing is mounted at `dir`, `Invalid` where it is no weightfs mount, `Busy` where it is in use and
+/// `how` is [`Detach::Unused`], `Kernel` for the rest.
+pub fn unmount(dir: &Path, how: Detach) -> Result<()> {
+    let dir = kernel::resolve(dir)?;
+    let Some(entry) = kernel::mounted_at(&dir)? else {
+        return Err(Error::new(Kind::NotFound, format!("nothing is mounted at {}", dir.display())));
+    };
+    if !entry.is_ours() {
+        let doing = format!("what is mounted at {} is no weightfs mount but {}", dir.display(), entry.fstype);
+        return Err(Error::new(Kind::Invalid, doing).hint("use umount"));
+    }
+    match kernel::detach(&dir, how) {
+        // Who holds files of a dead mount can't read them any more: there is nothing to wait for.
+        Err(error) if error.kind() == Kind::Busy && kernel::is_dead(&dir) => {
+            kernel::detach(&dir, Detach::Lazy)
+        }
+        done => done,
+    }
+}
+
+fn looks(options: &Options) -> Looks {
+    Looks {
+        uid: options.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
+        gid: options.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
+        umask: options.umask,
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Error::from_source(Kind::Kernel, "mounting was interrupted", error)))
+}
+
+/// A mount whose INIT is answered, and that nobody serves yet.
+struct Begun {
+    session: Session<Adapter>,
+    dir: PathBuf,
+    device: Device,
+}
+
+fn begin(dir: &Path, source: &str, options: &Options, adapter: Adapter) -> Result<Begun> {
+    let dir = vacant(dir)?;
+    let (audience, acl) = match options.allow_other {
+        true => (Audience::Everyone, SessionACL::All),
+        false => (Audience::Owner, SessionACL::Owner),
+    };
+    let kernel = attach::attach(&dir, source, audience)?;
+    let started = Session::from_fd(adapter, kernel, acl, configuration(acl))
+        .map_err(|error| Error::from_source(Kind::Kernel, "the kernel's first request failed", error));
+    let begun = started.and_then(|session| {
+        let device = own_device(&dir)?;
+        Ok(Begun { session, dir: dir.clone(), device })
+    });
+    if begun.is_err() {
+        // Nobody would ever answer it.
+        let _ = kernel::detach(&dir, Detach::Lazy);
+    }
+    let begun = begun?;
+    // Before any file can be opened: the kernel copies the setting into each open file.
+    if let Err(error) = kernel::set_read_ahead(&begun.device, options.read_ahead) {
+        tracing::warn!("reading ahead stays at the kernel's default: {error}");
+    }
+    Ok(begun)
+}
+
+fn configuration(acl: SessionACL) -> fuser::Config {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut config = fuser::Config::default();
+    config.acl = acl;
+    // Two at the least, so that a thread that copies a large reply is not all there is.
+    config.n_threads = Some(cores.max(2));
+    // A descriptor of each thread could not be handed to a successor as one.
+    config.clone_fd = false;
+    config
+}
+
+fn own_device(dir: &Path) -> Result<Device> {
+    let entry = kernel::mounted_at(dir)?.filter(kernel::MountEntry::is_ours);
+    let gone = || Error::new(Kind::Kernel, format!("the mount at {} is gone already", dir.display()));
+    entry.map(|entry| entry.device).ok_or_else(gone)
+}
+
+/// The folder to mount at, checked; dead mounts of weightfs are cleared away.
+fn vacant(dir: &Path) -> Result<PathBuf> {
+    let dir = kernel::resolve(dir).map_err(|error| error.hint("make the folder first"))?;
+    for _ in 0..STACKED {
+        let Some(entry) = kernel::mounted_at(&dir)?.filter(kernel::MountEntry::is_ours) else { break };
+        if !kernel::is_dead(&dir) {
+            let doing = format!("{} is mounted at {} already", entry.source, dir.display());
+            return Err(Error::new(Kind::Busy, doing)
+                .hint(format!("run 'weightfs unmount {}' first, or choose another folder", dir.display())));
+        }
+        tracing::info!(dir = %dir.display(), "clearing a mount whose process has died");
+        kernel::detach(&dir, Detach::Lazy)?;
+    }
+    check_empty_folder(&dir)?;
+    Ok(dir)
+}
+
+fn check_empty_folder(dir: &Path) -> Result<()> {
+    let shown = dir.display();
+    let found = std::fs::metadata(dir).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            Error::new(Kind::NotFound, format!("no such folder: {shown}")).hint("make the folder first")
+        }
+        _ => Error::from_source(Kind::Storage, format!("cannot look at {shown}"), error),
+    })?;
+    if !found.is_dir() {
+        return Err(
+            Error::new(Kind::Invalid, format!("{shown} is no folder")).hint("mount at an empty folder")
+        );
+    }
+    let mut entries = std::fs::read_dir(dir).storage(|| format!("cannot look into {shown}"))?;
+    match entries.next() {
+        None => Ok(()),
+        Some(_) => Err(Error::new(Kind::Busy, format!("the folder {shown} is not empty"))
+            .hint("mount at an empty folder: a mount would hide what is in it")),
+    }
+}
+
+impl Begun {
+    fn serve(self, model: Arc<Model>, answers: Arc<Answers>) -> Result<Mount> {
+        let Self { session, dir, device } = self;
+        let notifier = session.notifier();
+        let (alive, ended) = watch::channel(());
+        let mount = Mount { model, dir, device, ended };
+        let (dir, device) = (mount.dir.clone(), mount.device.clone());
+        thread("weightfs-fuse", move || run(session, &dir, &device, alive))?;
+        let (poisonings, ended) = (mount.model.loader.poisonings(), mount.ended.clone());
+        let runtime = tokio::runtime::Handle::current();
+        thread("weightfs-inval", move || {
+            runtime.block_on(async { invalidate_poisoned(poisonings, ended, &answers, &notifier).await });
+        })?;
+        Ok(mount)
+    }
+}
+
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    started.map(drop).map_err(|error| Error::from_source(Kind::Kernel, format!("cannot start {name}"), error))
+}
+
+/// Answers until the mount ends, and takes it away should it still stand (the connection was aborted).
+fn run(session: Session<Adapter>, dir: &Path, device: &Device, alive: watch::Sender<()>) {
+    if let Err(error) = session.run() {
+        tracing::error!(%error, "the FUSE session failed");
+    }
+    if let Err(error) = detach_own(dir, device) {
+        tracing::warn!("{error}");
+    }
+    drop(alive);
+}
+
+/// Detaches the mount with this device at `dir`; one that somebody else has made there since stays.
+fn detach_own(dir: &Path, device: &Device) -> Result<()> {
+    if !kernel::mounted_at(dir)?.is_some_and(|entry| entry.device == *device) {
+        return Ok(());
+    }
+    match kernel::detach(dir, Detach::Unused) {
+        Err(error) if error.kind() == Kind::Busy => kernel::detach(dir, Detach::Lazy),
+        done => done,
+    }
+}
+
+/// Takes the pages of poisoned files out of the kernel's cache, so that every read and every live mapping asks again
+/// and fails.
+///
+/// On a thread of its own that holds no lock: the kernel makes the notification wait for the pages that reads have
+/// locked, and those reads may wait for anything else here.
+async fn invalidate_poisoned(
+    mut poisonings: UnboundedReceiver<usize>,
+    mut ended: watch::Receiver<()>,
+    answers: &Answers,
+    notifier: &Notifier,
+) {
+    loop {
+        let layer = tokio::select! {
+            layer = poisonings.recv() => layer,
+            _ = ended.changed() => None,
+        };
+        let Some(layer) = layer else { return };
+        for ino in answers.inodes_of(layer) {
+            if let Err(error) = notifier.inval_inode(ino, 0, 0) {
+                tracing::error!(%error, layer, "cannot take a poisoned file out of the kernel's cache");
+            }
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! What a manifest means as a model: its family, and of each layer the kind, the packaging and the file's name.
+//!
+//! Decided as the ecosystem's own tools do: packaging by the media type's suffix alone, names from the
+//! annotations of either family. Nothing is fetched here, and no config is needed. Whoever opens an
+//! artifact calls [`Artifact::read`]; floor 2 makes the files of its layers.
+
+use std::collections::BTreeMap;
+
+use super::manifest::{Descriptor, Manifest};
+use super::metadata::FileMetadata;
+use crate::error::{Error, Kind, Result};
+
+/// An artifact as a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Artifact {
+    /// Whose identifiers it uses.
+    pub family: Family,
+    /// The artifact type; where the manifest has none, the media type that gave the family away, or empty.
+    pub artifact_type: String,
+    /// The config, which may hold a description of the model.
+    pub config: Option<Descriptor>,
+    /// The layers in the manifest's order.
+    pub layers: Vec<ModelLayer>,
+    /// The manifest's annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// What a person should know: metadata that can't be read, ignored layers.
+    pub warnings: Vec<String>,
+}
+
+/// The families of identifiers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `application/vnd.cncf.model.…`: the ModelPack specification from v0.0.7 on.
+    Cncf,
+    /// `application/vnd.cnai.model.…`: the specification before, and modctl before 0.2.
+    Cnai,
+    /// `application/vnd.cncf.modelpack.…`: the flat form.
+    ModelPack,
+    /// None of these: an artifact of another kind whose layers are files.
+    Other,
+}
+
+impl Family {
+    /// The family that a media type or artifact type belongs to; `None` for those of no family.
+    #[must_use]
+    pub fn of_type(media_type: &str) -> Option<Self> {
+        let rest = media_type.strip_prefix("application/vnd.")?;
+        [("cncf.modelpack.", Self::ModelPack), ("cncf.model.", Self::Cncf), ("cnai.model.", Self::Cnai)]
+            .into_iter()
+            .find_map(|(prefix, family)| rest.starts_with(prefix).then_some(family))
+    }
+}
+
+/// A layer as a part of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelLayer {
+    /// The blob, its media type and annotations.
+    pub descriptor: Descriptor,
+    /// What the layer holds.
+    pub kind: LayerKind,
+    /// How it is packaged.
+    pub packaging: Packaging,
+    /// The file's path as the annotation has it: not validated, and for an archive of several files not a
+    /// path at all. `None` where no annotation gives one.
+    pub path: Option<String>,
+    /// What the writer says of the file.
+    pub metadata: Option<FileMetadata>,
+    /// Whether it is data for another tool, and no part of the tree.
+    pub hidden: bool,
+}
+
+/// What a layer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerKind {
+    /// Weights.
+    Weight,
+    /// What belongs to weights: configuration, tokenizer.
+    WeightConfig,
+    /// Documents.
+    Doc,
+    /// Code.
+    Code,
+    /// A data set.
+    Dataset,
+    /// Not said.
+    Unknown,
+}
+
+impl LayerKind {
+    /// The name as media types spell it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Weight => "weight",
+            Self::WeightConfig => "weight.config",
+            Self::Doc => "doc",
+            Self::Code => "code",
+            Self::Dataset => "dataset",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    fn of_type(media_type: &str) -> Self {
+        let rest = ["application/vnd.cncf.model.", "application/vnd.cnai.model."]
+            .into_iter()
+            .find_map(|prefix| media_type.strip_prefix(prefix));
+        let starts = |name: &str| rest.is_some_and(|rest| rest.starts_with(name));
+        [
+            ("weight.config.", Self::WeightConfig),
+            ("weight.", Self::Weight),
+            ("doc.", Self::Doc),
+            ("code.", Self::Code),
+            ("dataset.", Self::Dataset),
+        ]
+        .into_iter()
+        .find_map(|(name, kind)| starts(name).then_some(kind))
+        .unwrap_or(Self::Unknown)
+    }
+}
+
+/// How files are packaged as a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packaging {
+    /// The blob is the file.
+    Raw,
+    /// An archive.
+    Tar,
+    /// An archive, compressed by gzip.
+    TarGzip,
+    /// An archive, compressed by zstd.
+    TarZstd,
+}
+
+impl Packaging {
+    /// The name as media types spell it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Tar => "tar",
+            Self::TarGzip => "tar+gzip",
+            Self::TarZstd => "tar+zstd",
+        }
+    }
+
+    /// By suffix; a type without a known one is the file itself (`.raw`, `.gguf`, `application/octet-stream`).
+    fn of_type(media_type: &str) -> Self {
+        let ends = |suffixes: &[&str]| suffixes.iter().any(|suffix| media_type.ends_with(suffix));
+        if ends(&["+gzip", ".tar.gzip"]) {
+            Self::TarGzip
+        } else if ends(&["+zstd", ".tar.zstd"]) {
+            Self::TarZstd
+        } else if ends(&[".tar"]) {
+            Self::Tar
+        } else {
+            Self::Raw
+        }
+    }
+}
+
+/// Annotations that name a layer's file, the first that is there wins.
+const PATH_KEYS: [&str; 3] =
+    ["org.cncf.model.filepath", "org.cnai.model.filepath", "org.opencontainers.image.title"];
+
+/// Annotations that describe a layer's file; those without `+json` are how specification v0.0.4 spelled it.
+const METADATA_KEYS: [&str; 4] = [
+    "org.cncf.model.file.metadata+json",
+    "org.cnai.model.file.metadata+json",
+    "org.cncf.model.file.metadata",
+    "org.cnai.model.file.metadata",
+];
+
+const IMAGE_CONFIGS: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+
+impl Artifact {
+    /// What `manifest` means as a model.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where it is a container image.
+    pub fn read(manifest: Manifest) -> Result<Self> {
+        let (family, artifact_type) = family_of(&manifest);
+        if family == Family::Other && is_container_image(&manifest) {
+            let doing = "this is a container image, not a model artifact";
+            return Err(Error::new(Kind::Unsupported, doing)
+                .hint("name an artifact made by a ModelPack tool, as 'modctl build' makes them"));
+        }
+        let mut warnings = Vec::new();
+        let layers =
+            manifest.layers.into_iter().map(|layer| ModelLayer::read(layer, &mut warnings)).collect();
+        let Manifest { config, annotations, .. } = manifest;
+        Ok(Self { family, artifact_type, config, layers, annotations, warnings })
+    }
+
+    /// The layers that make the tree, in order.
+    pub fn visible(&self) -> impl Iterator<Item = &ModelLayer> {
+        self.layers.iter().filter(|layer| !layer.hidden)
+    }
+
+    /// Refuses the first layer that is compressed, since its files can't be read by range.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`], naming the layer and the way out.
+    pub fn refuse_compressed(&self) -> Result<()> {
+        let compressed =
+            |layer: &&ModelLayer| matches!(layer.packaging, Packaging::TarGzip | Packaging::TarZstd);
+        let Some(layer) = self.visible().find(compressed) else { return Ok(()) };
+        let doing = format!("{} is compressed ({})", layer.name(), layer.descriptor.media_type);
+        Err(Error::new(Kind::Unsupported, doing)
+            .hint("pack the model with raw or uncompressed tar layers, as 'modctl build' does by default"))
+    }
+}
+
+impl ModelLayer {
+    /// How errors call the layer: `layer sha256:… (model.safetensors)`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let digest = &self.descriptor.digest;
+        match &self.path {
+            Some(path) => format!("layer {digest} ({})", path.escape_debug()),
+            None => format!("layer {digest}"),
+        }
+    }
+
+    fn read(descriptor: Descriptor, warnings: &mut Vec<String>) -> Self {
+        let annotation =
+            |keys: &[&str]| keys.iter().find_map(|key| descriptor.annotations.get(*key)).cloned();
+        let mut layer = Self {
+            kind: LayerKind::of_type(&descriptor.media_type),
+            packaging: Packaging::of_type(&descriptor.media_type),
+            path: annotation(&PATH_KEYS),
+            metadata: None,
+            hidden: is_for_another_tool(&descriptor),
+            descriptor: descriptor.clone(),
+        };
+        if let Some(text) = annotation(&METADATA_KEYS) {
+            layer.metadata = FileMetadata::parse(&text);
+            if layer.metadata.is_none() {
+                warnings.push(format!("{}: the file metadata is no JSON object, ignored", layer.name()));
+            }
+        }
+        if layer.hidden {
+            warnings.push(format!("{}: data for another tool, not shown", layer.name()));
+        }
+        layer
+    }
+}
+
+/// A nydus bootstrap, which lists the other layers' files for that tool.
+fn is_for_another_tool(descriptor: &Descriptor) -> bool {
+    let mark = descriptor.annotations.get("containerd.io/snapshot/nydus-bootstrap");
+    mark.is_some_and(|mark| mark == "true")
+}
+
+/// The artifact type decides, then the manifest's media type, then the config's.
+fn family_of(manifest: &Manifest) -> (Family, String) {
+    let config = manifest.config.as_ref().map_or("", |config| config.media_type.as_str());
+    let candidates = [manifest.artifact_type.as_str(), manifest.media_type.as_str(), config];
+    let found = candidates.into_iter().find_map(|text| Some((Family::of_type(text)?, text)));
+    let (family, by) = found.unwrap_or((Family::Other, ""));
+    let artifact_type = if manifest.artifact_type.is_empty() { by } else { &manifest.artifact_type };
+    (family, artifact_type.to_owned())
+}
+
+fn is_container_image(manifest: &Manifest) -> bool {
+    let any = |prefix: &str| manifest.layers.iter().any(|layer| layer.media_type.starts_with(prefix));
+    let config = manifest.config.as_ref().map_or("", |config| config.media_type.as_str());
+    let image_layers = any("application/vnd.oci.image.layer.") || any("application/vnd.docker.image.rootfs.");
+    any("application/vnd.docker.image.rootfs.")
+        || (IMAGE_CONFIGS.contains(&config) && (image_layers || manifest.layers.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Digest;
+
+    fn layer(media_type: &str, annotations: &[(&str, &str)]) -> Descriptor {
+        Descriptor {
+            media_type: media_type.to_owned(),
+            digest: Digest::of(media_type.as_bytes()),
+            size: 9,
+            annotations: annotations
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+        }
+    }
+
+    fn artifact(layers: Vec<Descriptor>) -> Artifact {
+        Artifact::read(Manifest { layers, ..Manifest::default() }).unwrap()
+    }
+
+    #[test]
+    fn each_family_is_known_by_artifact_type_media_type_or_config() {
+        for (text, family) in [
+            ("application/vnd.cncf.model.manifest.v1+json", Family::Cncf),
+            ("application/vnd.cnai.model.manifest.v1+json", Family::Cnai),
+            ("application/vnd.cncf.modelpack.manifest.v1+json", Family::ModelPack),
+        ] {
+            let by_artifact = Manifest { artifact_type: text.to_owned(), ..Manifest::default() };
+            let by_media = Manifest { media_type: text.to_owned(), ..Manifest::default() };
+            let config = layer(&text.replace("manifest", "config"), &[]);
+            let by_config = Manifest { config: Some(config), ..Manifest::default() };
+            for manifest in [by_artifact, by_media, by_config] {
+                assert_eq!(Artifact::read(manifest).unwrap().family, family);
+            }
+        }
+        assert_eq!(artifact(vec![]).family, Family::Other);
+    }
+
+    #[test]
+    fn the_suffix_decides_the_packaging_and_the_prefix_the_kind() {
+        for (media_type, kind, packaging) in [
+            ("application/vnd.cncf.model.weight.v1.raw", LayerKind::Weight, Packaging::Raw),
+            ("application/vnd.cnai.model.weight.config.v1.tar", LayerKind::WeightConfig, Packaging::Tar),
+            ("application/vnd.cncf.model.doc.v1.tar+gzip", LayerKind::Doc, Packaging::TarGzip),
+            ("application/vnd.cncf.model.code.v1.tar+zstd", LayerKind::Code, Packaging::TarZstd),
+            ("application/vnd.cncf.model.dataset.v1.raw", LayerKind::Dataset, Packaging::Raw),
+            (
+                "application/vnd.cncf.modelpack.model.layer.v1.tar+gzip",
+                LayerKind::Unknown,
+                Packaging::TarGzip,
+            ),
+            ("application/vnd.cncf.model.weight.v1.gguf", LayerKind::Weight, Packaging::Raw),
+            ("application/octet-stream", LayerKind::Unknown, Packaging::Raw),
+            ("application/vnd.cnai.model.layer.v1.tar", LayerKind::Unknown, Packaging::Tar),
+        ] {
+            let artifact = artifact(vec![layer(media_type, &[])]);
+            assert_eq!(
+                (artifact.layers[0].kind, artifact.layers[0].packaging),
+                (kind, packaging),
+                "{media_type}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_newer_annotation_names_the_file() {
+        let all = [
+            ("org.opencontainers.image.title", "c"),
+            ("org.cnai.model.filepath", "b"),
+            ("org.cncf.model.filepath", "a"),
+        ];
+        for (used, path) in [(&all[..], "a"), (&all[..2], "b"), (&all[..1], "c")] {
+            assert_eq!(artifact(vec![layer("x", used)]).layers[0].path.as_deref(), Some(path));
+        }
+    }
+
+    #[test]
+    fn metadata_is_read_from_every_key_and_garbage_is_a_warning() {
+        for key in METADATA_KEYS {
+            let artifact = artifact(vec![layer("x", &[(key, r#"{"mode":420}"#)])]);
+            assert_eq!(artifact.layers[0].metadata.as_ref().unwrap().mode, Some(420));
+            assert!(artifact.warnings.is_empty());
+        }
+        let artifact = artifact(vec![layer("x", &[(METADATA_KEYS[0], "garbage")])]);
+        assert_eq!((artifact.layers[0].metadata.clone(), artifact.warnings.len()), (None, 1));
+    }
+
+    #[test]
+    fn a_container_image_is_refused_as_one() {
+        let docker = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+        let oci = "application/vnd.oci.image.layer.v1.tar+gzip";
+        for (config, layers) in [("", docker), (IMAGE_CONFIGS[0], oci), (IMAGE_CONFIGS[1], docker)] {
+            let config = Some(layer(config, &[]));
+            let manifest = Manifest { config, layers: vec![layer(layers, &[])], ..Manifest::default() };
+            let error = Artifact::read(manifest.clone()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Unsupported);
+            assert!(error.to_string().contains("container image"), "{error}");
+            let artifact_type = "application/vnd.cncf.model.manifest.v1+json".to_owned();
+            Artifact::read(Manifest { artifact_type, ..manifest }).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_compressed_layer_is_refused_by_name_unless_it_is_hidden() {
+        let path = ("org.cncf.model.filepath", "w.bin");
+        let gzip = "application/vnd.cncf.model.weight.v1.tar+gzip";
+        let error =
+            artifact(vec![layer("a.raw", &[]), layer(gzip, &[path])]).refuse_compressed().unwrap_err();
+        assert_eq!(error.kind(), Kind::Unsupported);
+        for part in [&Digest::of(gzip.as_bytes()).to_string(), "w.bin", gzip, "raw or uncompressed tar"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        let hidden = layer(gzip, &[("containerd.io/snapshot/nydus-bootstrap", "true")]);
+        artifact(vec![hidden]).refuse_compressed().unwrap();
+    }
+}

@@ -1,0 +1,302 @@
+//! Who asks: the `Authorization` header of a registry, from its challenge on 401.
+//!
+//! Anonymous first; then what the registry asks for, Basic or a Bearer token from its token service
+//! (distribution "Token Authentication Specification"). However many requests wait for a token, one fetches
+//! it. What is sent where is [`super::Registry`]'s to see to: the header made here is for the registry's own
+//! origin alone, and the password goes to the registry or its token service, nowhere else.
+
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+use url::Url;
+
+use super::credentials::Credentials;
+use super::hops;
+use super::wire;
+use crate::error::{Error, Kind, Result};
+use crate::repository::Secret;
+
+/// The life of a token that names none (token specification, `expires_in`).
+const DEFAULT_LIFE: u64 = 60;
+/// The longest life that is believed; after it a new token is asked for.
+const LONGEST_LIFE: u64 = 86_400;
+/// How long a token service that failed is left alone, since requests wait while it is asked.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
+/// How much of a token service's answer is read.
+const TOKEN_LIMIT: usize = 1 << 20;
+
+/// Says which header a request was sent with, so that many refused at once fetch one new token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Generation(u64);
+
+/// The authorization of one repository.
+pub(super) struct Auth {
+    credentials: Option<Credentials>,
+    scope: String,
+    /// The registry's own URL: where the password may go, and whether TLS may be missing.
+    registry: Url,
+    stall: Duration,
+    /// Held while a token is fetched, on purpose: whoever waits for it gets the same one.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    generation: u64,
+    header: Option<HeaderValue>,
+    /// Where the next token comes from; `None` for Basic and anonymous.
+    renewal: Option<Renewal>,
+    /// How the last attempt failed, for those who waited for it.
+    failure: Option<Error>,
+}
+
+#[derive(Clone)]
+struct Renewal {
+    realm: Realm,
+    /// When to ask for the next token.
+    due: Instant,
+    /// When the present one's life is over.
+    end: Instant,
+}
+
+#[derive(Clone)]
+struct Realm {
+    url: Url,
+    service: Option<String>,
+}
+
+/// How a request that was refused may be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Renewed {
+    /// With a header made just now for this request: a second refusal is final.
+    Here,
+    /// With one that another request had made meanwhile.
+    Elsewhere,
+}
+
+enum Challenge {
+    Bearer(Realm),
+    Basic,
+}
+
+#[derive(serde::Deserialize)]
+struct TokenAnswer {
+    #[serde(default)]
+    token: String,
+    #[serde(default)]
+    access_token: String,
+    expires_in: Option<u64>,
+}
+
+impl Auth {
+    pub(super) fn new(
+        credentials: Option<Credentials>,
+        repository: &str,
+        registry: Url,
+        stall: Duration,
+    ) -> Self {
+        let scope = format!("repository:{repository}:pull");
+        Self { credentials, scope, registry, stall, state: Mutex::default() }
+    }
+
+    /// The user's name, or `anonymous`.
+    pub(super) fn user(&self) -> &str {
+        self.credentials.as_ref().map_or("anonymous", |credentials| &credentials.user)
+    }
+
+    /// The header to send now, a token renewed where its life is nearly over.
+    pub(super) async fn header(&self, client: &reqwest::Client) -> Result<(Option<HeaderValue>, Generation)> {
+        let mut state = self.state.lock().await;
+        let now = Instant::now();
+        if let Some(renewal) = state.renewal.clone().filter(|renewal| now >= renewal.due)
+            && let Err(error) = self.renew(&mut state, client, renewal.realm).await
+        {
+            if Instant::now() >= renewal.end {
+                return Err(error);
+            }
+            tracing::warn!(%error, "the token is not renewed yet; the present one is used on");
+        }
+        Ok((state.header.clone(), Generation(state.generation)))
+    }
+
+    /// Takes the registry's 401 to a request sent with the header of `used`; `Ok` where it may be sent again.
+    pub(super) async fn refused(
+        &self,
+        client: &reqwest::Client,
+        used: Generation,
+        headers: &HeaderMap,
+    ) -> Result<Renewed> {
+        let mut state = self.state.lock().await;
+        if state.generation != used.0 {
+            return state.failure.clone().map_or(Ok(Renewed::Elsewhere), Err);
+        }
+        match self.challenge(headers)? {
+            Challenge::Bearer(realm) => self.renew(&mut state, client, realm).await?,
+            Challenge::Basic => self.use_basic(&mut state)?,
+        }
+        Ok(Renewed::Here)
+    }
+
+    fn use_basic(&self, state: &mut State) -> Result<()> {
+        let credentials =
+            self.credentials.as_ref().ok_or_else(|| Error::new(Kind::Denied, "it wants a password"))?;
+        if state.header.is_some() && state.renewal.is_none() {
+            return Err(Error::new(Kind::Denied, "user name and password are refused"));
+        }
+        let header = sensitive(credentials.basic().expose())?;
+        *state =
+            State { generation: state.generation.wrapping_add(1), header: Some(header), ..State::default() };
+        Ok(())
+    }
+
+    async fn renew(&self, state: &mut State, client: &reqwest::Client, realm: Realm) -> Result<()> {
+        let asked = Instant::now();
+        let fetched = self.fetch(client, &realm).await;
+        state.generation = state.generation.wrapping_add(1);
+        match fetched {
+            Ok((header, life)) => {
+                // A quarter of its life early: clocks differ, and a request in flight must not outlive it.
+                let renewal = Some(Renewal { realm, due: asked + life * 3 / 4, end: asked + life });
+                *state = State { generation: state.generation, header: Some(header), renewal, failure: None };
+                Ok(())
+            }
+            Err(error) => {
+                state.failure = Some(error.clone());
+                if let Some(renewal) = &mut state.renewal {
+                    renewal.due = Instant::now() + RENEWAL_PAUSE;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn fetch(&self, client: &reqwest::Client, realm: &Realm) -> Result<(HeaderValue, Duration)> {
+        let place = || format!("no token from {}", wire::shown(&realm.url));
+        let mut url = realm.url.clone();
+        if let Some(service) = &realm.service {
+            url.query_pairs_mut().append_pair("service", service);
+        }
+        url.query_pairs_mut().append_pair("scope", &self.scope);
+        let mut request = client.get(url);
+        if let Some(credentials) = &self.credentials {
+            request = request.header(AUTHORIZATION, sensitive(credentials.basic().expose())?);
+        }
+        let answer = match timeout(self.stall, request.send()).await {
+            Ok(answer) => answer.map_err(|error| wire::transport(error).context(place()))?,
+            Err(_) => return Err(Error::new(Kind::Broken, "no answer in time").context(place())),
+        };
+        if !answer.status().is_success() {
+            return Err(wire::refusal(answer, self.stall).await.context(place()));
+        }
+        let body =
+            wire::limited(answer, TOKEN_LIMIT, self.stall).await.map_err(|error| error.context(place()))?;
+        token(&body).map_err(|error| error.context(place()))
+    }
+
+    /// What the registry wants; a token rather than a password where it would take either.
+    fn challenge(&self, headers: &HeaderMap) -> Result<Challenge> {
+        let mut basic = false;
+        for value in headers.get_all(WWW_AUTHENTICATE) {
+            let Ok(text) = value.to_str() else { continue };
+            let Ok(challenges) = http_auth::parse_challenges(text) else { continue };
+            for one in challenges {
+                if one.scheme.eq_ignore_ascii_case("bearer") {
+                    return self.bearer(&one).map(Challenge::Bearer);
+                }
+                basic |= one.scheme.eq_ignore_ascii_case("basic");
+            }
+        }
+        if basic { Ok(Challenge::Basic) } else { Err(Error::new(Kind::Denied, "401 Unauthorized")) }
+    }
+
+    fn bearer(&self, challenge: &http_auth::ChallengeRef<'_>) -> Result<Realm> {
+        let value = |name: &str| {
+            let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+            found.map(|(_, value)| value.to_unescaped())
+        };
+        let realm = value("realm").unwrap_or_default();
+        let bad = |why: String| wire::protocol(format!("its token service {:?} {why}", wire::clean(&realm)));
+        let url = Url::parse(&realm).map_err(|error| bad(format!("has no usable URL: {error}")))?;
+        hops::may_go(&self.registry, &url).map_err(|why| bad(why.to_owned()))?;
+        Ok(Realm { url, service: value("service") })
+    }
+}
+
+fn token(body: &[u8]) -> Result<(HeaderValue, Duration)> {
+    // serde_json's message may quote the value, which is the secret.
+    let answer: TokenAnswer =
+        serde_json::from_slice(body).map_err(|_| wire::protocol("the answer is not a token as JSON"))?;
+    let token = Secret::new(if answer.token.is_empty() { answer.access_token } else { answer.token });
+    if token.expose().is_empty() {
+        return Err(wire::protocol("the answer has no token in it"));
+    }
+    let life = answer.expires_in.filter(|life| *life > 0).unwrap_or(DEFAULT_LIFE).min(LONGEST_LIFE);
+    Ok((sensitive(&format!("Bearer {}", token.expose()))?, Duration::from_secs(life)))
+}
+
+fn sensitive(text: &str) -> Result<HeaderValue> {
+    let mut value =
+        HeaderValue::from_str(text).map_err(|_| wire::protocol("the token cannot be sent as a header"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Auth").field("user", &self.user()).field("scope", &self.scope).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn auth(registry: &str) -> Auth {
+        Auth::new(None, "a/b", Url::parse(registry).unwrap(), Duration::from_secs(1))
+    }
+
+    fn challenged(registry: &str, values: &[&'static str]) -> Result<Challenge> {
+        let headers = values.iter().map(|v| (WWW_AUTHENTICATE, HeaderValue::from_static(v))).collect();
+        auth(registry).challenge(&headers)
+    }
+
+    #[test]
+    fn a_token_is_preferred_to_a_password() {
+        let found = challenged(
+            "https://r.io/",
+            &["Basic realm=\"x\"", "Bearer realm=\"https://auth.io/token\",service=\"r.io\",scope=\"x\""],
+        );
+        let Ok(Challenge::Bearer(realm)) = found else { panic!("no bearer") };
+        assert_eq!((realm.url.as_str(), realm.service.as_deref()), ("https://auth.io/token", Some("r.io")));
+    }
+
+    #[test]
+    fn a_token_service_without_tls_is_refused_where_the_registry_has_it() {
+        let plain = &["Bearer realm=\"http://auth.io/token\""];
+        assert_eq!(challenged("https://r.io/", plain).err().unwrap().kind(), Kind::Protocol);
+        assert!(challenged("http://r.io/", plain).is_ok());
+        assert!(challenged("https://r.io/", &["Bearer realm=\"file:///etc/passwd\""]).is_err());
+        assert!(challenged("https://r.io/", &["Bearer service=\"x\""]).is_err());
+    }
+
+    #[test]
+    fn an_answer_without_a_usable_challenge_is_a_refusal() {
+        assert_eq!(challenged("https://r.io/", &["Negotiate"]).err().unwrap().kind(), Kind::Denied);
+        assert_eq!(challenged("https://r.io/", &[]).err().unwrap().kind(), Kind::Denied);
+    }
+
+    #[test]
+    fn a_token_is_found_under_both_names_and_lives_a_minute_by_default() {
+        for body in [r#"{"token":"t"}"#, r#"{"access_token":"t"}"#, r#"{"token":"t","expires_in":0}"#] {
+            let (header, life) = token(body.as_bytes()).unwrap();
+            assert_eq!((header.to_str().unwrap(), life), ("Bearer t", Duration::from_secs(60)));
+            assert!(!format!("{header:?}").contains("Bearer"));
+        }
+        for body in [r#"{}"#, r#"{"token":"a\nb"}"#, "<html>", r#"{"token":["hunter2"]}"#] {
+            let error = token(body.as_bytes()).unwrap_err();
+            assert!(!error.to_string().contains("hunter2"));
+        }
+    }
+}

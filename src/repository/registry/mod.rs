@@ -1,0 +1,391 @@
+//! A repository of a registry, over HTTP (OCI distribution specification 1.1).
+//!
+//! Every call is one attempt: asking again is [`super::Retrying`]'s. Blobs are read by single ranges that are
+//! checked to the byte (`wire`), redirects are followed by hand (`hops`), credentials stay with the
+//! registry (`auth`).
+
+mod auth;
+mod credentials;
+mod hops;
+mod wire;
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, StreamExt};
+use lru::LruCache;
+use parking_lot::Mutex;
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
+};
+use reqwest::{Client, Response, StatusCode};
+use tokio::time::timeout;
+use url::Url;
+
+use self::auth::{Auth, Renewed};
+use self::hops::{Carries, Hop};
+use super::{ByteStream, Config, MANIFEST_LIMIT, Pinned, PlainHttp, Repository};
+use crate::error::{Error, Kind, Result};
+use crate::oci::digest::{Algorithm, Hasher};
+use crate::oci::{Blob, Digest, Which};
+use crate::range::StoredRange;
+
+/// The forms of manifest that are asked for: OCI, Docker, and ModelPack's own in its three families.
+const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.oci.image.index.v1+json, \
+    application/vnd.docker.distribution.manifest.v2+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.cncf.modelpack.manifest.v1+json, \
+    application/vnd.cncf.model.manifest.v1+json, \
+    application/vnd.cnai.model.manifest.v1+json";
+
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// For how many blobs the place they were found at is remembered; an artifact has far fewer layers.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+/// How often one request is sent at most: anonymous, with a token, with a token that others renewed meanwhile.
+const AUTH_ATTEMPTS: u32 = 3;
+
+/// A repository of a registry.
+pub struct Registry {
+    client: Client,
+    /// `SCHEME://HOST/v2/REPOSITORY/`
+    base: Url,
+    /// The host as typed, for people and for `docker login`.
+    host: String,
+    repository: String,
+    auth: Auth,
+    stall: Duration,
+    /// Where each blob was found after redirects, used again until it is refused there.
+    found_at: Mutex<LruCache<Digest, Hop>>,
+}
+
+impl Registry {
+    /// A client for `repository` at `host`, as a reference names them.
+    ///
+    /// Reads Docker's configuration; asks no network.
+    ///
+    /// # Errors
+    /// `Invalid` where host or configuration cannot be meant.
+    pub fn new(host: &str, repository: &str, config: &Config) -> Result<Self> {
+        let (wire_host, wire_repository) = names_on_the_wire(host, repository);
+        let base = base_url(&wire_host, &wire_repository, config.plain_http)?;
+        let credentials = match &config.docker_config {
+            Some(path) => credentials::find(path, host)?,
+            None => None,
+        };
+        Ok(Self {
+            client: client(config, &base)?,
+            auth: Auth::new(credentials, &wire_repository, base.clone(), config.stall),
+            base,
+            host: host.to_owned(),
+            repository: repository.to_owned(),
+            stall: config.stall,
+            found_at: Mutex::new(LruCache::new(REMEMBERED)),
+        })
+    }
+
+    async fn pin(&self, which: &Which) -> Result<Pinned> {
+        let url = self.url(&format!("manifests/{which}"))?;
+        let headers = [(ACCEPT, HeaderValue::from_static(MANIFESTS))].into_iter().collect();
+        let (_, response) = self.follow(Hop::first(url), &headers).await?;
+        if response.status() != StatusCode::OK {
+            return Err(self.refusal(response).await);
+        }
+        wire::check_encoding(response.headers())?;
+        let told = wire::one(response.headers(), &CONTENT_DIGEST)?;
+        let media_type = wire::one(response.headers(), &CONTENT_TYPE)?.unwrap_or_default();
+        let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
+        let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
+        let bytes = wire::limited(response, limit, self.stall).await?;
+        let digest = pinned_digest(which, told.as_deref(), &bytes)?;
+        Ok(Pinned { digest, media_type, bytes })
+    }
+
+    async fn open(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
+        let response = self.answer(blob, range).await?;
+        match response.status() {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
+                wire::check_range(response.status(), response.headers(), range, blob.size)?;
+                Ok(wire::exactly(response, range.len(), self.stall))
+            }
+            status if status.is_success() => {
+                Err(wire::protocol(format!("{status} where 206 Partial Content was due")))
+            }
+            _ => Err(self.refusal(response).await),
+        }
+    }
+
+    /// The answer to a request for a range, from where the blob was found before, else by the registry.
+    async fn answer(&self, blob: &Blob, range: StoredRange) -> Result<Response> {
+        let asked = HeaderValue::from_str(&format!("bytes={range}"))
+            .map_err(|error| Error::from_source(Kind::Invalid, format!("the range {range}"), error))?;
+        let headers = [(RANGE, asked)].into_iter().collect();
+        let known = self.found_at.lock().get(&blob.digest).cloned();
+        if let Some(hop) = known {
+            match self.follow(hop.clone(), &headers).await {
+                Ok((_, response)) if !is_expired(response.status()) => return Ok(response),
+                Err(error) if error.kind() != Kind::Unreachable => return Err(error),
+                // Its signature is over, or its host has gone: the registry knows where the blob is now.
+                _ => self.forget(&blob.digest, &hop),
+            }
+        }
+        let first = Hop::first(self.url(&format!("blobs/{}", blob.digest))?);
+        let (last, response) = self.follow(first.clone(), &headers).await?;
+        if response.status().is_success() && last != first {
+            self.found_at.lock().put(blob.digest.clone(), last);
+        }
+        Ok(response)
+    }
+
+    /// Forgets where a blob was found, unless another reader has found it elsewhere meanwhile.
+    fn forget(&self, digest: &Digest, hop: &Hop) {
+        let mut found_at = self.found_at.lock();
+        if found_at.peek(digest) == Some(hop) {
+            found_at.pop(digest);
+        }
+    }
+
+    /// Follows redirects from `hop` on; gives the last hop and its answer, of whatever status.
+    async fn follow(&self, mut hop: Hop, headers: &HeaderMap) -> Result<(Hop, Response)> {
+        for _ in 0..=hops::MOST {
+            let response = match hop.carries {
+                Carries::Credentials => self.send_authorized(&hop.url, headers).await?,
+                Carries::Nothing => self.send(&hop.url, headers, None).await?,
+            };
+            if !response.status().is_redirection() {
+                return Ok((hop, response));
+            }
+            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            let status = response.status();
+            let location =
+                location.ok_or_else(|| wire::protocol(format!("{status} without a usable Location")))?;
+            hop = hop.next(&self.base, location)?;
+        }
+        Err(wire::protocol(format!("more than {} redirects", hops::MOST)))
+    }
+
+    /// Sends with the header of the moment; after a 401 again with a new one, which is renewed once here.
+    async fn send_authorized(&self, url: &Url, headers: &HeaderMap) -> Result<Response> {
+        let mut left = AUTH_ATTEMPTS;
+        loop {
+            let (authorization, used) =
+                self.auth.header(&self.client).await.map_err(|e| self.explained(e))?;
+            let response = self.send(url, headers, authorization).await?;
+            left = left.saturating_sub(1);
+            if response.status() != StatusCode::UNAUTHORIZED || left == 0 {
+                return Ok(response);
+            }
+            let renewed = self.auth.refused(&self.client, used, response.headers()).await;
+            if renewed.map_err(|error| self.explained(error))? == Renewed::Here {
+                left = 1;
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        url: &Url,
+        headers: &HeaderMap,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Response> {
+        let mut request = self
+            .client
+            .get(url.clone())
+            .headers(headers.clone())
+            .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let answer = match timeout(self.stall, request.send()).await {
+            Ok(answer) => answer.map_err(wire::transport),
+            Err(_) => Err(Error::new(Kind::Broken, format!("no answer for {} s", self.stall.as_secs_f32()))),
+        };
+        answer.map_err(|error| self.elsewhere(url, error))
+    }
+
+    /// Names the host where it is not the registry's own.
+    fn elsewhere(&self, url: &Url, error: Error) -> Error {
+        if url.origin() == self.base.origin() { error } else { error.context(wire::shown(url)) }
+    }
+
+    async fn refusal(&self, response: Response) -> Error {
+        let url = response.url().clone();
+        let error = wire::refusal(response, self.stall).await;
+        self.explained(self.elsewhere(&url, error))
+    }
+
+    /// Adds the way out that the kind of error has.
+    fn explained(&self, error: Error) -> Error {
+        match error.kind() {
+            Kind::Denied => error.hint(format!("check the name, or run 'docker login {}'", self.host)),
+            _ => error,
+        }
+    }
+
+    fn url(&self, path: &str) -> Result<Url> {
+        self.base
+            .join(path)
+            .map_err(|error| Error::from_source(Kind::Invalid, format!("no URL: {path}"), error))
+    }
+
+    fn unread(&self, what: &str, error: Error) -> Error {
+        let error = error.context(format!("cannot read {what} from {}", self.place()));
+        match error.kind() {
+            Kind::Unreachable => error.hint("check the address and the network"),
+            _ => error,
+        }
+    }
+}
+
+impl Repository for Registry {
+    fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
+        let read = async move {
+            self.pin(which).await.map_err(|error| self.unread(&format!("the manifest {which}"), error))
+        };
+        Box::pin(read)
+    }
+
+    fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        Box::pin(async move {
+            super::inside(blob, range)?;
+            if range.is_empty() {
+                return Ok(stream::empty().boxed());
+            }
+            let place = self.place();
+            let what = format!("{} bytes {range}", blob.digest);
+            let body = self.open(blob, range).await.map_err(|error| self.unread(&what, error))?;
+            let named = move |error: Error| error.context(format!("cannot read {what} from {place}"));
+            Ok(body.map(move |piece| piece.map_err(&named)).boxed())
+        })
+    }
+
+    fn place(&self) -> String {
+        format!("{}/{}", self.host, self.repository)
+    }
+
+    fn identity(&self) -> String {
+        super::identity_of(&["registry", self.base.as_str(), self.auth.user()])
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("base", &wire::shown(&self.base)).field("auth", &self.auth).finish()
+    }
+}
+
+/// Whether a place found earlier no longer gives the blob: a signed URL that is over answers any of these.
+fn is_expired(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410)
+}
+
+/// Docker Hub's registry has another host than its references, and its one-word names are in `library`.
+fn names_on_the_wire(host: &str, repository: &str) -> (String, String) {
+    if !credentials::is_hub(host) {
+        return (host.to_owned(), repository.to_owned());
+    }
+    let library = if repository.contains('/') { "" } else { "library/" };
+    ("registry-1.docker.io".to_owned(), format!("{library}{repository}"))
+}
+
+fn base_url(host: &str, repository: &str, plain: PlainHttp) -> Result<Url> {
+    let parse = |scheme: &str| {
+        Url::parse(&format!("{scheme}://{host}/v2/{repository}/")).map_err(|error| {
+            Error::from_source(Kind::Invalid, format!("no registry can be at {host}/{repository}"), error)
+        })
+    };
+    let tls = parse("https")?;
+    if plain == PlainHttp::Allowed || hops::is_loopback(&tls) { parse("http") } else { Ok(tls) }
+}
+
+fn client(config: &Config, base: &Url) -> Result<Client> {
+    let builder = || {
+        Client::builder()
+            .user_agent(concat!("weightfs/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .no_proxy()
+            .tcp_nodelay(true)
+            .connect_timeout(config.connect_timeout)
+            .pool_idle_timeout(Duration::from_secs(90))
+            .pool_max_idle_per_host(128)
+    };
+    let built = match builder().build() {
+        // A machine without root certificates can still ask a plain registry; TLS then trusts nobody.
+        Err(_) if base.scheme() == "http" => builder().tls_certs_only([]).build(),
+        built => built,
+    };
+    built.map_err(|error| {
+        Error::from_source(Kind::Unreachable, "cannot set up TLS", error)
+            .hint("install the root certificates (Debian: ca-certificates)")
+    })
+}
+
+/// The digest of a manifest's bytes, which must be the one asked for, or the one told where a tag was asked.
+fn pinned_digest(which: &Which, told: Option<&str>, bytes: &[u8]) -> Result<Digest> {
+    if let Which::Digest(asked) = which {
+        if asked.matches(bytes) {
+            return Ok(asked.clone());
+        }
+        return Err(Error::new(Kind::Integrity, format!("its bytes are not what {asked} names")));
+    }
+    let Some(told) = told else { return Ok(Digest::of(bytes)) };
+    let told: Digest =
+        told.parse().map_err(|error| Error::from_source(Kind::Protocol, "Docker-Content-Digest", error))?;
+    let mut hasher = Hasher::new(told.algorithm());
+    hasher.update(bytes);
+    if hasher.finish() != told {
+        return Err(wire::protocol(format!("its bytes are not what Docker-Content-Digest says, {told}")));
+    }
+    // Pinned by sha256 unless the registry names it by the longer one.
+    Ok(if told.algorithm() == Algorithm::Sha256 { Digest::of(bytes) } else { told })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_registry_on_this_machine_is_plain_by_itself() {
+        let scheme = |host, plain| base_url(host, "a", plain).unwrap().scheme().to_owned();
+        for host in ["localhost:5000", "127.0.0.1:5000", "127.8.8.8", "[::1]:5000", "localhost"] {
+            assert_eq!(scheme(host, PlainHttp::Never), "http", "{host}");
+        }
+        for host in ["ghcr.io", "10.0.0.1:5000", "localhost.example", "169.254.1.1"] {
+            assert_eq!(scheme(host, PlainHttp::Never), "https", "{host}");
+            assert_eq!(scheme(host, PlainHttp::Allowed), "http", "{host}");
+        }
+    }
+
+    #[test]
+    fn the_hub_is_asked_under_its_other_name() {
+        let names = names_on_the_wire("docker.io", "busybox");
+        assert_eq!(names, ("registry-1.docker.io".into(), "library/busybox".into()));
+        assert_eq!(names_on_the_wire("docker.io", "me/x").1, "me/x");
+        assert_eq!(names_on_the_wire("ghcr.io", "x").1, "x");
+    }
+
+    #[test]
+    fn a_manifest_is_pinned_only_where_its_bytes_agree() {
+        let (tag, digest) = (Which::Tag("t".into()), Digest::of(b"{}"));
+        let other = Digest::of(b"[]").to_string();
+        assert_eq!(pinned_digest(&tag, None, b"{}").unwrap(), digest);
+        assert_eq!(pinned_digest(&tag, Some(&digest.to_string()), b"{}").unwrap(), digest);
+        assert_eq!(pinned_digest(&tag, Some(&other), b"{}").unwrap_err().kind(), Kind::Protocol);
+        let asked = Which::Digest(digest.clone());
+        assert_eq!(pinned_digest(&asked, Some(&other), b"{}").unwrap(), digest);
+        assert_eq!(pinned_digest(&asked, None, b"[]").unwrap_err().kind(), Kind::Integrity);
+    }
+
+    #[test]
+    fn an_identity_shows_neither_place_nor_user() {
+        let registry = Registry::new("127.0.0.1:1", "acme/llm", &Config::default()).unwrap();
+        assert_eq!(registry.identity().len(), 64);
+        assert_eq!(registry.place(), "127.0.0.1:1/acme/llm");
+    }
+}

@@ -1,0 +1,304 @@
+//! What a registry's answer means: its status, its headers, its length. Values in, values out.
+//!
+//! Nothing is sent from here. Each rule is that of RFC 9110 or of the OCI distribution specification, applied
+//! without mercy: a range is the range asked for, to the byte, or it is an error.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream, StreamExt};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderName, RETRY_AFTER};
+use reqwest::{Response, StatusCode};
+use tokio::time::timeout;
+use url::Url;
+
+use crate::error::{Error, Kind, Result};
+use crate::range::StoredRange;
+use crate::repository::ByteStream;
+
+/// How much of an error page is read for its message.
+const ERROR_BODY_LIMIT: usize = 64 << 10;
+/// How much of a registry's message is shown.
+const MESSAGE_LIMIT: usize = 300;
+/// The longest wait that a registry may ask for and be believed.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// Accepts the answer to a request for `range` of a blob of `size` bytes, or says what is wrong with it.
+pub(super) fn check_range(
+    status: StatusCode,
+    headers: &HeaderMap,
+    range: StoredRange,
+    size: u64,
+) -> Result<()> {
+    let whole = range == StoredRange::new(0, size);
+    match status {
+        StatusCode::PARTIAL_CONTENT => check_content_range(headers, range, size)?,
+        StatusCode::OK if whole => {}
+        StatusCode::OK => {
+            return Err(protocol("200 OK with the whole blob where a range was asked for")
+                .hint("this registry, or a proxy before it, ignores range requests; weightfs needs them"));
+        }
+        other => return Err(protocol(format!("{other} where 206 Partial Content was due"))),
+    }
+    check_encoding(headers)?;
+    match one(headers, &CONTENT_LENGTH)? {
+        Some(length) if length.parse() != Ok(range.len()) => {
+            Err(protocol(format!("Content-Length {length:?} where {} bytes are due", range.len())))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_content_range(headers: &HeaderMap, range: StoredRange, size: u64) -> Result<()> {
+    let due = format!("bytes {range}/{size}");
+    match one(headers, &CONTENT_RANGE)? {
+        Some(given) if given == due => Ok(()),
+        Some(given) => Err(protocol(format!("Content-Range {given:?} where {due:?} is due"))),
+        None => Err(protocol("206 Partial Content without Content-Range")),
+    }
+}
+
+/// Refuses bytes that are encoded: nobody asked for it, and a range of them means nothing.
+pub(super) fn check_encoding(headers: &HeaderMap) -> Result<()> {
+    match one(headers, &CONTENT_ENCODING)? {
+        Some(encoding) if !encoding.eq_ignore_ascii_case("identity") => {
+            Err(protocol(format!("Content-Encoding {encoding:?}, which nobody asked for")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The value of a header, cleaned for printing; `None` where it is missing. Twice the same is once.
+pub(super) fn one(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    if values.any(|other| Some(other) != first) {
+        return Err(protocol(format!("more than one {name}")));
+    }
+    Ok(first.map(|value| clean(&String::from_utf8_lossy(value.as_bytes()))))
+}
+
+/// An error for an answer that breaks the rules.
+pub(super) fn protocol(doing: impl Into<String>) -> Error {
+    Error::new(Kind::Protocol, doing)
+}
+
+/// The error that a status other than success means, with the registry's own words.
+pub(super) async fn refusal(response: Response, stall: Duration) -> Error {
+    let (status, wait) = (response.status(), retry_after(response.headers(), SystemTime::now()));
+    let words = message(response, stall).await;
+    let doing = words.map_or_else(|| status.to_string(), |words| format!("{status}: {words}"));
+    let error = Error::new(kind_of(status), doing);
+    wait.map_or(error.clone(), |wait| error.retry_after(wait))
+}
+
+fn kind_of(status: StatusCode) -> Kind {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Denied,
+        StatusCode::NOT_FOUND | StatusCode::GONE => Kind::NotFound,
+        StatusCode::TOO_MANY_REQUESTS => Kind::Throttled,
+        StatusCode::REQUEST_TIMEOUT => Kind::Broken,
+        status if status.is_server_error() => Kind::Broken,
+        _ => Kind::Protocol,
+    }
+}
+
+/// `Retry-After` (RFC 9110 §10.2.3) in seconds or as a date; nonsense counts as not given.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(wait.min(LONGEST_WAIT))
+}
+
+#[derive(serde::Deserialize)]
+struct Errors {
+    errors: Vec<OneError>,
+}
+
+#[derive(serde::Deserialize)]
+struct OneError {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// The `errors[].message` of a registry's answer (distribution specification, "Error codes").
+async fn message(response: Response, stall: Duration) -> Option<String> {
+    let body = limited(response, ERROR_BODY_LIMIT, stall).await.ok()?;
+    let errors: Errors = serde_json::from_slice(&body).ok()?;
+    let text = |one: OneError| if one.message.is_empty() { one.code } else { one.message };
+    let words: Vec<_> = errors.errors.into_iter().take(4).map(text).collect();
+    Some(clean(&words.join(", "))).filter(|words| !words.is_empty())
+}
+
+/// The same text without control characters and not too long: it comes from outside and goes to a terminal.
+pub(super) fn clean(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MESSAGE_LIMIT).collect()
+}
+
+/// The whole body, at most `limit` bytes.
+pub(super) async fn limited(response: Response, limit: usize, stall: Duration) -> Result<Bytes> {
+    let mut body = pieces(response, stall);
+    let mut all = Vec::new();
+    while let Some(piece) = body.next().await {
+        let piece = piece?;
+        if all.len().saturating_add(piece.len()) > limit {
+            return Err(protocol(format!("the answer is longer than {limit} bytes")));
+        }
+        all.extend_from_slice(&piece);
+    }
+    Ok(all.into())
+}
+
+/// The body as it comes, or `Broken` where nothing comes for `stall`.
+fn pieces(response: Response, stall: Duration) -> BoxStream<'static, Result<Bytes>> {
+    stream::try_unfold(response, move |mut response| async move {
+        match timeout(stall, response.chunk()).await {
+            Ok(Ok(piece)) => Ok(piece.map(|piece| (piece, response))),
+            Ok(Err(error)) => Err(transport(error)),
+            Err(_) => Err(Error::new(Kind::Broken, format!("no byte came for {} s", stall.as_secs_f32()))),
+        }
+    })
+    .boxed()
+}
+
+/// The body, exactly `len` bytes of it.
+///
+/// The last piece is given only once the body has ended, so that a body that is too long gives no answer
+/// that looks right, and so that its connection can be used again.
+pub(super) fn exactly(response: Response, len: u64, stall: Duration) -> ByteStream {
+    let start = (pieces(response, stall), len);
+    stream::try_unfold(start, |(mut body, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        let short = || Error::new(Kind::Broken, format!("the body ended {left} bytes early"));
+        let piece = body.next().await.unwrap_or_else(|| Err(short()))?;
+        let left =
+            u64::try_from(piece.len()).ok().and_then(|got| left.checked_sub(got)).ok_or_else(too_long)?;
+        if left == 0 {
+            ended(&mut body).await?;
+        }
+        Ok(Some((piece, (body, left))))
+    })
+    .boxed()
+}
+
+async fn ended(body: &mut BoxStream<'static, Result<Bytes>>) -> Result<()> {
+    while let Some(piece) = body.next().await {
+        if !piece?.is_empty() {
+            return Err(too_long());
+        }
+    }
+    Ok(())
+}
+
+fn too_long() -> Error {
+    protocol("the body is longer than what was asked for")
+}
+
+/// The kind of a failure below HTTP. The URL is left out of its text, since its query may be a signature.
+pub(super) fn transport(error: reqwest::Error) -> Error {
+    let (kind, doing) = if error.is_connect() {
+        (Kind::Unreachable, "no connection")
+    } else if error.is_builder() {
+        (Kind::Invalid, "no request can be made")
+    } else {
+        (Kind::Broken, "the connection failed")
+    };
+    Error::new(kind, format!("{doing}: {}", causes(&error.without_url())))
+}
+
+/// The causes beneath an error of the HTTP client; its own sentence adds nothing for a person.
+fn causes(error: &reqwest::Error) -> String {
+    let mut words: Vec<String> = Vec::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let text = clean(&error.to_string());
+        if !words.contains(&text) {
+            words.push(text);
+        }
+        cause = error.source();
+    }
+    if words.is_empty() { error.to_string() } else { words.join(": ") }
+}
+
+/// A URL as it may be shown: its query, which may be a signature, is left out.
+pub(super) fn shown(url: &Url) -> String {
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let query = url.query().map(|_| "?…").unwrap_or_default();
+    clean(&format!("{}://{}{port}{}{query}", url.scheme(), url.host_str().unwrap_or_default(), url.path()))
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
+    }
+
+    fn checked(status: u16, pairs: &[(HeaderName, &str)]) -> Result<()> {
+        let status = StatusCode::from_u16(status).unwrap();
+        check_range(status, &headers(pairs), StoredRange::new(10, 20), 100)
+    }
+
+    #[test]
+    fn only_the_range_asked_for_is_accepted() {
+        assert!(checked(206, &[(CONTENT_RANGE, "bytes 10-19/100")]).is_ok());
+        assert!(checked(206, &[(CONTENT_RANGE, "bytes 10-19/100"), (CONTENT_LENGTH, "10")]).is_ok());
+        for wrong in
+            ["bytes 10-18/100", "bytes 9-19/100", "bytes 10-19/101", "bytes 10-19/*", "bytes */100", ""]
+        {
+            assert_eq!(
+                checked(206, &[(CONTENT_RANGE, wrong)]).unwrap_err().kind(),
+                Kind::Protocol,
+                "{wrong}"
+            );
+        }
+        assert_eq!(checked(206, &[]).unwrap_err().kind(), Kind::Protocol);
+        let right = (CONTENT_RANGE, "bytes 10-19/100");
+        assert!(checked(206, &[right.clone(), (CONTENT_LENGTH, "11")]).is_err());
+        assert!(checked(206, &[right.clone(), (CONTENT_ENCODING, "gzip")]).is_err());
+        assert!(checked(206, &[right, (CONTENT_ENCODING, "identity")]).is_ok());
+        assert!(checked(204, &[]).is_err());
+    }
+
+    #[test]
+    fn a_whole_answer_is_accepted_only_where_all_was_asked_for() {
+        let error = checked(200, &[(CONTENT_LENGTH, "100")]).unwrap_err();
+        assert!(error.to_string().contains("ignores range requests"), "{error}");
+        let all = StoredRange::new(0, 100);
+        assert!(check_range(StatusCode::OK, &headers(&[(CONTENT_LENGTH, "100")]), all, 100).is_ok());
+        assert!(check_range(StatusCode::OK, &headers(&[(CONTENT_LENGTH, "99")]), all, 100).is_err());
+    }
+
+    #[test]
+    fn a_wait_is_read_as_seconds_and_as_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let wait = |text| retry_after(&headers(&[(RETRY_AFTER, text)]), now);
+        assert_eq!(wait("7"), Some(Duration::from_secs(7)));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:47 GMT"), Some(Duration::from_secs(10)));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:40:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(wait("99999999999"), Some(LONGEST_WAIT));
+        assert_eq!(wait("soon"), None);
+    }
+
+    #[test]
+    fn a_url_is_shown_without_its_signature() {
+        let url = Url::parse("https://user:pw@cdn.example:444/blob?X-Amz-Signature=abc#f").unwrap();
+        assert_eq!(shown(&url), "https://cdn.example:444/blob?…");
+    }
+
+    #[test]
+    fn words_from_outside_bring_no_control_characters() {
+        assert_eq!(clean("a\x1b[31mb\nc"), "a[31mbc");
+        assert_eq!(clean(&"x".repeat(1000)).len(), MESSAGE_LIMIT);
+    }
+}

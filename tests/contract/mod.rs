@@ -1,0 +1,3 @@
+//! What every implementation of a trait must do: one suite a trait, run over each of them.
+
+mod repository;

@@ -1,0 +1,127 @@
+//! The contract of [`Repository`], over memory, an image layout folder and a registry.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use weightfs::Kind;
+use weightfs::oci::{Blob, Digest, Which};
+use weightfs::range::StoredRange;
+use weightfs::repository::{Config, Memory, Repository, connect, read_all};
+
+use crate::registry::sample::{MEDIA_TYPE, Sample};
+use crate::registry::server::Server;
+
+/// Asks `repository`, which has what `sample` has, everything that the trait promises.
+async fn holds(repository: Arc<dyn Repository>, sample: &Sample) {
+    manifests_are_found_by_tag_and_digest(&*repository, sample).await;
+    what_is_missing_is_not_found(&*repository).await;
+    ranges_are_exact(&*repository, sample).await;
+    ranges_outside_are_refused(&*repository, sample).await;
+    a_stream_given_up_disturbs_nobody(&*repository, sample).await;
+    many_read_at_once(&repository, sample).await;
+    assert!(!repository.place().is_empty());
+    assert_eq!(repository.identity(), repository.identity());
+}
+
+async fn manifests_are_found_by_tag_and_digest(repository: &dyn Repository, sample: &Sample) {
+    for which in [Which::Tag("v1".into()), Which::Digest(sample.manifest.clone())] {
+        let pinned = repository.manifest(&which).await.unwrap();
+        assert_eq!(pinned.digest, sample.manifest, "{which}");
+        assert!(pinned.digest.matches(&pinned.bytes));
+        assert_eq!(pinned.media_type, MEDIA_TYPE);
+    }
+}
+
+async fn what_is_missing_is_not_found(repository: &dyn Repository) {
+    let digest = Digest::of(b"nobody has this");
+    for which in [Which::Tag("v2".into()), Which::Digest(digest.clone())] {
+        assert_eq!(repository.manifest(&which).await.unwrap_err().kind(), Kind::NotFound, "{which}");
+    }
+    let blob = Blob { digest, size: 15 };
+    let error = read_all(repository, &blob, StoredRange::new(0, 15)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert!(read_all(repository, &blob, StoredRange::new(3, 3)).await.unwrap().is_empty(), "asks nobody");
+}
+
+async fn ranges_are_exact(repository: &dyn Repository, sample: &Sample) {
+    let size = sample.large.size;
+    let middle = StoredRange::new(size / 2 - 1000, size / 2 + 1_200_000);
+    for range in [
+        StoredRange::new(0, size),
+        StoredRange::new(0, 1),
+        StoredRange::new(size - 1, size),
+        StoredRange::new(1 << 20, (1 << 20) + 1),
+        middle,
+        StoredRange::new(size, size),
+    ] {
+        let bytes = read_all(repository, &sample.large, range).await.unwrap();
+        assert!(bytes == sample.bytes_of(range), "{range}");
+    }
+    let bytes = read_all(repository, &sample.small, StoredRange::new(0, 1)).await.unwrap();
+    assert_eq!(bytes, &b"x"[..]);
+}
+
+async fn ranges_outside_are_refused(repository: &dyn Repository, sample: &Sample) {
+    let size = sample.large.size;
+    for range in [StoredRange::new(0, size + 1), StoredRange::new(size + 1, size + 1)] {
+        let error = read_all(repository, &sample.large, range).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid, "{range}");
+    }
+}
+
+async fn a_stream_given_up_disturbs_nobody(repository: &dyn Repository, sample: &Sample) {
+    let all = StoredRange::new(0, sample.large.size);
+    let mut stream = repository.read(&sample.large, all).await.unwrap();
+    let first = stream.next().await.unwrap().unwrap();
+    assert!(sample.bytes_of(all).starts_with(&first));
+    drop(stream);
+    assert!(read_all(repository, &sample.large, all).await.unwrap() == sample.bytes_of(all));
+}
+
+async fn many_read_at_once(repository: &Arc<dyn Repository>, sample: &Sample) {
+    let readers: Vec<_> = (0..16)
+        .map(|n| {
+            let (repository, blob) = (repository.clone(), sample.large.clone());
+            let range = StoredRange::new(n * 100_000, n * 100_000 + 150_000);
+            tokio::spawn(async move { (range, read_all(&*repository, &blob, range).await) })
+        })
+        .collect();
+    for reader in readers {
+        let (range, bytes) = reader.await.unwrap();
+        assert!(bytes.unwrap() == sample.bytes_of(range), "{range}");
+    }
+}
+
+#[tokio::test]
+async fn memory_keeps_the_contract() {
+    let sample = Sample::new();
+    let memory = Memory::new();
+    memory.put(sample.bytes_of(StoredRange::new(0, sample.large.size)).to_vec());
+    memory.put(&b"x"[..]);
+    memory.put_manifest("v1", MEDIA_TYPE, sample.manifest_bytes.clone());
+    holds(Arc::new(memory), &sample).await;
+}
+
+#[tokio::test]
+async fn an_image_layout_keeps_the_contract() {
+    let sample = Sample::new();
+    let reference = format!("oci:{}:v1", sample.folder().display()).parse().unwrap();
+    holds(connect(&reference, &Config::default()).unwrap(), &sample).await;
+}
+
+#[tokio::test]
+async fn a_registry_keeps_the_contract() {
+    let sample = Sample::new();
+    let server = Server::start(sample.folder()).await;
+    holds(connect(&server.reference(), &Config::default()).unwrap(), &sample).await;
+}
+
+#[tokio::test]
+async fn a_registry_that_wants_tokens_and_sends_away_for_blobs_keeps_the_contract() {
+    use crate::registry::server::{Fault, Rule, Tokens};
+    let sample = Sample::new();
+    let cdn = Server::start(sample.folder()).await;
+    let server = Server::with_tokens(sample.folder(), Tokens::for_everyone()).await;
+    server.rule(Rule::always("/blobs/", Fault::Redirect(cdn.origin())));
+    holds(connect(&server.reference(), &Config::default()).unwrap(), &sample).await;
+}
