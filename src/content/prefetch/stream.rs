@@ -2,7 +2,7 @@
 //!
 //! Several streams a file, told apart by where they read, not by file handle: ranks and threads share
 //! descriptors, and the kernel's own read-ahead comes in pieces and out of order. What is loaded ahead never
-//! exceeds what the stream has consumed, and stays within the tensor being read until the stream has shown that
+//! exceeds a fixed multiple of what the stream has consumed, and stays within the tensor being read until the stream has shown that
 //! it goes on beyond: a reader who stops after one tensor has cost little more than the tensor.
 
 use crate::range::ContentRange;
@@ -19,6 +19,9 @@ const FORWARD: u64 = 4 << 20;
 const WINDOW: u64 = 64 << 20;
 /// What a stream must have consumed before anything is loaded ahead of it.
 const SETTLED: u64 = 512 << 10;
+/// How many times what a stream consumed is loaded ahead of it within the first tensor that it reads: more than
+/// beyond it, since the tensor's end bounds what is fetched in vain.
+const WITHIN: u64 = 4;
 /// A tensor up to this size is loaded whole when any of it is read.
 const SMALL_TENSOR: u64 = 2 << 20;
 /// How far the kernel reads past the last byte that an application asked for: two requests of 1 MiB. So many
@@ -127,10 +130,11 @@ impl Stream {
     /// The target while the stream reads its first two tensors; `None` once it has gone on beyond them.
     fn within_tensor(&self, len: u64, tensors: &Tensors) -> Option<u64> {
         let here = tensors.around(self.next.saturating_sub(1), len);
-        let first = tensors.around(self.start, len);
+        // The kernel begins a read on a page, or before it: what it reads there is not the reader's tensor.
+        let first = tensors.around(self.start.saturating_add(SETTLED - 1), len);
         let grown = |consumed: u64| Some(self.next.saturating_add(consumed.min(WINDOW)).min(here.end()));
         if here.start() <= first.end().saturating_sub(1) {
-            return grown(self.consumed);
+            return grown(self.consumed.saturating_mul(WITHIN));
         }
         if here.start() == first.end() {
             return grown(self.next.saturating_sub(here.start()).saturating_sub(READ_AROUND));
@@ -174,9 +178,9 @@ mod tests {
         let tensors = sixteen_mib_tensors();
         let tensor = tensors.around(100 * MIB, LEN);
         assert_eq!(overshoot(Some(&tensors), tensor, 128 << 10), 0);
-        // The kernel reads ahead of the application, across the tensor's end.
-        let with_read_ahead = ContentRange::new(tensor.start(), tensor.end() + 2 * MIB);
-        assert!(overshoot(Some(&tensors), with_read_ahead, MIB) <= MIB);
+        // The kernel begins on a page, and reads ahead of the application, across the tensor's end.
+        let as_the_kernel_reads = ContentRange::new(tensor.start() / 4096 * 4096 - 4096, tensor.end() + 2 * MIB);
+        assert!(overshoot(Some(&tensors), as_the_kernel_reads, MIB) <= 2 * MIB);
         assert!(overshoot(None, tensor, MIB) <= 4 * MIB);
     }
 
