@@ -11,6 +11,7 @@
 mod support;
 
 mod contract;
+mod house;
 mod index;
 mod mount;
 mod registry;
