@@ -20,6 +20,7 @@ mod support;
 mod cli;
 mod contract;
 mod engines;
+mod house;
 mod index;
 mod model;
 mod mount;

@@ -19,8 +19,8 @@ pub(super) const TAG: &str = "demo";
 /// Files of weights.
 const SHARDS: u64 = 2;
 
-/// Tensors in each: with [`SHARDS`] and [`TENSOR`] 384 MiB of weights.
-const TENSORS: u64 = 24;
+/// Tensors in each: with [`SHARDS`] and [`TENSOR`] 512 MiB of weights.
+const TENSORS: u64 = 32;
 
 /// Bytes of a tensor: 2048 by 2048 numbers of 16 bits.
 pub(super) const TENSOR: usize = 8 << 20;

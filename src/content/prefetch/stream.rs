@@ -179,7 +179,8 @@ mod tests {
         let tensor = tensors.around(100 * MIB, LEN);
         assert_eq!(overshoot(Some(&tensors), tensor, 128 << 10), 0);
         // The kernel begins on a page, and reads ahead of the application, across the tensor's end.
-        let as_the_kernel_reads = ContentRange::new(tensor.start() / 4096 * 4096 - 4096, tensor.end() + 2 * MIB);
+        let as_the_kernel_reads =
+            ContentRange::new(tensor.start() / 4096 * 4096 - 4096, tensor.end() + 2 * MIB);
         assert!(overshoot(Some(&tensors), as_the_kernel_reads, MIB) <= 2 * MIB);
         assert!(overshoot(None, tensor, MIB) <= 4 * MIB);
     }
