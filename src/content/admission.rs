@@ -1,74 +1,55 @@
-//! Who may see what is kept: a mount is shown kept bytes of a layer only if it could fetch them by itself.
+//! Who may see what is kept: a mount is shown a layer that others proved only if it could fetch it by itself.
 //!
-//! The store is shared and keyed by digest, and a digest is no secret: a registry of somebody's own making could
-//! name any layer in a manifest. So a place and its credentials that did not bring a layer here are asked for one
-//! kept chunk of it, picked at random, before they are shown the others. That they can have it is remembered.
+//! The store is keyed by digest, and a digest is no secret: a registry of somebody's own making could name any layer
+//! in a manifest. So a place and its credentials that did not prove a layer here are asked for one kept chunk of it,
+//! picked at random, before they are shown the others. That they can have it is remembered.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use super::extent::Extent;
-use super::loader::Loader;
-use super::verify::{ChunkDigest, Verified};
-use crate::error::{Error, Kind, Result};
+use super::loader::{Loader, Standing};
+use super::verify::Verified;
+use crate::error::Result;
+use crate::index::ExtentId;
 
 impl Loader {
-    /// Makes sure that this mount may see what the store has of `layer`. Asks the network at most once a layer
-    /// and mount, and not at all where it is known.
+    /// Finds out, once a mount, whether it may see a layer that others have proved here. What it may not see it fetches
+    /// and keeps for itself, as if nothing were here.
+    ///
+    /// Asks the network for one chunk at most, and not at all where nothing is to be found out.
     ///
     /// # Errors
-    /// Whatever the repository says; `Integrity` where it gives other bytes than those that are kept.
+    /// Whatever the repository says; the next one to ask tries again.
     pub(super) async fn admit(self: &Arc<Self>, layer: usize) -> Result<()> {
         let Some(admitted) = self.admission(layer) else { return Ok(()) };
         admitted.get_or_try_init(|| self.ask_admission(layer)).await.copied()
     }
 
-    /// Whether this mount is known to be able to have the layer's bytes. Blocks for a small file.
-    pub(super) fn has_admission(&self, layer: usize) -> bool {
-        let described = self.layer(layer);
-        self.admission(layer).is_some_and(|admitted| admitted.initialized())
-            || described
-                .is_some_and(|layer| self.store.origin(&layer.blob.digest, &self.repository.identity()))
-    }
-
     async fn ask_admission(self: &Arc<Self>, layer: usize) -> Result<()> {
+        let Some(described) = self.layer(layer).filter(|_| self.standing(layer) == Standing::Unproved) else {
+            return Ok(());
+        };
         let loader = Arc::clone(self);
-        let look = move || (!loader.has_admission(layer)).then(|| loader.any_kept(layer));
-        let Ok(Some(sample)) = tokio::task::spawn_blocking(look).await else { return Ok(()) };
-        if let Some((extent, chunk, known)) =
-            sample.and_then(|(id, chunk, known)| Some((self.extent(id)?, chunk, known)))
-        {
-            let (blob, range) = self.stored(extent, &(chunk..chunk + 1))?;
-            let bytes = crate::repository::read_all(&*self.repository, &blob, range).await?;
-            if Verified::check(bytes, Some(known)).is_none() {
-                let doing = format!(
-                    "{} has other bytes for {} than are kept here",
-                    self.repository.place(),
-                    blob.digest
-                );
-                return Err(Error::new(Kind::Integrity, doing).hint("choose another store for it (--store)"));
-            }
+        let (digest, extents) = (described.blob.digest.clone(), described.extents.clone());
+        let look = move || {
+            let strange = loader.shelf.store.proved_for_some(&digest) && !loader.shelf.proved(&digest);
+            strange.then(|| loader.shelf.store.sample(&digest, &extents)).flatten()
+        };
+        let Ok(Some((range, chunk, known))) = tokio::task::spawn_blocking(look).await else { return Ok(()) };
+        let extent = described.extents.iter().position(|extent| *extent == range);
+        let Some(extent) = extent.and_then(|extent| self.extent(ExtentId { layer, extent })) else {
+            return Ok(());
+        };
+        let (blob, range) = self.stored(extent, &(chunk..chunk + 1))?;
+        let bytes = crate::repository::read_all(&*self.repository, &blob, range).await?;
+        if Verified::check(bytes, Some(known)).is_none() {
+            tracing::warn!(layer = %blob.digest, "{} gives other bytes than were proved here", self.repository.place());
+            return Ok(());
         }
         let loader = Arc::clone(self);
-        let remember = move || {
-            if let Some(layer) = loader.layer(layer) {
-                loader.store.add_origin(&layer.blob.digest, &loader.repository.identity());
-            }
-        };
         // Where it can't be remembered, it is asked again next time.
+        let remember = move || loader.shelf.store.add_origin(&loader.shelf.who, &blob.digest);
         let _ = tokio::task::spawn_blocking(remember).await;
+        self.adopt_proof(layer);
         Ok(())
-    }
-
-    /// One of the layer's kept chunks whose digest is known, any; `None` where nothing is kept. Blocks.
-    fn any_kept(&self, layer: usize) -> Option<(crate::index::ExtentId, u64, ChunkDigest)> {
-        let kept = |extent: &&Extent| self.store.kept_bytes(&extent.layer, extent.range) > 0;
-        let extent = self.extents(layer).iter().find(kept)?;
-        let files = extent.kept(&self.store)?;
-        let here: Vec<u64> =
-            (0..).zip(files.all()).filter(|(_, here)| *here).map(|(chunk, _)| chunk).collect();
-        let at = RandomState::new().hash_one(layer) % (here.len() as u64).max(1);
-        let chunk = *here.get(usize::try_from(at).ok()?)?;
-        Some((extent.id, chunk, files.digest(chunk)?))
     }
 }

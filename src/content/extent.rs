@@ -3,7 +3,7 @@
 //! Called by the loader and the prover. Blocking where it opens or reads files of the store; each function says so.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use super::buffer::Pool;
 use super::grid::Grid;
 use super::prefetch::stream::{Plan, Streams};
 use super::prefetch::tensors::Tensors;
-use super::store::Store;
+use super::shelf::Shelf;
 use super::store::kept::{KeptFile, Recorded};
 use super::verify::{ChunkDigest, Verified};
 use crate::index::ExtentId;
@@ -33,19 +33,31 @@ pub(super) struct Extent {
     /// Where it lies in its layer's content.
     pub(super) range: ContentRange,
     pub(super) grid: Grid,
-    digests: Mutex<HashMap<u64, ChunkDigest>>,
+    digests: Mutex<HashMap<u64, Known>>,
     /// Held while files are opened, so never taken by who may not block.
     files: Mutex<Files>,
     readers: Mutex<Readers>,
 }
 
+/// What a chunk's bytes must be.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    digest: ChunkDigest,
+    /// Whether this process has had such bytes in its hands, or knows of them from the store only.
+    seen: bool,
+}
+
 #[derive(Debug, Default)]
 struct Files {
-    kept: Option<Arc<KeptFile>>,
+    kept: Weak<KeptFile>,
+    /// Whether the digests on record are those of a proved layer.
+    vouched: bool,
     /// Chunks not in the store when it was last looked at, less those kept since; `None`: look.
     missing: Option<u64>,
-    last_use: Option<Instant>,
-    paused: Option<Instant>,
+    /// When the files could last not be opened.
+    failed: Option<Instant>,
+    /// When a chunk could last not be written.
+    refused: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -112,96 +124,134 @@ impl Extent {
     }
 
     /// The files in the store, opened (and made) where they are not open; `None` while the store fails. Blocks.
-    pub(super) fn kept(&self, store: &Store) -> Option<Arc<KeptFile>> {
+    pub(super) fn kept(&self, shelf: &Shelf) -> Option<Arc<KeptFile>> {
         let mut files = self.files.lock();
-        files.last_use = Some(Instant::now());
-        if let Some(kept) = files.kept.as_ref().filter(|kept| !kept.removed()) {
-            return Some(Arc::clone(kept));
+        if let Some(kept) = files.kept.upgrade().filter(|kept| !kept.removed()) {
+            kept.touch();
+            return Some(kept);
         }
-        if files.paused.is_some_and(|since| since.elapsed() < PAUSE) {
+        if files.failed.is_some_and(|since| since.elapsed() < PAUSE) {
             return None;
         }
-        match store.file(&self.layer, self.range) {
+        match shelf.file(&self.layer, self.range) {
             Ok(kept) => {
-                *files = Files { kept: Some(Arc::new(kept)), last_use: files.last_use, ..Files::default() }
+                files.vouched = kept.vouched();
+                (files.missing, files.failed) = (None, None);
+                files.kept = Arc::downgrade(&kept);
+                Some(kept)
             }
-            Err(error) => files.pause(&self.path, &error),
+            Err(error) => {
+                tracing::warn!(path = self.path, %error, "the store fails; going on without it for a while");
+                files.failed = Some(Instant::now());
+                None
+            }
         }
-        files.kept.clone()
     }
 
-    /// The files in the store, if they are open now.
+    /// The files in the store, if they are open now. Does not count as a use.
     pub(super) fn open_kept(&self) -> Option<Arc<KeptFile>> {
-        self.files.lock().kept.clone()
+        self.files.lock().kept.upgrade()
     }
 
-    /// Lets go of the files in the store where nobody uses them and nobody has for `idle`.
-    pub(super) fn release_idle(&self, idle: Duration) {
-        let mut files = self.files.lock();
-        let unused = files.kept.as_ref().is_some_and(|kept| Arc::strong_count(kept) == 1);
-        if unused && files.last_use.is_none_or(|last| last.elapsed() >= idle) {
-            *files = Files::default();
-        }
+    /// Whether the digests on record, as they were when the files were opened, are those of a proved layer.
+    pub(super) fn vouched(&self) -> bool {
+        self.files.lock().vouched
     }
 
-    /// Forgets the digests seen, for a layer whose bytes were found to be wrong.
+    /// Forgets what the store said and has, for a layer whose bytes there are not to be relied on any more.
     pub(super) fn forget(&self) {
-        self.digests.lock().clear();
+        self.digests.lock().retain(|_, known| known.seen);
         *self.files.lock() = Files::default();
     }
 
-    /// The digest the chunk must have, from this process or the store. Blocks where only the store knows.
-    pub(super) fn digest(&self, chunk: u64, kept: Option<&KeptFile>) -> Option<ChunkDigest> {
-        let seen = self.digests.lock().get(&chunk).copied();
-        seen.or_else(|| kept.and_then(|kept| kept.digest(chunk)))
+    /// Whether this process has had the chunk in its hands.
+    pub(super) fn seen(&self, chunk: u64) -> bool {
+        self.digests.lock().get(&chunk).is_some_and(|known| known.seen)
+    }
+
+    /// Whether this process has had any chunk in its hands.
+    pub(super) fn touched(&self) -> bool {
+        self.digests.lock().values().any(|known| known.seen)
+    }
+
+    /// Whether a digest is known that the chunk must have.
+    pub(super) fn knows(&self, chunk: u64) -> bool {
+        self.digests.lock().contains_key(&chunk)
+    }
+
+    /// Takes over the digest that the store has on record for the chunk, unless one is known. Blocks.
+    pub(super) fn learn(&self, chunk: u64, kept: &KeptFile) {
+        if let Some(digest) = kept.digest(chunk).filter(|_| !self.knows(chunk)) {
+            self.digests.lock().entry(chunk).or_insert(Known { digest, seen: false });
+        }
     }
 
     /// The chunk, if its bytes are what they must be; on first contact, what they are is what they must be.
-    pub(super) fn verify(&self, chunk: u64, bytes: Bytes, kept: Option<&KeptFile>) -> Option<Verified> {
-        let verified = Verified::check(bytes, self.digest(chunk, kept))?;
-        self.agrees(chunk, &verified).then_some(verified)
+    pub(super) fn verify(&self, chunk: u64, bytes: Bytes) -> Option<Verified> {
+        let known = self.digests.lock().get(&chunk).map(|known| known.digest);
+        Verified::check(bytes, known).filter(|verified| self.agrees(chunk, verified))
     }
 
-    /// Whether this process has seen the chunk with these bytes before, or sees it for the first time.
+    /// Whether the chunk has had these bytes all along, as far as is known; they count as seen then.
     fn agrees(&self, chunk: u64, verified: &Verified) -> bool {
-        *self.digests.lock().entry(chunk).or_insert(verified.digest()) == verified.digest()
+        let mut digests = self.digests.lock();
+        let known = digests.entry(chunk).or_insert(Known { digest: verified.digest(), seen: true });
+        let agrees = known.digest == verified.digest();
+        known.seen |= agrees;
+        agrees
+    }
+
+    /// Whether all chunks that this process has had in its hands are on record with the same digests. Blocks.
+    pub(super) fn agrees_with(&self, kept: &KeptFile) -> bool {
+        let seen: Vec<_> = self
+            .digests
+            .lock()
+            .iter()
+            .filter(|(_, known)| known.seen)
+            .map(|(chunk, known)| (*chunk, *known))
+            .collect();
+        seen.into_iter().all(|(chunk, known)| kept.digest(chunk) == Some(known.digest))
     }
 
     /// Keeps the chunk, where there is room; `false` where it could not be kept. Blocks.
-    pub(super) fn keep(&self, chunk: u64, verified: &Verified, store: &Store) -> bool {
-        let Some(kept) = self.kept(store) else { return false };
+    pub(super) fn keep(&self, chunk: u64, verified: &Verified, shelf: &Shelf) -> bool {
+        let Some(kept) = self.kept(shelf) else { return false };
         if kept.has(chunk) {
             return true;
         }
-        let room = store.budget().admit(verified.bytes().len() as u64);
-        let outcome = if room.is_some() {
+        if self.files.lock().refused.is_some_and(|since| since.elapsed() < PAUSE) {
+            return false;
+        }
+        let room = shelf.store.budget().admit(verified.bytes().len() as u64);
+        let written = room.is_some();
+        let outcome = if written {
             kept.write(chunk, verified)
         } else {
             kept.record(chunk, verified.digest()).map(drop)
         };
+        drop(room);
         let mut files = self.files.lock();
         match outcome {
             Ok(()) => {
-                files.missing =
-                    files.missing.and_then(|missing| missing.checked_sub(u64::from(room.is_some())))
+                files.missing = files.missing.and_then(|missing| missing.checked_sub(u64::from(written)))
             }
             Err(error) => {
-                files.pause(&self.path, &error);
+                tracing::warn!(path = self.path, %error, "nothing more of it is kept for a while");
+                files.refused = Some(Instant::now());
                 return false;
             }
         }
-        room.is_some()
+        written
     }
 
     /// The chunk as the store has it, verified. Blocks.
     pub(super) fn read_kept(
         &self,
         chunk: u64,
-        store: &Store,
+        kept: &KeptFile,
         pool: &Pool,
         damaged: impl FnOnce(),
     ) -> Option<Verified> {
-        let kept = self.kept(store)?;
         let forget = || {
             damaged();
             self.files.lock().missing = None;
@@ -211,8 +261,20 @@ impl Extent {
     }
 
     /// Whether every chunk is said to be in the store. Blocks, but looks at the disk only where it must.
-    pub(super) fn complete(&self, store: &Store) -> bool {
-        let Some(kept) = self.kept(store) else { return false };
+    pub(super) fn complete(&self, shelf: &Shelf) -> bool {
+        let Some(kept) = self.kept(shelf) else { return false };
+        self.none_missing(&kept)
+    }
+
+    /// As [`complete`](Self::complete), of files that are open, after looking at what other processes have kept
+    /// meanwhile; does not count as a use.
+    pub(super) fn complete_by_now(&self) -> bool {
+        let Some(kept) = self.open_kept() else { return false };
+        self.files.lock().missing = None;
+        self.none_missing(&kept)
+    }
+
+    fn none_missing(&self, kept: &KeptFile) -> bool {
         let mut files = self.files.lock();
         if files.missing.is_none_or(|missing| missing == 0) {
             let missing = kept.all().into_iter().filter(|here| !here).count();
@@ -221,25 +283,17 @@ impl Extent {
         files.missing == Some(0)
     }
 
-    /// As [`complete`](Self::complete), after looking at what other processes have kept meanwhile.
-    pub(super) fn complete_by_now(&self, store: &Store) -> bool {
-        self.files.lock().missing = None;
-        self.complete(store)
-    }
-
-    /// Takes down the digests seen where the store has none, so that a proof holds for the next process too.
-    pub(super) fn record_digests(&self, store: &Store) -> bool {
-        let Some(kept) = self.kept(store) else { return false };
-        (0..self.grid.chunks()).all(|chunk| {
-            let seen = self.digests.lock().get(&chunk).copied();
-            seen.is_none_or(|seen| kept.record(chunk, seen).is_ok_and(|found| found != Recorded::Differs))
-        })
-    }
-}
-
-impl Files {
-    fn pause(&mut self, path: &str, error: &std::io::Error) {
-        tracing::warn!(path, %error, "the store fails; going on without keeping for a while");
-        *self = Self { paused: Some(Instant::now()), ..Self::default() };
+    /// Sees to it that every chunk's digest is on record, and vouches for the records: for a layer just proved.
+    /// `false` where the store fails. Blocks.
+    pub(super) fn vouch(&self, shelf: &Shelf) -> bool {
+        let Some(kept) = self.kept(shelf) else { return false };
+        let digests: Vec<_> =
+            self.digests.lock().iter().map(|(chunk, known)| (*chunk, known.digest)).collect();
+        let recorded = |(chunk, digest): (u64, ChunkDigest)| {
+            kept.record(chunk, digest).is_ok_and(|found| found != Recorded::Differs)
+        };
+        let vouched = digests.into_iter().all(recorded) && kept.vouch().is_ok();
+        self.files.lock().vouched = vouched;
+        vouched
     }
 }

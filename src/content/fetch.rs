@@ -19,7 +19,7 @@ use super::loader::{Loader, Standing};
 use super::store::kept::{Claim, KeptFile};
 use super::verify::Verified;
 use crate::error::{Error, Kind, Result};
-use crate::index::ExtentId;
+use crate::index::{CHUNK, ExtentId};
 use crate::range::ContentRange;
 use crate::repository::ByteStream;
 
@@ -27,8 +27,10 @@ use crate::repository::ByteStream;
 const AHEAD_CHUNKS: u64 = 4;
 /// How many requests one prefetch has under way at once; the lane has fewer turns than all of them together.
 const AHEAD_REQUESTS: usize = 4;
-/// How long a chunk that another process claims is waited for before it is fetched here as well.
+/// How long nothing may come of what other processes claim before it is fetched here as well.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the store is waited for before the repository is asked instead.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// How often a claimed chunk is looked for. Claims have no notification; a look costs two system calls.
 const LOOK: Duration = Duration::from_millis(3);
 
@@ -48,9 +50,15 @@ struct Pieces {
 }
 
 impl Pieces {
+    /// The next bytes: at least one.
     async fn next(&mut self) -> Result<Bytes> {
-        let ended = || Err(Error::new(Kind::Broken, "the answer ended early"));
-        self.stream.next().await.unwrap_or_else(ended)
+        loop {
+            let ended = || Err(Error::new(Kind::Broken, "the answer ended early"));
+            let piece = self.stream.next().await.unwrap_or_else(ended)?;
+            if !piece.is_empty() {
+                return Ok(piece);
+            }
+        }
     }
 }
 
@@ -92,7 +100,7 @@ impl Loader {
         lane: Lane,
     ) -> Result<()> {
         let loader = Arc::clone(self);
-        let missing = tokio::task::spawn_blocking(move || loader.missing(id, range)).await;
+        let missing = tokio::task::spawn_blocking(move || loader.missing(id, range, lane)).await;
         let mut under_way = FuturesUnordered::new();
         let mut outcome = Ok(());
         for run in runs(&missing.unwrap_or_default(), AHEAD_CHUNKS) {
@@ -132,13 +140,26 @@ impl Loader {
         Ok(())
     }
 
-    /// The chunks of `range` that are neither in the store nor in memory nor under way. Blocks.
-    fn missing(&self, id: ExtentId, range: ContentRange) -> Vec<u64> {
+    /// The chunks of `range` to be brought; none where nobody waits and nothing can be kept. Blocks.
+    fn missing(&self, id: ExtentId, range: ContentRange, lane: Lane) -> Vec<u64> {
         let Some(extent) = self.extent(id) else { return Vec::new() };
-        let here = extent.kept(&self.store).map(|kept| kept.all()).unwrap_or_default();
-        let kept =
-            |chunk: u64| usize::try_from(chunk).ok().and_then(|at| here.get(at)).copied().unwrap_or(false);
-        extent.grid.covering(range).filter(|chunk| !kept(*chunk)).collect()
+        let chunks = extent.grid.covering(range);
+        let kept = extent.kept(&self.shelf);
+        let keeps = kept.is_some() && !self.shelf.store.budget().exhausted();
+        let most = match lane {
+            Lane::Demand => u64::MAX,
+            _ if keeps => u64::MAX,
+            // What is not kept is fetched again unless it is read out of memory soon.
+            Lane::Ahead => self.config.memory / CHUNK / 4,
+            Lane::Background => 0,
+        };
+        let end = chunks.end.min(chunks.start.saturating_add(most));
+        let here = kept.map(|kept| kept.among(chunks.start..end)).unwrap_or_default();
+        let is_here = |chunk: u64| {
+            let kept = usize::try_from(chunk - chunks.start).ok().and_then(|at| here.get(at)).copied();
+            kept.unwrap_or(false) || (lane != Lane::Demand && self.board.knows((id, chunk)))
+        };
+        (chunks.start..end).filter(|chunk| !is_here(*chunk)).collect()
     }
 
     fn lead(
@@ -153,18 +174,8 @@ impl Loader {
     }
 
     /// The chunk's bytes as proved by what is known; asked for once more where they are not what they must be.
-    async fn verified(
-        self: &Arc<Self>,
-        extent: &Extent,
-        kept: Option<&KeptFile>,
-        chunk: u64,
-        bytes: Bytes,
-    ) -> Result<Verified> {
-        if extent.digest(chunk, kept).is_none() && self.standing(extent.id.layer) == Standing::Proved {
-            // A proof without its chunk digests proves nothing any more.
-            self.set_unproved(extent.id.layer);
-        }
-        if let Some(verified) = extent.verify(chunk, bytes, kept) {
+    async fn verified(self: &Arc<Self>, extent: &Extent, chunk: u64, bytes: Bytes) -> Result<Verified> {
+        if let Some(verified) = extent.verify(chunk, bytes) {
             return Ok(verified);
         }
         self.metrics.fetch_mismatches.add(1);
@@ -173,17 +184,28 @@ impl Loader {
             chunk,
             "bytes fetched again differ from those before; asking once more"
         );
-        let range = self.stored(extent, &(chunk..chunk + 1))?;
-        let bytes = crate::repository::read_all(&*self.repository, &range.0, range.1).await?;
-        if let Some(verified) = extent.verify(chunk, bytes, kept) {
+        let (blob, range) = self.stored(extent, &(chunk..chunk + 1))?;
+        let bytes = crate::repository::read_all(&*self.repository, &blob, range).await?;
+        if let Some(verified) = extent.verify(chunk, bytes.clone()) {
             return Ok(verified);
         }
         self.metrics.fetch_mismatches.add(1);
-        if self.standing(extent.id.layer) == Standing::Unproved {
-            self.poison(extent.id.layer, "a chunk fetched again has other bytes than before");
+        let mismatch = || {
+            let doing =
+                format!("{} gives other bytes than before for chunk {chunk}", self.repository.place());
+            Error::new(Kind::Integrity, doing)
+        };
+        if self.standing(extent.id.layer) == Standing::Proved {
+            return Err(mismatch());
         }
-        let doing = format!("{} gives other bytes than before for chunk {chunk}", self.repository.place());
-        Err(Error::new(Kind::Integrity, doing))
+        let (loader, layer, served) = (Arc::clone(self), extent.id.layer, extent.seen(chunk));
+        let settle = move || match served {
+            true => loader.poison(layer, "a chunk fetched again has other bytes than before"),
+            // Only the store said otherwise, of a layer that nobody has proved: it may be the one that is wrong.
+            false => loader.discard(layer),
+        };
+        let _ = tokio::task::spawn_blocking(settle).await;
+        extent.verify(chunk, bytes).filter(|_| !served).ok_or_else(mismatch)
     }
 
     pub(super) fn stored(
@@ -195,13 +217,19 @@ impl Loader {
         Ok((layer.blob.clone(), layer.stored(extent.content(chunks))))
     }
 
-    /// Hands out the chunk if the store has it. Blocks.
-    fn hand_out_kept(&self, extent: &Extent, chunk: u64) -> bool {
-        let Some(verified) = self.read_kept(extent, chunk) else { return false };
-        let key = (extent.id, chunk);
-        self.hand_out(key, &verified);
-        self.board.land(key);
-        true
+    /// Hands out the chunk if the store has it; else takes down what it must be. Blocks.
+    fn look(&self, extent: &Extent, chunk: u64) -> Look {
+        let Some(kept) = extent.kept(&self.shelf) else { return Look::Absent };
+        let said_to_be_here = kept.has(chunk);
+        if let Some(verified) = self.read_kept(extent, chunk) {
+            let key = (extent.id, chunk);
+            self.hand_out(key, &verified);
+            self.board.land(key);
+            return Look::Found;
+        }
+        self.doubt(extent, chunk);
+        extent.learn(chunk, &kept);
+        if said_to_be_here && kept.has(chunk) { Look::Unusable } else { Look::Absent }
     }
 
     /// Hands a verified chunk to who waits and to the prover.
@@ -215,40 +243,52 @@ impl Loader {
     /// Keeps a chunk that was handed out, then takes its flight off. Blocks.
     fn keep(&self, key: Key, verified: &Verified) {
         let (id, chunk) = key;
-        let Some(extent) = self.extent(id) else { return };
-        let kept = self.standing(id.layer) != Standing::Poisoned && extent.keep(chunk, verified, &self.store);
+        let Some(extent) = self.extent(id) else { return self.board.land(key) };
+        let kept = self.standing(id.layer) != Standing::Poisoned && extent.keep(chunk, verified, &self.shelf);
         self.board.land(key);
         let counter = if kept { &self.metrics.kept_bytes } else { &self.metrics.unkept_bytes };
         counter.add(verified.bytes().len() as u64);
         if self.standing(id.layer) == Standing::Poisoned {
             // It was found out while this chunk was being written.
-            self.store.poison(&extent.layer);
-        } else if kept && extent.complete(&self.store) {
+            self.shelf.store.poison(&self.shelf.who, &extent.layer);
+        } else if kept && extent.complete(&self.shelf) {
             self.completed(extent);
         }
     }
+}
+
+/// What a look into the store has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// Handed out.
+    Found,
+    /// Not there, or damaged and marked as absent.
+    Absent,
+    /// Said to be there, and yet not to be had.
+    Unusable,
 }
 
 impl Request {
     async fn run(mut self) {
         let loader = Arc::clone(&self.loader);
         let Some(extent) = loader.extent(self.id) else { return };
-        if let Err(error) = loader.admit(self.id.layer).await {
+        let ready = loader.refuse_poisoned(self.id.layer);
+        if let Err(error) = async { loader.admit(self.id.layer).await.and(ready) }.await {
             self.give_up(0..u64::MAX, &error);
             return;
         }
-        let mut left = self.take_from_store().await;
+        let (mut left, mut unusable) = self.take_from_store().await;
         if left.is_empty() {
             return;
         }
         let _turn = loader.lanes.enter(self.lane, &self.urgency).await;
-        let begun = Instant::now();
+        let mut patience = Instant::now();
         while !left.is_empty() {
             let kept = extent.open_kept();
-            let claims = self.claim(&left, kept.as_deref(), begun);
+            let claims = claim(&left, &unusable, kept.as_deref().filter(|_| patience.elapsed() < PATIENCE));
             let mine: Vec<u64> = claims.iter().map(|(chunk, _)| *chunk).collect();
             for run in runs(&mine, u64::MAX) {
-                if let Err(error) = self.take_from_repository(extent, kept.as_deref(), run.clone()).await {
+                if let Err(error) = self.take_from_repository(extent, run.clone()).await {
                     self.give_up(run, &error);
                 }
             }
@@ -256,46 +296,36 @@ impl Request {
             left.retain(|chunk| !mine.contains(chunk));
             if !left.is_empty() {
                 tokio::time::sleep(LOOK).await;
-                left = self.take_from_store().await;
+                let before = left.len();
+                (left, unusable) = self.take_from_store().await;
+                if left.len() < before {
+                    patience = Instant::now();
+                }
             }
         }
     }
 
-    /// Hands out the chunks that the store has, and gives the others that are still to be brought.
-    async fn take_from_store(&mut self) -> Vec<u64> {
+    /// Hands out the chunks that the store has. Gives the others, and those of them that it only says to have.
+    async fn take_from_store(&mut self) -> (Vec<u64>, Vec<u64>) {
         let (loader, id) = (Arc::clone(&self.loader), self.id);
         let wanted: Vec<u64> = self.flights.iter().map(|((_, chunk), _)| *chunk).collect();
+        let all = wanted.clone();
         let look = tokio::task::spawn_blocking(move || {
             let Some(extent) = loader.extent(id) else { return Vec::new() };
-            wanted.into_iter().filter(|chunk| !loader.hand_out_kept(extent, *chunk)).collect::<Vec<u64>>()
+            wanted.into_iter().map(|chunk| (chunk, loader.look(extent, chunk))).collect::<Vec<_>>()
         });
-        let left = look.await.unwrap_or_default();
-        self.flights.retain(|((_, chunk), _)| left.contains(chunk));
-        left
-    }
-
-    /// Claims what no other process has claimed; everything, once they have had their time or nothing is kept.
-    fn claim<'a>(
-        &self,
-        left: &[u64],
-        kept: Option<&'a KeptFile>,
-        begun: Instant,
-    ) -> Vec<(u64, Option<Claim<'a>>)> {
-        let Some(kept) = kept.filter(|_| begun.elapsed() < PATIENCE) else {
-            return left.iter().map(|chunk| (*chunk, None)).collect();
+        // A disk that hangs, or a panic there, must not keep the network from being asked.
+        let Ok(Ok(found)) = tokio::time::timeout(LOOK_LIMIT, look).await else { return (all.clone(), all) };
+        let chunks = |wanted: &dyn Fn(Look) -> bool| -> Vec<u64> {
+            found.iter().filter(|(_, look)| wanted(*look)).map(|(chunk, _)| *chunk).collect()
         };
-        let claim = |chunk: &u64| kept.claim(*chunk).map(|claim| (*chunk, Some(claim)));
-        // What was stored between the look and the claim is not fetched again: it is left for the next look.
-        left.iter().filter_map(claim).filter(|(chunk, _)| !kept.has(*chunk)).collect()
+        let left = chunks(&|look| look != Look::Found);
+        self.flights.retain(|((_, chunk), _)| left.contains(chunk));
+        (left, chunks(&|look| look == Look::Unusable))
     }
 
     /// Fetches a run of chunks in one request and sees them into the store.
-    async fn take_from_repository(
-        &mut self,
-        extent: &Extent,
-        kept: Option<&KeptFile>,
-        run: Range<u64>,
-    ) -> Result<()> {
+    async fn take_from_repository(&mut self, extent: &Extent, run: Range<u64>) -> Result<()> {
         let loader = Arc::clone(&self.loader);
         let (blob, range) = loader.stored(extent, &run)?;
         loader.metrics.fetched_ranges.add(1);
@@ -304,7 +334,7 @@ impl Request {
         }
         let mut pieces = Pieces { stream: loader.repository.read(&blob, range).await?, left: Bytes::new() };
         let mut keeping = JoinSet::new();
-        let outcome = self.receive(extent, kept, run, &mut pieces, &mut keeping).await;
+        let outcome = self.receive(extent, run, &mut pieces, &mut keeping).await;
         // The turn is kept until the chunks are: what is in memory stays bounded by the lanes.
         keeping.join_all().await;
         outcome
@@ -313,7 +343,6 @@ impl Request {
     async fn receive(
         &mut self,
         extent: &Extent,
-        kept: Option<&KeptFile>,
         run: Range<u64>,
         pieces: &mut Pieces,
         keeping: &mut JoinSet<()>,
@@ -321,7 +350,7 @@ impl Request {
         for chunk in run {
             let len = usize::try_from(extent.grid.range(chunk).len()).unwrap_or(usize::MAX);
             let bytes = self.next_chunk(pieces, len).await?;
-            let verified = self.loader.verified(extent, kept, chunk, bytes).await?;
+            let verified = self.loader.verified(extent, chunk, bytes).await?;
             let key = (self.id, chunk);
             self.loader.hand_out(key, &verified);
             self.flights.retain(|(flown, _)| *flown != key);
@@ -355,6 +384,15 @@ impl Request {
             self.loader.board.fail(key, error);
         }
     }
+}
+
+/// Claims what no other process has claimed; everything, where they have had their time or nothing is kept.
+fn claim<'a>(left: &[u64], unusable: &[u64], kept: Option<&'a KeptFile>) -> Vec<(u64, Option<Claim<'a>>)> {
+    let Some(kept) = kept else { return left.iter().map(|chunk| (*chunk, None)).collect() };
+    let claim = |chunk: &u64| kept.claim(*chunk).map(|claim| (*chunk, Some(claim)));
+    // What was stored between the look and the claim is not fetched again: it is left for the next look.
+    let wanted = |chunk: u64| unusable.contains(&chunk) || !kept.has(chunk);
+    left.iter().filter_map(claim).filter(|(chunk, _)| wanted(*chunk)).collect()
 }
 
 /// Runs of neighbouring numbers, none longer than `longest`. The numbers are ascending.

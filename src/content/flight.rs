@@ -159,9 +159,20 @@ impl Board {
         }
     }
 
-    /// Takes the flight off: its chunk is in the store now, or will not be.
+    /// Takes the flight off: its chunk is in the store now, or will not be. One that has brought nothing fails.
     pub(super) fn land(&self, key: Key) {
-        self.0.lock().flights.remove(&key);
+        self.fail(key, &Error::new(Kind::Broken, "the fetch was given up"));
+    }
+
+    /// Whether the chunk is in memory or under way.
+    pub(super) fn knows(&self, key: Key) -> bool {
+        let inner = self.0.lock();
+        inner.flights.contains_key(&key) || inner.memory.contains(&key)
+    }
+
+    /// Whether [`close`](Self::close) was called.
+    pub(super) fn closed(&self) -> bool {
+        self.0.lock().closed
     }
 
     /// Ends the flight in failure, unless it has brought its chunk.

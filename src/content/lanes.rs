@@ -32,10 +32,10 @@ pub(super) struct Lanes {
 pub(super) type Turn = Option<OwnedSemaphorePermit>;
 
 impl Default for Lanes {
-    /// 32 requests that somebody waits for, 4 ahead of readers, 2 in the background.
+    /// As many requests that somebody waits for as the kernel has reads under way (64), 4 ahead of readers, 2 in the background.
     fn default() -> Self {
         let lane = |turns| Arc::new(Semaphore::new(turns));
-        Self { demand: lane(32), ahead: lane(4), background: lane(2) }
+        Self { demand: lane(64), ahead: lane(4), background: lane(2) }
     }
 }
 

@@ -20,6 +20,7 @@ use super::extent::Extent;
 use super::flight::{Board, Place};
 use super::lanes::Lanes;
 use super::prove::Prover;
+use super::shelf::Shelf;
 use super::store::Store;
 use super::store::kept::KeptFile;
 use super::{Config, Integrity};
@@ -29,6 +30,8 @@ use crate::metrics::Metrics;
 use crate::range::ContentRange;
 use crate::repository::Repository;
 
+/// A read waits a little longer than the repository tries, so that what fails it is the repository's own error.
+const GRACE: Duration = Duration::from_secs(5);
 /// How often the loader looks after what is idle and what other processes did.
 const TEND: Duration = Duration::from_secs(1);
 
@@ -71,7 +74,7 @@ pub struct Share {
 pub struct Loader {
     pub(super) repository: Arc<dyn Repository>,
     pub(super) index: Arc<Index>,
-    pub(super) store: Arc<Store>,
+    pub(super) shelf: Shelf,
     pub(super) config: Config,
     pub(super) metrics: Arc<Metrics>,
     pub(super) board: Board,
@@ -80,6 +83,8 @@ pub struct Loader {
     pub(super) prover: Prover,
     pub(super) layers: Vec<Stratum>,
     pub(super) poisoned: Mutex<Poisoned>,
+    /// Held by who looks for a file's tensors.
+    pub(super) headers: tokio::sync::Mutex<()>,
     tasks: Mutex<JoinSet<()>>,
     /// Where the tasks run, whichever thread asks.
     runtime: tokio::runtime::Handle,
@@ -95,6 +100,8 @@ pub(super) struct Stratum {
     pub(super) incomplete: Mutex<Option<BTreeSet<usize>>>,
     /// Set once this mount may see what the store has of the layer.
     pub(super) admitted: OnceCell<()>,
+    /// How many attempts to prove the layer came to nothing, because not all of it was here.
+    pub(super) attempts: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -131,19 +138,21 @@ impl Loader {
         config: Config,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        let layers = strata(&index, &store);
+        let shelf = Shelf { store, who: repository.identity() };
+        let layers = strata(&index, &shelf);
         let loader = Arc::new(Self {
             board: Board::new(config.memory),
             lanes: Lanes::default(),
             pool: Pool::default(),
             prover: Prover::default(),
             poisoned: Mutex::default(),
+            headers: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
             began: SystemTime::now(),
             repository,
             index,
-            store,
+            shelf,
             config,
             metrics,
             layers,
@@ -160,10 +169,11 @@ impl Loader {
         let extent = self.extent(id)?;
         let range = range.meet(ContentRange::new(0, extent.grid.len()));
         let chunks = extent.grid.covering(range);
-        if chunks.end.checked_sub(chunks.start) != Some(1) || !self.may_serve(id.layer) {
+        if chunks.end.checked_sub(chunks.start) != Some(1) {
             return None;
         }
-        let bytes = self.board.peek((id, chunks.start))?;
+        // In this order: what is found in memory may be served if its layer may be after that.
+        let bytes = self.board.peek((id, chunks.start)).filter(|_| self.may_serve(id.layer))?;
         let part = cut(&bytes, extent.grid.range(chunks.start), range)?;
         self.observe(extent, range);
         Some(part)
@@ -209,7 +219,9 @@ impl Loader {
         for ((_, chunk), place) in places {
             let bytes = match place {
                 Place::Here(bytes) => bytes,
-                Place::Aboard(flight) | Place::Lead(flight) => flight.wait(self.config.read_deadline).await?,
+                Place::Aboard(flight) | Place::Lead(flight) => {
+                    flight.wait(self.config.read_deadline + GRACE).await?
+                }
             };
             let part = cut(&bytes, extent.grid.range(chunk), range)
                 .ok_or_else(|| Error::new(Kind::Integrity, "a chunk has not the size it must have"))?;
@@ -227,10 +239,10 @@ impl Loader {
     #[must_use]
     pub fn hold(&self, id: ExtentId) -> Held {
         let Some(extent) = self.extent(id) else { return Held { kept: None, whole: false } };
-        let kept = extent.kept(&self.store);
-        let proved = self.standing(id.layer) == Standing::Proved && self.has_admission(id.layer);
+        let kept = extent.kept(&self.shelf);
+        let proved = self.standing(id.layer) == Standing::Proved && extent.vouched();
         let whole = proved && kept.as_ref().is_some_and(|kept| kept.sealed());
-        if proved && !whole && extent.complete_by_now(&self.store) {
+        if proved && !whole && extent.complete_by_now() {
             self.prover.seal(id);
         }
         Held { kept, whole }
@@ -240,7 +252,7 @@ impl Loader {
     #[must_use]
     pub fn share(&self) -> Share {
         let extents = || self.layers.iter().flat_map(|layer| &layer.extents);
-        let kept = extents().map(|extent| self.store.kept_bytes(&extent.layer, extent.range)).sum();
+        let kept = extents().map(|extent| self.shelf.kept_bytes(&extent.layer, extent.range)).sum();
         Share { kept, total: extents().map(|extent| extent.grid.len()).sum() }
     }
 
@@ -271,12 +283,15 @@ impl Loader {
     /// Runs `task` until it ends or the loader closes.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock();
+        if self.board.closed() {
+            return;
+        }
         while tasks.try_join_next().is_some() {}
         tasks.spawn_on(task, &self.runtime);
     }
 }
 
-fn strata(index: &Index, store: &Store) -> Vec<Stratum> {
+fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
     let mut paths = HashMap::new();
     for entry in &index.entries {
         if let EntryKind::File { extent: Some(id), .. } = entry.kind {
@@ -290,9 +305,15 @@ fn strata(index: &Index, store: &Store) -> Vec<Stratum> {
             Extent::new(id, path, layer.blob.digest.clone(), *range)
         });
         let extents = extents.collect();
-        let proved = store.proved(&layer.blob.digest);
+        let proved = shelf.proved(&layer.blob.digest);
         let standing = watch::Sender::new(if proved { Standing::Proved } else { Standing::Unproved });
-        Stratum { extents, standing, incomplete: Mutex::default(), admitted: OnceCell::new() }
+        Stratum {
+            extents,
+            standing,
+            incomplete: Mutex::default(),
+            admitted: OnceCell::new(),
+            attempts: watch::Sender::new(0),
+        }
     };
     index.layers.iter().enumerate().map(stratum).collect()
 }

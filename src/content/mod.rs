@@ -15,6 +15,7 @@ pub mod loader;
 mod loader_tests;
 pub mod prefetch;
 mod prove;
+mod shelf;
 mod standing;
 pub mod store;
 pub mod verify;

@@ -5,9 +5,9 @@
 //! where no stronger proof exists. A proved file is then read back chunk by chunk and sealed, so that the kernel
 //! may have it.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
@@ -26,6 +26,7 @@ const QUEUE: usize = 16;
 pub(super) struct Prover {
     tasks: OnceLock<Sender<Task>>,
     queued: Arc<AtomicUsize>,
+    hashed: Arc<AtomicU64>,
     stopped: Arc<AtomicBool>,
 }
 
@@ -44,6 +45,8 @@ impl Prover {
             loader: Arc::downgrade(loader),
             runtime: tokio::runtime::Handle::current(),
             queued: Arc::clone(&self.queued),
+            counted: Arc::clone(&self.hashed),
+            seals: VecDeque::new(),
             stopped: Arc::clone(&self.stopped),
             hashed: HashMap::new(),
         };
@@ -72,6 +75,11 @@ impl Prover {
         self.send(Task::Seal(id));
     }
 
+    /// How many bytes were hashed so far, for who waits for a proof to see that it gets on.
+    pub(super) fn hashed(&self) -> u64 {
+        self.hashed.load(Ordering::Relaxed)
+    }
+
     /// Ends the thread, within a chunk's time.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
@@ -98,26 +106,47 @@ struct Proving {
     loader: Weak<Loader>,
     runtime: tokio::runtime::Handle,
     queued: Arc<AtomicUsize>,
+    counted: Arc<AtomicU64>,
     stopped: Arc<AtomicBool>,
+    /// Files to be read back and sealed when nothing else is to do: nobody waits for that.
+    seals: VecDeque<ExtentId>,
     /// For each layer, the hash of its content so far, and how far that is.
     hashed: HashMap<usize, (Hasher, u64)>,
 }
 
 impl Proving {
     fn run(mut self, tasks: &Receiver<Task>) {
-        while let Ok(task) = tasks.recv() {
+        while let Some(task) = self.next(tasks) {
             let Some(loader) = self.loader.upgrade() else { return };
             if self.stopped.load(Ordering::Relaxed) {
                 return;
             }
             match task {
-                Task::Arrived(id, chunk, bytes) => {
+                Some(Task::Arrived(id, chunk, bytes)) => {
                     self.arrived(&loader, id, chunk, &bytes);
                     self.queued.fetch_sub(1, Ordering::Relaxed);
                 }
-                Task::Check(layer) => self.check(&loader, layer),
-                Task::Seal(id) => self.seal(&loader, id),
+                Some(Task::Check(layer)) => self.check(&loader, layer),
+                Some(Task::Seal(id)) if !self.seals.contains(&id) => self.seals.push_back(id),
+                Some(Task::Seal(_)) => {}
+                None => {
+                    if let Some(id) = self.seals.pop_front() {
+                        self.seal(&loader, id);
+                    }
+                }
             }
+        }
+    }
+
+    /// The next task; `None` inside where there is time to seal a file; `None` when there will be no more.
+    fn next(&self, tasks: &Receiver<Task>) -> Option<Option<Task>> {
+        if self.seals.is_empty() {
+            return tasks.recv().ok().map(Some);
+        }
+        match tasks.try_recv() {
+            Ok(task) => Some(Some(task)),
+            Err(TryRecvError::Empty) => Some(None),
+            Err(TryRecvError::Disconnected) => None,
         }
     }
 
@@ -141,8 +170,12 @@ impl Proving {
             let Some(bytes) = self.piece_at(loader, number, layer, at) else { break };
             hasher.update(&bytes);
             at += bytes.len() as u64;
+            self.counted.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
         self.put(loader, number, layer, hasher, at);
+        if at < layer.blob.size {
+            loader.not_proved(number);
+        }
     }
 
     /// The layer's verified bytes from `at` on: up to a chunk, from memory or store, or a gap.
@@ -183,9 +216,7 @@ impl Proving {
         let found = hasher.finish();
         if found == layer.blob.digest {
             loader.set_proved(number);
-            for extent in loader.extents(number) {
-                self.seal(loader, extent.id);
-            }
+            self.seals.extend(loader.extents(number).iter().map(|extent| extent.id));
         } else {
             loader.poison(number, &format!("its bytes are {found}"));
         }
@@ -194,10 +225,10 @@ impl Proving {
     /// Reads a complete file of a proved layer back and declares it whole, unless somebody touched it meanwhile.
     fn seal(&self, loader: &Loader, id: ExtentId) {
         let Some(extent) = loader.extent(id) else { return };
-        if loader.standing(id.layer) != Standing::Proved || !extent.complete(&loader.store) {
+        if loader.standing(id.layer) != Standing::Proved || !extent.complete(&loader.shelf) {
             return;
         }
-        let Some(kept) = extent.kept(&loader.store).filter(|kept| !kept.sealed()) else { return };
+        let Some(kept) = extent.kept(&loader.shelf).filter(|kept| !kept.sealed()) else { return };
         let Ok(seal) = kept.prepare_seal() else { return };
         let right =
             |chunk| !self.stopped.load(Ordering::Relaxed) && loader.read_kept(extent, chunk).is_some();
@@ -217,7 +248,9 @@ impl Loader {
             self.metrics.store_mismatches.add(1);
             tracing::warn!(path = extent.path, chunk, "a chunk of the store is damaged; it is fetched again");
         };
-        let found = extent.read_kept(chunk, &self.store, &self.pool, damaged);
+        let kept = extent.kept(&self.shelf)?;
+        self.doubt(extent, chunk);
+        let found = extent.read_kept(chunk, &kept, &self.pool, damaged);
         self.metrics.store_reads.add(u64::from(found.is_some()));
         found
     }

@@ -62,44 +62,68 @@ impl Loader {
     /// Waits until the layer is here as a whole and proved.
     pub(super) async fn prove_first(self: &Arc<Self>, layer: usize) -> Result<()> {
         let Some(stratum) = self.layers.get(layer) else { return Ok(()) };
-        let mut standing = stratum.standing.subscribe();
-        if *standing.borrow_and_update() != Standing::Proved {
+        self.admit(layer).await?;
+        let (mut standing, mut attempts) = (stratum.standing.subscribe(), stratum.attempts.subscribe());
+        if *standing.borrow_and_update() == Standing::Unproved {
+            attempts.borrow_and_update();
             let whole = |extent: &Extent| (extent.id, ContentRange::new(0, extent.grid.len()));
             let fetches = stratum
                 .extents
                 .iter()
                 .map(whole)
-                .map(|(id, whole)| self.fetch_missing(id, whole, Lane::Ahead));
+                .map(|(id, whole)| self.fetch_missing(id, whole, Lane::Demand));
             futures_util::stream::iter(fetches).buffer_unordered(4).try_collect::<()>().await?;
             self.prover.check(layer);
         }
-        let settled = standing.wait_for(|standing| *standing != Standing::Unproved);
-        match tokio::time::timeout(self.config.read_deadline, settled).await {
-            Ok(_) => self.refuse_poisoned(layer),
-            Err(_) => {
-                let doing = "the layer could not be proved: it cannot be kept as a whole";
-                Err(Error::new(Kind::Storage, doing).hint("give the store more room (--store-size)"))
+        loop {
+            let hashed = self.prover.hashed();
+            let settled = async {
+                tokio::select! {
+                    _ = standing.wait_for(|standing| *standing != Standing::Unproved) => true,
+                    _ = attempts.changed() => false,
+                }
+            };
+            match tokio::time::timeout(self.config.read_deadline, settled).await {
+                Ok(true) => return self.refuse_poisoned(layer),
+                Err(_) if self.prover.hashed() > hashed => {}
+                Ok(false) | Err(_) => {
+                    let doing = "the layer could not be proved: it cannot be kept as a whole";
+                    return Err(
+                        Error::new(Kind::Storage, doing).hint("give the store more room (--store-size)")
+                    );
+                }
             }
         }
     }
 
-    /// Takes down that the layer's digest was proved over its bytes.
+    /// Takes down that the layer's digest was proved over its bytes. Blocks.
     pub(super) fn set_proved(&self, layer: usize) {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
-        if *stratum.standing.borrow() != Standing::Unproved {
-            return;
+        if stratum.extents.iter().all(|extent| extent.vouch(&self.shelf)) {
+            self.shelf.store.set_proved(&self.shelf.who, &described.blob.digest);
         }
-        if stratum.extents.iter().all(|extent| extent.record_digests(&self.store)) {
-            self.store.set_proved(&described.blob.digest);
+        if stratum.become_proved() {
+            self.metrics.proved_layers.add(1);
+            tracing::info!(layer = %described.blob.digest, "proved");
         }
-        self.metrics.proved_layers.add(1);
-        tracing::info!(layer = %described.blob.digest, "proved");
-        stratum.standing.send_replace(Standing::Proved);
     }
 
-    /// Takes back a proof whose chunk digests are not all on record any more.
-    pub(super) fn set_unproved(&self, layer: usize) {
-        let Some(stratum) = self.layers.get(layer) else { return };
+    /// Takes over a proof that was made by others, which this mount may see.
+    pub(super) fn adopt_proof(&self, layer: usize) {
+        if let Some(stratum) = self.layers.get(layer) {
+            stratum.become_proved();
+        }
+    }
+
+    /// Makes sure that the digest which the store has on record for a chunk may be relied on, before it is: the records
+    /// of a proved layer are vouched for. Where they are not, the proof is withdrawn. Blocks.
+    pub(super) fn doubt(&self, extent: &Extent, chunk: u64) {
+        let layer = extent.id.layer;
+        if self.standing(layer) != Standing::Proved || extent.knows(chunk) || extent.vouched() {
+            return;
+        }
+        let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
+        tracing::warn!(path = extent.path, "digests on record are damaged: its layer counts as not proved");
         stratum.standing.send_if_modified(|standing| {
             let proved = *standing == Standing::Proved;
             if proved {
@@ -107,9 +131,13 @@ impl Loader {
             }
             proved
         });
+        if self.shelf.proved(&described.blob.digest) {
+            self.shelf.store.withdraw(&described.blob.digest);
+        }
+        stratum.extents.iter().for_each(Extent::forget);
     }
 
-    /// Declares the layer's bytes wrong: from now on its reads fail, and the store has none of them.
+    /// Declares the layer's bytes wrong: from now on its reads fail, and the store has none of them. Blocks.
     pub(super) fn poison(&self, layer: usize, why: &str) {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
         if stratum.standing.send_replace(Standing::Poisoned) == Standing::Poisoned {
@@ -118,37 +146,59 @@ impl Loader {
         tracing::error!(layer = %described.blob.digest, why, "POISONED: reads of its files fail from now on");
         self.metrics.poisoned_layers.add(1);
         self.board.purge(layer, &self.poison_error(layer));
-        self.store.poison(&described.blob.digest);
-        stratum.extents.iter().for_each(Extent::forget);
         let mut poisoned = self.poisoned.lock();
         poisoned.layers.push(layer);
         poisoned.told.retain(|told| told.send(layer).is_ok());
+        drop(poisoned);
+        self.shelf.store.poison(&self.shelf.who, &described.blob.digest);
+        stratum.extents.iter().for_each(Extent::forget);
     }
 
-    /// Lets go of idle files, and takes over what other processes found out about shared layers.
+    /// Removes what the store has of an unproved layer whose records are not what the repository gives. Blocks.
+    pub(super) fn discard(&self, layer: usize) {
+        let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
+        self.shelf.store.discard(&self.shelf.who, &described.blob.digest);
+        stratum.extents.iter().for_each(Extent::forget);
+    }
+
+    /// Lets go of idle files, and takes over what other processes found out about shared layers. Blocks.
     pub(super) fn look_around(&self) {
         for (number, stratum) in self.layers.iter().enumerate() {
-            let open = stratum.extents.iter().filter(|extent| extent.open_kept().is_some()).count();
-            if open == 0 {
-                continue;
-            }
-            if *stratum.standing.borrow() == Standing::Unproved {
+            if *stratum.standing.borrow() == Standing::Unproved && stratum.extents.iter().any(Extent::touched)
+            {
                 self.learn(number, stratum);
             }
-            stratum.extents.iter().for_each(|extent| extent.release_idle(IDLE));
         }
+        self.shelf.store.release_idle(IDLE);
     }
 
     fn learn(&self, number: usize, stratum: &Stratum) {
         let Some(layer) = self.layer(number) else { return };
-        if self.store.poisoned_since(&layer.blob.digest, self.began) {
+        if self.shelf.store.poisoned_since(&self.shelf.who, &layer.blob.digest, self.began) {
             self.poison(number, "another process found it out");
-            return;
+        } else if self.shelf.proved(&layer.blob.digest) {
+            self.compare_with_proof(number, stratum);
+        } else {
+            for extent in stratum.extents.iter().filter(|extent| extent.complete_by_now()) {
+                self.completed(extent);
+            }
         }
-        let open = stratum.extents.iter().filter(|extent| extent.open_kept().is_some());
-        for extent in open.filter(|extent| extent.complete_by_now(&self.store)) {
-            self.completed(extent);
+    }
+
+    /// Another process has proved the layer: what was served here must be what was proved there.
+    fn compare_with_proof(&self, number: usize, stratum: &Stratum) {
+        for extent in stratum.extents.iter().filter(|extent| extent.touched()) {
+            // Anew: what is open here may not be what was proved.
+            let Ok(kept) = self.shelf.file(&extent.layer, extent.range) else { return };
+            if !kept.vouched() {
+                return;
+            }
+            if !extent.agrees_with(&kept) {
+                self.poison(number, "another process proved other bytes");
+                return;
+            }
         }
+        stratum.become_proved();
     }
 
     /// Sees to a file whose last chunk has come: its layer may be complete now, or it may be sealed.
@@ -161,20 +211,37 @@ impl Loader {
         }
     }
 
+    /// Whether the layer has become complete with this file; said once, until [`not_proved`](Self::not_proved).
     fn all_complete(&self, complete: &Extent) -> bool {
         let Some(stratum) = self.layers.get(complete.id.layer) else { return false };
         let mut incomplete = stratum.incomplete.lock();
         let left = incomplete.get_or_insert_with(|| {
             let unfinished =
-                |extent: &&Extent| self.store.kept_bytes(&extent.layer, extent.range) < extent.grid.len();
-            stratum.extents.iter().filter(unfinished).map(|extent| extent.id.extent).collect()
+                |extent: &&Extent| self.shelf.kept_bytes(&extent.layer, extent.range) < extent.grid.len();
+            let left = stratum.extents.iter().filter(unfinished).map(|extent| extent.id.extent);
+            left.chain([complete.id.extent]).collect()
         });
-        left.remove(&complete.id.extent);
-        let all = left.is_empty();
-        if all {
-            // Should the proof not come about, the next one to complete looks again.
-            *incomplete = None;
+        left.remove(&complete.id.extent) && left.is_empty()
+    }
+
+    /// Takes down that an attempt to prove the layer came to nothing.
+    pub(super) fn not_proved(&self, layer: usize) {
+        if let Some(stratum) = self.layers.get(layer) {
+            *stratum.incomplete.lock() = None;
+            stratum.attempts.send_modify(|attempts| *attempts += 1);
         }
-        all
+    }
+}
+
+impl Stratum {
+    /// Whether the layer was unproved before.
+    fn become_proved(&self) -> bool {
+        self.standing.send_if_modified(|standing| {
+            let unproved = *standing == Standing::Unproved;
+            if unproved {
+                *standing = Standing::Proved;
+            }
+            unproved
+        })
     }
 }

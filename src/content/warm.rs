@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::extent::Extent;
 use super::lanes::Lane;
 use super::loader::{Loader, Standing, Warm};
@@ -39,8 +41,8 @@ impl Loader {
         let look = move || {
             let proved = loader.layers.iter().filter(|layer| *layer.standing.borrow() == Standing::Proved);
             let kept = |extent: &&Extent| {
-                loader.store.kept_bytes(&extent.layer, extent.range) == extent.grid.len()
-                    && extent.kept(&loader.store).is_some_and(|kept| !kept.sealed())
+                loader.shelf.kept_bytes(&extent.layer, extent.range) == extent.grid.len()
+                    && extent.kept(&loader.shelf).is_some_and(|kept| !kept.sealed())
             };
             proved
                 .flat_map(|layer| &layer.extents)
@@ -82,6 +84,8 @@ impl Loader {
 
     async fn find_tensors(self: &Arc<Self>, id: ExtentId) {
         let Some(extent) = self.extent(id) else { return };
+        // One after the other, however many files are opened at once: headers may be large.
+        let _alone = self.headers.lock().await;
         let found = match extent.path.ends_with(".gguf") {
             true => self.gguf_tensors(extent).await,
             false => self.safetensors(extent).await,
@@ -93,9 +97,9 @@ impl Loader {
 
     async fn safetensors(self: &Arc<Self>, extent: &Extent) -> Option<Tensors> {
         let len = extent.grid.len();
-        let head = self.collect(extent, ContentRange::new(0, 8.min(len))).await.ok()?;
+        let head = self.header(extent, 8.min(len)).await?;
         let header = Tensors::header_len(&head).filter(|header| *header <= len)?;
-        let header = self.collect(extent, ContentRange::new(0, header)).await.ok()?;
+        let header = self.header(extent, header).await?;
         Tensors::parse(&header, len)
     }
 
@@ -104,12 +108,18 @@ impl Loader {
         let limit = extent.grid.len().min(gguf::HEADER_LIMIT);
         let mut len = CHUNK.min(limit);
         loop {
-            let head = self.collect(extent, ContentRange::new(0, len)).await.ok()?;
-            match gguf::parse(&head) {
+            match gguf::parse(&self.header(extent, len).await?) {
                 gguf::Header::Tensors(starts) => return Some(Tensors::beginning_at(starts)),
                 gguf::Header::Longer if len < limit => len = (len * 2).min(limit),
                 gguf::Header::Longer | gguf::Header::Malformed => return None,
             }
         }
+    }
+
+    /// The first bytes of a file, brought in without being urgent.
+    async fn header(self: &Arc<Self>, extent: &Extent, len: u64) -> Option<Bytes> {
+        let head = ContentRange::new(0, len);
+        self.fetch_missing(extent.id, head, Lane::Ahead).await.ok()?;
+        self.collect(extent, head).await.ok()
     }
 }

@@ -64,7 +64,8 @@ impl Model {
         let found = pin::pin(&*repository, &reference, &store).await?;
         let mut warnings = Vec::new();
         // Side by side, to save a round: nothing but warnings hangs on the config.
-        let known = |layer: &Digest| store.gaps(layer);
+        let who = repository.identity();
+        let known = |layer: &Digest| store.gaps(&who, layer);
         let (description, index) = tokio::join!(
             pin::config(&*repository, &found, &store, &mut warnings),
             crate::index::find(&*repository, &found.artifact, &[], &known),
@@ -75,8 +76,8 @@ impl Model {
         index.warnings.append(&mut warnings);
         let index = Arc::new(index);
         if found.from == pin::Source::Repository {
-            store.admit(&repository.identity(), &reference, &found.pinned);
-            keep_gaps(&store, &index).await;
+            store.admit(&who, &reference, &found.pinned);
+            keep_gaps(&store, &who, &index).await;
         }
         let metrics = Arc::new(Metrics::default());
         let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
@@ -215,11 +216,11 @@ fn spelled(standing: &Standing) -> &'static str {
     }
 }
 
-async fn keep_gaps(store: &Arc<Store>, index: &Arc<Index>) {
-    let (store, index) = (store.clone(), index.clone());
+async fn keep_gaps(store: &Arc<Store>, who: &str, index: &Arc<Index>) {
+    let (store, who, index) = (store.clone(), who.to_owned(), index.clone());
     let kept = tokio::task::spawn_blocking(move || {
         for layer in index.layers.iter().filter(|layer| !layer.gaps.is_empty()) {
-            store.keep_gaps(layer);
+            store.keep_gaps(&who, layer);
         }
     });
     if let Err(error) = kept.await {

@@ -95,7 +95,8 @@ pub(super) async fn config(
     warnings: &mut Vec<String>,
 ) -> Option<Bytes> {
     let descriptor = found.artifact.config.as_ref()?;
-    if let Some(kept) = store.small(&descriptor.digest) {
+    let who = repository.identity();
+    if let Some(kept) = store.small(&who, &descriptor.digest) {
         return Some(kept);
     }
     let asked = match found.from {
@@ -104,7 +105,7 @@ pub(super) async fn config(
     };
     match asked.unwrap_or_else(|_| Err(Error::new(Kind::Deadline, "no answer in time"))) {
         Ok(bytes) => {
-            store.keep_small(&descriptor.digest, &bytes);
+            store.keep_small(&who, &descriptor.digest, &bytes);
             Some(bytes)
         }
         Err(error) => {

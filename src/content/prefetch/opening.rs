@@ -13,6 +13,8 @@ use super::super::grid::Grid;
 const SMALL: u64 = 4 << 20;
 /// The most that is loaded, however many files there are.
 const BUDGET: u64 = 64 << 20;
+/// The most of it that goes to small files, so that heads of weight files get their part.
+const SMALL_BUDGET: u64 = 32 << 20;
 
 /// Whether a file's name says that it holds weights.
 #[must_use]
@@ -33,6 +35,7 @@ pub fn plan(index: &Index) -> Vec<(ExtentId, ContentRange)> {
     };
     let small =
         files().filter(|(.., size)| *size <= SMALL).map(|(_, id, size)| (id, ContentRange::new(0, size)));
+    let small = within(SMALL_BUDGET, small);
     let mut weights: Vec<_> = files().filter(|(path, _, size)| *size > SMALL && is_weight(path)).collect();
     weights.sort_unstable();
     let heads = weights.into_iter().flat_map(|(path, id, size)| {
@@ -41,15 +44,19 @@ pub fn plan(index: &Index) -> Vec<(ExtentId, ContentRange)> {
         let tail = path.ends_with(".gguf").then_some((id, last));
         std::iter::once((id, ContentRange::new(0, CHUNK.min(size)))).chain(tail)
     });
-    let mut left = BUDGET;
-    small
-        .chain(heads)
-        .take_while(|(_, range)| {
-            let fits = range.len() <= left;
-            left = left.saturating_sub(range.len());
-            fits
-        })
-        .collect()
+    within(BUDGET, small.chain(heads)).collect()
+}
+
+/// The ranges that fit a budget, in order; one that does not is passed over.
+fn within(
+    mut left: u64,
+    ranges: impl Iterator<Item = (ExtentId, ContentRange)>,
+) -> impl Iterator<Item = (ExtentId, ContentRange)> {
+    ranges.filter(move |(_, range)| {
+        let fits = range.len() <= left;
+        left -= if fits { range.len() } else { 0 };
+        fits
+    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
@@ -29,7 +29,12 @@ struct Known {
     added: u64,
     /// What is being written now.
     admitted: u64,
+    /// When there was last no room to be made.
+    refused: Option<Instant>,
 }
+
+/// For so long after there was no room nobody looks for some: looking walks the whole store.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Room for bytes that are being written. Dropped when they are, or when they could not be.
 #[derive(Debug)]
@@ -63,6 +68,9 @@ impl Budget {
     /// may block.
     pub fn admit(&self, len: u64) -> Option<Room<'_>> {
         let mut known = self.known.lock();
+        if known.refused.is_some_and(|when| when.elapsed() < PAUSE) {
+            return None;
+        }
         let recount_after = (64 << 20).min(self.limit / 16);
         if known.added > recount_after || !known.fit(len, self.limit) {
             let target = self.limit.saturating_sub(known.admitted).saturating_sub(len);
@@ -70,11 +78,18 @@ impl Budget {
             known.added = 0;
         }
         let fit = known.fit(len, self.limit);
+        known.refused = (!fit).then(Instant::now);
         if fit {
             known.admitted = known.admitted.saturating_add(len);
         }
         // Made only where it fits: dropping a room takes the lock that is held here.
         fit.then(|| Room { budget: self, len })
+    }
+
+    /// Whether there was no room the last time that somebody asked for some.
+    #[must_use]
+    pub fn exhausted(&self) -> bool {
+        self.known.lock().refused.is_some()
     }
 
     /// Evicts until at most `target` bytes are used, or nothing more can go; gives what is used then.
@@ -129,6 +144,11 @@ fn evict(path: &Path) -> io::Result<bool> {
         Err(fs::TryLockError::WouldBlock) => return Ok(false),
         Err(fs::TryLockError::Error(error)) => return Err(error),
     }
+    // Another evictor may have been faster, and another image may lie at this path by now.
+    let (locked, present) = (image.metadata()?, fs::symlink_metadata(path)?);
+    if (locked.dev(), locked.ino()) != (present.dev(), present.ino()) {
+        return Ok(false);
+    }
     // The marks first: marks without an image cost a look, an image without marks costs a fetch.
     let _ = fs::remove_file(path.with_extension("kept"));
     fs::remove_file(path)?;
@@ -173,7 +193,7 @@ mod tests {
         fs::create_dir_all(&layer).unwrap();
         let path = layer.join("0-1.data");
         fs::write(&path, vec![1; usize::try_from(MIB).unwrap()]).unwrap();
-        let then = SystemTime::now() - std::time::Duration::from_secs(age);
+        let then = SystemTime::now() - Duration::from_secs(age);
         let marks = File::create(layer.join("0-1.kept")).unwrap();
         marks.set_times(fs::FileTimes::new().set_accessed(then).set_modified(then)).unwrap();
         path
@@ -195,11 +215,12 @@ mod tests {
     fn what_does_not_fit_is_not_admitted() {
         let dir = tempfile::tempdir().unwrap();
         let budget = Budget::new(dir.path().to_owned(), 2 * MIB);
-        assert!(budget.admit(3 * MIB).is_none());
+        assert!(budget.admit(3 * MIB).is_none() && budget.exhausted());
+        assert!(budget.admit(MIB).is_none(), "not asked again at once");
+        let budget = Budget::new(dir.path().to_owned(), 2 * MIB);
         let (one, two) = (budget.admit(MIB), budget.admit(MIB));
         assert!(one.is_some() && two.is_some());
         assert!(budget.admit(1).is_none(), "what is being written counts");
         drop((one, two));
-        assert!(budget.admit(2 * MIB).is_some(), "it was never written");
     }
 }

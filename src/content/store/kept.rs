@@ -14,10 +14,11 @@
 
 use std::fs::{File, FileTimes, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -44,6 +45,7 @@ pub struct KeptFile {
     kept: File,
     /// Held while a chunk is written or found to be damaged, so that a chunk mended meanwhile is not given up.
     changing: Mutex<()>,
+    last_use: Mutex<Instant>,
 }
 
 /// Chunks that this process alone fetches until the claim is dropped.
@@ -122,6 +124,7 @@ impl KeptFile {
             digests,
             kept,
             changing: Mutex::new(()),
+            last_use: Mutex::new(Instant::now()),
         })
     }
 
@@ -170,7 +173,13 @@ impl KeptFile {
     /// For every chunk whether the image is said to have it.
     #[must_use]
     pub fn all(&self) -> Vec<bool> {
-        read_kept(&self.kept, self.grid)
+        self.among(0..self.grid.chunks())
+    }
+
+    /// For each of these chunks whether the image is said to have it.
+    #[must_use]
+    pub fn among(&self, chunks: Range<u64>) -> Vec<bool> {
+        read_kept(&self.kept, chunks)
     }
 
     /// The chunk as the image has it, matched against its recorded digest; `None` where it is absent. One that
@@ -254,6 +263,47 @@ impl KeptFile {
         self.kept.read_exact_at(&mut recorded, 0).is_ok() && now.is_ok_and(|now| now.encode() == recorded)
     }
 
+    /// Vouches for the digests on record as they are now, all of them: for a layer that was just proved. Whatever
+    /// changes in the records afterwards takes the voucher away.
+    ///
+    /// # Errors
+    /// Whatever the file system says, or that a chunk has no digest on record.
+    pub fn vouch(&self) -> io::Result<()> {
+        let records = self.records()?;
+        let all = (0..self.grid.chunks()).all(|chunk| self.digest(chunk).is_some());
+        if !all {
+            return Err(io::Error::other("not every chunk has a digest on record"));
+        }
+        self.digests.write_all_at(blake3::hash(&records).as_bytes(), record_at(self.grid.chunks()))?;
+        self.digests.sync_data()
+    }
+
+    /// Whether the digests on record are those that were vouched for. Reads them all: 40 bytes a chunk.
+    #[must_use]
+    pub fn vouched(&self) -> bool {
+        let mut voucher = [0; 32];
+        let read = self.digests.read_exact_at(&mut voucher, record_at(self.grid.chunks()));
+        read.is_ok() && self.records().is_ok_and(|records| *blake3::hash(&records).as_bytes() == voucher)
+    }
+
+    fn records(&self) -> io::Result<Vec<u8>> {
+        let len = usize::try_from(record_at(self.grid.chunks())).map_err(io::Error::other)?;
+        let mut records = vec![0; len];
+        self.digests.read_exact_at(&mut records, 0)?;
+        Ok(records)
+    }
+
+    /// Says that the file is in use now.
+    pub fn touch(&self) {
+        *self.last_use.lock() = Instant::now();
+    }
+
+    /// How long ago it was last in use.
+    #[must_use]
+    pub fn unused_for(&self) -> Duration {
+        self.last_use.lock().elapsed()
+    }
+
     /// Claims `chunk` for this process until the claim is dropped; `None` while another process has it.
     #[must_use]
     pub fn claim(&self, chunk: u64) -> Option<Claim<'_>> {
@@ -285,16 +335,16 @@ impl Drop for Claim<'_> {
 pub fn kept_bytes(stem: &Path, len: u64) -> u64 {
     let grid = Grid::new(len);
     let Ok(kept) = File::open(stem.with_added_extension("kept")) else { return 0 };
-    let here = read_kept(&kept, grid);
+    let here = read_kept(&kept, 0..grid.chunks());
     (0..).zip(here).filter(|(_, here)| *here).map(|(chunk, _)| grid.range(chunk).len()).sum()
 }
 
-fn read_kept(kept: &File, grid: Grid) -> Vec<bool> {
-    let count = usize::try_from(grid.chunks()).unwrap_or(usize::MAX);
+fn read_kept(kept: &File, chunks: Range<u64>) -> Vec<bool> {
+    let count = usize::try_from(chunks.end.saturating_sub(chunks.start)).unwrap_or(0);
     let mut bytes = vec![0; count];
     let mut at = 0;
     while let Some(room) = bytes.get_mut(at..).filter(|room| !room.is_empty()) {
-        match kept.read_at(room, kept_at(at as u64)) {
+        match kept.read_at(room, kept_at(chunks.start.saturating_add(at as u64))) {
             Ok(0) | Err(_) => break,
             Ok(read) => at += read,
         }
@@ -307,14 +357,17 @@ fn lock_image(stem: &Path, len: u64) -> io::Result<File> {
     let path = stem.with_added_extension("data");
     for _ in 0..16 {
         let image = open(&path)?;
-        image.lock_shared()?;
+        if image.try_lock_shared().is_err() {
+            // An evictor holds it for the time of two unlinks. One that was stopped meanwhile must not stop us.
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
         let meta = image.metadata()?;
         if meta.nlink() == 0 {
             continue;
         }
         if meta.len() == 0 {
             image.set_len(len)?;
-            // Whatever is said to be here belonged to an image that is gone.
             return Ok(image);
         }
         if meta.len() == len {
@@ -324,7 +377,7 @@ fn lock_image(stem: &Path, len: u64) -> io::Result<File> {
         let _ = std::fs::remove_file(stem.with_added_extension("kept"));
         std::fs::remove_file(&path)?;
     }
-    Err(io::Error::other("the image keeps vanishing"))
+    Err(io::Error::other("the image is being evicted, again and again"))
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -465,6 +518,28 @@ mod tests {
         assert_eq!(kept.record(1, second).unwrap(), Recorded::Differs);
         assert_eq!(kept.digest(1), Some(first));
         assert_eq!(kept.digest(0), None);
+    }
+
+    #[test]
+    fn a_voucher_holds_for_the_records_that_it_was_given_for_and_no_others() {
+        let (_dir, stem) = fresh();
+        let kept = KeptFile::open(&stem, LEN).unwrap();
+        assert!(kept.vouch().is_err() && !kept.vouched(), "nothing on record");
+        for (chunk, len) in [(0, CHUNK), (1, CHUNK), (2, 100)] {
+            kept.record(chunk, chunk_of(7, len).digest()).unwrap();
+        }
+        kept.vouch().unwrap();
+        assert!(kept.vouched());
+        let path = stem.with_added_extension("digests");
+        for at in 0..std::fs::metadata(&path).unwrap().len() {
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[usize::try_from(at).unwrap()] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(!KeptFile::open(&stem, LEN).unwrap().vouched(), "byte {at}");
+            bytes[usize::try_from(at).unwrap()] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        assert!(kept.vouched());
     }
 
     #[test]

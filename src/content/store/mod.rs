@@ -1,24 +1,32 @@
 //! What is kept on disk, shared by the processes of one user.
 //!
 //! ```text
-//! STORE/layers/ALGORITHM/HEX/OFFSET-LEN.{data,digests,kept}   one file's content (see [`kept`])
-//! STORE/layers/ALGORITHM/HEX/gaps                             archive headers (see [`gaps`])
-//! STORE/layers/ALGORITHM/HEX/proved                           the layer's digest was proved over its bytes
-//! STORE/layers/ALGORITHM/HEX/poisoned                         it was disproved; when, is the file's time
-//! STORE/layers/ALGORITHM/HEX/origins                          who has shown to have the layer (see [`Store::origin`])
-//! STORE/small/ALGORITHM/HEX                                   manifests and configs
-//! STORE/admitted/KEY                                          who was given which manifest (see [`Store::admit`])
+//! STORE/layers/ALGORITHM/HEX/            a layer that was proved: shared by all who can have it
+//!     OFFSET-LEN.{data,digests,kept}     one file's content (see [`kept`])
+//!     gaps                               archive headers (see [`gaps`])
+//!     proved                             says so
+//!     origins                            who can have it (see [`Store::origin`])
+//! STORE/layers/ALGORITHM/HEX.WHO/        one that was not proved yet: for the one who fetches it
+//!     …                                  as above, but for the last two
+//!     poisoned                           it was disproved; when, is the file's time
+//! STORE/small/WHO/ALGORITHM/HEX          manifests and configs
+//! STORE/admitted/KEY                     who was given which manifest (see [`Store::admit`])
 //! ```
 //!
+//! WHO stands for a place and the credentials used there. What nobody has proved yet is never shown to another, and
+//! can do him no harm: a registry of somebody's own making may give anything under any digest.
+//!
 //! All of it may be lost, torn, full, read-only or foreign at any time: that costs speed, never correctness.
-//! The table of chunks is a plain file beside each image and not a database: the reason is in
+//! The table of chunks is plain files beside each image and not a database: the reason is in
 //! `docs/decisions/0004-store-form.md`.
 
 pub mod budget;
 pub mod gaps;
 pub mod kept;
+mod open;
 mod private;
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,7 +37,9 @@ use serde::{Deserialize, Serialize};
 
 use budget::Budget;
 use kept::KeptFile;
+use open::OpenFiles;
 
+use super::verify::ChunkDigest;
 use crate::error::{Error, Kind, Result};
 use crate::index::Layer;
 use crate::oci::{Digest, Reference};
@@ -56,6 +66,7 @@ pub struct StoreConfig {
 pub struct Store {
     folder: PathBuf,
     budget: Budget,
+    open: OpenFiles,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,7 +97,7 @@ impl Store {
         private::check_dir(&folder)?;
         let layers = folder.join("layers");
         let limit = config.size.unwrap_or_else(|| default_limit(&folder));
-        Ok(Arc::new(Self { budget: Budget::new(layers, limit), folder }))
+        Ok(Arc::new(Self { budget: Budget::new(layers, limit), folder, open: OpenFiles::default() }))
     }
 
     /// The folder.
@@ -101,102 +112,164 @@ impl Store {
         &self.budget
     }
 
-    /// Opens the files of one extent, locked against eviction while they are open, and makes what is missing.
+    /// Opens the files of one extent for `who`, locked against eviction while they are open, and makes what is
+    /// missing. The same files are given again while they are open.
     ///
     /// # Errors
     /// Whatever the file system says; the caller goes on without keeping.
-    pub fn file(&self, layer: &Digest, extent: ContentRange) -> io::Result<KeptFile> {
-        private::make_dir(&self.layer(layer))?;
-        let file = KeptFile::open(&self.stem(layer, extent), extent.len())?;
-        Ok(file)
+    pub fn file(&self, who: &str, layer: &Digest, extent: ContentRange) -> io::Result<Arc<KeptFile>> {
+        let home = self.home(who, layer);
+        private::make_dir(&home)?;
+        self.open.open(&stem(&home, extent), extent.len())
     }
 
-    /// How many bytes of an extent are said to be here. Takes no lock and makes nothing.
-    #[must_use]
-    pub fn kept_bytes(&self, layer: &Digest, extent: ContentRange) -> u64 {
-        kept::kept_bytes(&self.stem(layer, extent), extent.len())
+    /// Closes the files that nobody uses and nobody has used for `idle`, so that they may be evicted.
+    pub fn release_idle(&self, idle: Duration) {
+        self.open.release_idle(idle);
     }
 
-    /// Whether the layer's digest was proved over its bytes here before, so that its recorded chunk digests are
-    /// as good as the manifest's.
+    /// How many bytes of an extent are said to be here for `who`. Takes no lock and makes nothing.
     #[must_use]
-    pub fn proved(&self, layer: &Digest) -> bool {
-        let marker = private::read_small(&self.layer(layer).join("proved"), 256);
+    pub fn kept_bytes(&self, who: &str, layer: &Digest, extent: ContentRange) -> u64 {
+        kept::kept_bytes(&stem(&self.home(who, layer), extent), extent.len())
+    }
+
+    /// Whether the layer's digest was proved over its bytes here before, so that its vouched-for chunk digests are
+    /// as good as the manifest's, and `who` may have it.
+    #[must_use]
+    pub fn proved(&self, who: &str, layer: &Digest) -> bool {
+        self.proved_for_some(layer) && self.origin(who, layer)
+    }
+
+    /// Whether the layer was proved here, whoever may have it.
+    #[must_use]
+    pub fn proved_for_some(&self, layer: &Digest) -> bool {
+        let marker = private::read_small(&self.shared(layer).join("proved"), 256);
         marker.is_ok_and(|text| text == layer.to_string().as_bytes())
     }
 
-    /// Records that the layer's digest was proved.
-    pub fn set_proved(&self, layer: &Digest) {
-        let folder = self.layer(layer);
-        let _ = std::fs::remove_file(folder.join("poisoned"));
-        self.note(
-            private::write_small(&folder.join("proved"), layer.to_string().as_bytes()),
-            "record a proof",
-        );
+    /// Records that `who` has proved the layer's digest over what is kept for him: it is shared from now on.
+    ///
+    /// Every file's digests must have been vouched for before.
+    pub fn set_proved(&self, who: &str, layer: &Digest) {
+        let own = self.own(who, layer);
+        if self.proved_for_some(layer) {
+            self.add_origin(who, layer);
+            let _ = std::fs::remove_dir_all(&own);
+            return;
+        }
+        let share = || {
+            private::write_small(&own.join("origins"), (key(who) + "\n").as_bytes())?;
+            private::write_small(&own.join("proved"), layer.to_string().as_bytes())?;
+            // What stands there without a proof is no use to anybody.
+            let _ = std::fs::remove_dir_all(self.shared(layer));
+            std::fs::rename(&own, self.shared(layer))
+        };
+        self.note(share(), "share a proved layer");
     }
 
-    /// Whether somebody found the layer's bytes to be wrong at or after `since`.
+    /// Withdraws a proof whose chunk digests are not those that were vouched for: the layer is fetched anew.
+    pub fn withdraw(&self, layer: &Digest) {
+        let shared = self.shared(layer);
+        let _ = std::fs::remove_file(shared.join("proved"));
+        let _ = std::fs::remove_dir_all(shared);
+    }
+
+    /// Some kept chunk of the layer as it was proved here for others, picked at random: the extent, the chunk's number in
+    /// it, and its digest. `None` where nothing of these extents is kept or vouched for.
     #[must_use]
-    pub fn poisoned_since(&self, layer: &Digest, since: SystemTime) -> bool {
-        let marker = std::fs::symlink_metadata(self.layer(layer).join("poisoned"));
+    pub fn sample(
+        &self,
+        layer: &Digest,
+        extents: &[ContentRange],
+    ) -> Option<(ContentRange, u64, ChunkDigest)> {
+        let shared = self.shared(layer);
+        let kept = |extent: &&ContentRange| kept::kept_bytes(&stem(&shared, **extent), extent.len()) > 0;
+        let extent = *extents.iter().find(kept)?;
+        let files =
+            self.open.open(&stem(&shared, extent), extent.len()).ok().filter(|files| files.vouched())?;
+        let here: Vec<u64> =
+            (0..).zip(files.all()).filter(|(_, here)| *here).map(|(chunk, _)| chunk).collect();
+        let at = RandomState::new().hash_one(extent) % (here.len() as u64).max(1);
+        let chunk = *here.get(usize::try_from(at).ok()?)?;
+        Some((extent, chunk, files.digest(chunk)?))
+    }
+
+    /// Whether somebody found what is kept of the layer for `who` to be wrong at or after `since`.
+    #[must_use]
+    pub fn poisoned_since(&self, who: &str, layer: &Digest, since: SystemTime) -> bool {
+        let marker = std::fs::symlink_metadata(self.own(who, layer).join("poisoned"));
         marker.and_then(|meta| meta.modified()).is_ok_and(|when| when >= since)
     }
 
-    /// Removes everything kept of the layer, in use or not, and leaves word of it for other processes.
-    pub fn poison(&self, layer: &Digest) {
-        let folder = self.layer(layer);
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let _ = std::fs::remove_file(entry.path());
+    /// Removes everything kept of the layer for `who`, in use or not, and leaves word of it for other processes.
+    pub fn poison(&self, who: &str, layer: &Digest) {
+        let marker = self.own(who, layer).join("poisoned");
+        self.note(private::write_small(&marker, b""), "record a poisoned layer");
+        self.empty(who, layer);
+    }
+
+    /// Removes what is kept of the layer for `who` and was not proved yet, as if it had never been here.
+    pub fn discard(&self, who: &str, layer: &Digest) {
+        self.empty(who, layer);
+    }
+
+    fn empty(&self, who: &str, layer: &Digest) {
+        for entry in std::fs::read_dir(self.own(who, layer)).into_iter().flatten().flatten() {
+            if entry.file_name() != "poisoned" {
+                let _ = std::fs::remove_file(entry.path());
+            }
         }
-        self.note(private::write_small(&folder.join("poisoned"), b""), "record a poisoned layer");
     }
 
-    /// Whether `identity` (a place and the credentials used there) brought bytes of the layer here, or has shown
-    /// that it can have them.
+    /// Whether `who` has proved the layer by himself, or has shown that he can have it.
     #[must_use]
-    pub fn origin(&self, layer: &Digest, identity: &str) -> bool {
-        self.origins(layer).lines().any(|origin| origin == identity)
+    pub fn origin(&self, who: &str, layer: &Digest) -> bool {
+        self.origins(layer).lines().any(|origin| origin == key(who))
     }
 
-    /// Records that `identity` can have the layer's bytes.
-    pub fn add_origin(&self, layer: &Digest, identity: &str) {
-        let origins = self.origins(layer) + identity + "\n";
-        let path = self.layer(layer).join("origins");
-        self.note(private::write_small(&path, origins.as_bytes()), "record who may see a layer");
+    /// Records that `who` can have the layer's bytes.
+    pub fn add_origin(&self, who: &str, layer: &Digest) {
+        if !self.origin(who, layer) {
+            let origins = self.origins(layer) + &key(who) + "\n";
+            let path = self.shared(layer).join("origins");
+            self.note(private::write_small(&path, origins.as_bytes()), "record who may see a layer");
+        }
     }
 
     fn origins(&self, layer: &Digest) -> String {
-        let file = private::read_small(&self.layer(layer).join("origins"), 1 << 20);
+        let file = private::read_small(&self.shared(layer).join("origins"), 1 << 20);
         file.ok().and_then(|file| String::from_utf8(file).ok()).unwrap_or_default()
     }
 
-    /// The gaps of a layer that were kept before; empty where none are.
+    /// The gaps of a layer that were kept for `who` before; empty where none are.
     #[must_use]
-    pub fn gaps(&self, layer: &Digest) -> Vec<(StoredRange, Bytes)> {
-        let file = private::read_small(&self.layer(layer).join("gaps"), GAPS_LIMIT);
+    pub fn gaps(&self, who: &str, layer: &Digest) -> Vec<(StoredRange, Bytes)> {
+        let file = private::read_small(&self.home(who, layer).join("gaps"), GAPS_LIMIT);
         file.map(|file| gaps::decode(&file.into())).unwrap_or_default()
     }
 
-    /// Keeps the gaps of a layer, unless they are kept already.
-    pub fn keep_gaps(&self, layer: &Layer) {
-        let path = self.layer(&layer.blob.digest).join("gaps");
-        if layer.gaps.iter().any(|gap| gap.bytes.is_some()) && self.gaps(&layer.blob.digest).is_empty() {
+    /// Keeps the gaps of a layer for `who`, unless they are kept already.
+    pub fn keep_gaps(&self, who: &str, layer: &Layer) {
+        let digest = &layer.blob.digest;
+        if layer.gaps.iter().any(|gap| gap.bytes.is_some()) && self.gaps(who, digest).is_empty() {
+            let path = self.home(who, digest).join("gaps");
             self.note(private::write_small(&path, &gaps::encode(&layer.gaps)), "keep archive headers");
         }
     }
 
-    /// Keeps a small blob (a manifest, a config) under its digest.
-    pub fn keep_small(&self, digest: &Digest, bytes: &Bytes) {
-        let path = self.small_path(digest);
+    /// Keeps a small blob (a manifest, a config) under its digest for `who`.
+    pub fn keep_small(&self, who: &str, digest: &Digest, bytes: &Bytes) {
+        let path = self.small_path(who, digest);
         if !path.exists() {
             self.note(private::write_small(&path, bytes), "keep a manifest or config");
         }
     }
 
-    /// A small blob kept before, verified against its digest; `None` where it is absent or damaged.
+    /// A small blob kept for `who` before, verified against its digest; `None` where it is absent or damaged.
     #[must_use]
-    pub fn small(&self, digest: &Digest) -> Option<Bytes> {
-        let path = self.small_path(digest);
+    pub fn small(&self, who: &str, digest: &Digest) -> Option<Bytes> {
+        let path = self.small_path(who, digest);
         let bytes = private::read_small(&path, MANIFEST_LIMIT).ok()?;
         if digest.matches(&bytes) {
             return Some(bytes.into());
@@ -205,49 +278,67 @@ impl Store {
         None
     }
 
-    /// Remembers that `identity` (a place and the credentials used there) was just given this manifest for
-    /// this reference, so that it may have it again while nobody answers there.
-    pub fn admit(&self, identity: &str, reference: &Reference, pinned: &Pinned) {
-        self.keep_small(&pinned.digest, &pinned.bytes);
+    /// Remembers that `who` was just given this manifest for this reference, so that he may have it again while
+    /// nobody answers there.
+    pub fn admit(&self, who: &str, reference: &Reference, pinned: &Pinned) {
+        self.keep_small(who, &pinned.digest, &pinned.bytes);
         let admission = Admission {
             reference: reference.to_string(),
             digest: pinned.digest.clone(),
             media_type: pinned.media_type.clone(),
         };
         let json = serde_json::to_vec(&admission).unwrap_or_default();
-        self.note(private::write_small(&self.admission(identity, reference), &json), "record an admission");
+        self.note(private::write_small(&self.admission(who, reference), &json), "record an admission");
     }
 
-    /// What `identity` was given for this reference at most [`GRACE`] ago; for when nobody answers.
+    /// What `who` was given for this reference at most [`GRACE`] ago; for when nobody answers.
     #[must_use]
-    pub fn recall(&self, identity: &str, reference: &Reference) -> Option<Pinned> {
-        let path = self.admission(identity, reference);
+    pub fn recall(&self, who: &str, reference: &Reference) -> Option<Pinned> {
+        let path = self.admission(who, reference);
         let when = std::fs::symlink_metadata(&path).and_then(|meta| meta.modified()).ok()?;
-        if when.elapsed().is_ok_and(|age| age > GRACE) {
-            return None;
+        // A time in the future is no proof of anything.
+        if when.elapsed().is_ok_and(|age| age <= GRACE) {
+            let admission: Admission =
+                serde_json::from_slice(&private::read_small(&path, 1 << 16).ok()?).ok()?;
+            let bytes = self.small(who, &admission.digest)?;
+            let meant = admission.reference == reference.to_string();
+            return meant.then_some(Pinned {
+                digest: admission.digest,
+                media_type: admission.media_type,
+                bytes,
+            });
         }
-        let admission: Admission = serde_json::from_slice(&private::read_small(&path, 1 << 16).ok()?).ok()?;
-        if admission.reference != reference.to_string() {
-            return None;
-        }
-        let bytes = self.small(&admission.digest)?;
-        Some(Pinned { digest: admission.digest, media_type: admission.media_type, bytes })
+        None
     }
 
-    fn layer(&self, digest: &Digest) -> PathBuf {
-        self.folder.join("layers").join(digest.algorithm().name()).join(digest.hex())
+    /// Forgets what `who` was given for this reference: the registry was asked and refused.
+    pub fn revoke(&self, who: &str, reference: &Reference) {
+        let _ = std::fs::remove_file(self.admission(who, reference));
     }
 
-    fn stem(&self, layer: &Digest, extent: ContentRange) -> PathBuf {
-        self.layer(layer).join(format!("{}-{}", extent.start(), extent.len()))
+    fn shared(&self, layer: &Digest) -> PathBuf {
+        self.folder.join("layers").join(layer.algorithm().name()).join(layer.hex())
     }
 
-    fn small_path(&self, digest: &Digest) -> PathBuf {
-        self.folder.join("small").join(digest.algorithm().name()).join(digest.hex())
+    fn own(&self, who: &str, layer: &Digest) -> PathBuf {
+        self.folder.join("layers").join(layer.algorithm().name()).join(format!(
+            "{}.{}",
+            layer.hex(),
+            key(who)
+        ))
     }
 
-    fn admission(&self, identity: &str, reference: &Reference) -> PathBuf {
-        let key = blake3::hash(format!("{identity}\n{reference}").as_bytes());
+    /// Where `who` reads and keeps the layer.
+    fn home(&self, who: &str, layer: &Digest) -> PathBuf {
+        if self.origin(who, layer) { self.shared(layer) } else { self.own(who, layer) }
+    }
+
+    fn small_path(&self, who: &str, digest: &Digest) -> PathBuf {
+        self.folder.join("small").join(key(who)).join(digest.algorithm().name()).join(digest.hex())
+    }
+
+    fn admission(&self, who: &str, reference: &Reference) -> PathBuf {
+        let key = blake3::hash(format!("{who}\n{reference}").as_bytes());
         self.folder.join("admitted").join(key.to_hex().as_str())
     }
 
@@ -256,6 +347,15 @@ impl Store {
             tracing::warn!(store = %self.folder.display(), %error, "cannot {doing}; going on without");
         }
     }
+}
+
+/// A name for a place and its credentials that is fit for a file.
+fn key(who: &str) -> String {
+    blake3::hash(who.as_bytes()).to_hex().chars().take(16).collect()
+}
+
+fn stem(home: &Path, extent: ContentRange) -> PathBuf {
+    home.join(format!("{}-{}", extent.start(), extent.len()))
 }
 
 /// 90 % of what is free or already the store's. The walk is a second's work at worst, and only at a mount.
@@ -282,21 +382,44 @@ mod tests {
         Reference { place, tag: Some(tag.into()), digest: None }
     }
 
+    const ALICE: &str = "host:1/a/b as alice";
+    const BOB: &str = "host:1/a/b as bob";
+
     #[test]
     fn only_who_was_admitted_is_given_a_manifest_offline() {
         let (_dir, store) = store();
         let bytes = Bytes::from_static(b"{}");
         let pinned = Pinned { digest: Digest::of(&bytes), media_type: "m".into(), bytes };
-        store.admit("host:1/a/b as alice", &reference("v1"), &pinned);
-        let found = store.recall("host:1/a/b as alice", &reference("v1")).unwrap();
+        store.admit(ALICE, &reference("v1"), &pinned);
+        let found = store.recall(ALICE, &reference("v1")).unwrap();
         assert_eq!((found.digest, found.media_type), (pinned.digest.clone(), "m".to_owned()));
-        assert!(store.recall("host:1/a/b as bob", &reference("v1")).is_none());
-        assert!(store.recall("host:1/a/b as alice", &reference("v2")).is_none());
-        std::fs::write(store.small_path(&pinned.digest), b"{ }").unwrap();
-        assert!(
-            store.recall("host:1/a/b as alice", &reference("v1")).is_none(),
-            "a damaged manifest is none"
-        );
+        assert!(store.recall(BOB, &reference("v1")).is_none());
+        assert!(store.recall(ALICE, &reference("v2")).is_none());
+        assert!(store.small(BOB, &pinned.digest).is_none());
+        std::fs::write(store.small_path(ALICE, &pinned.digest), b"{ }").unwrap();
+        assert!(store.recall(ALICE, &reference("v1")).is_none(), "a damaged manifest is none");
+        store.admit(ALICE, &reference("v1"), &pinned);
+        store.revoke(ALICE, &reference("v1"));
+        assert!(store.recall(ALICE, &reference("v1")).is_none());
+    }
+
+    #[test]
+    fn what_is_not_proved_is_each_ones_own_and_what_is_proved_is_for_who_can_have_it() {
+        let (_dir, store) = store();
+        let (layer, extent) = (Digest::of(b"layer"), ContentRange::new(0, 100));
+        let kept = store.file(ALICE, &layer, extent).unwrap();
+        let other = store.file(BOB, &layer, extent).unwrap();
+        assert_ne!(kept.stem(), other.stem());
+        store.set_proved(ALICE, &layer);
+        assert!(store.proved(ALICE, &layer) && !store.proved(BOB, &layer) && store.proved_for_some(&layer));
+        assert_eq!(store.file(BOB, &layer, extent).unwrap().stem(), other.stem());
+        store.add_origin(BOB, &layer);
+        assert!(store.proved(BOB, &layer));
+        let shared = |who| store.file(who, &layer, extent).unwrap().stem().to_owned();
+        assert_eq!(shared(ALICE), shared(BOB));
+        assert!(!kept.removed(), "moved, not copied");
+        store.withdraw(&layer);
+        assert!(!store.proved(ALICE, &layer) && kept.removed());
     }
 
     #[test]
@@ -304,20 +427,19 @@ mod tests {
         let (_dir, store) = store();
         let layer = Digest::of(b"layer");
         let start = SystemTime::now() - Duration::from_secs(1);
-        let kept = store.file(&layer, ContentRange::new(0, 100)).unwrap();
-        store.set_proved(&layer);
-        assert!(store.proved(&layer) && !store.poisoned_since(&layer, start));
-        store.poison(&layer);
-        assert!(!store.proved(&layer) && kept.removed());
-        assert!(store.poisoned_since(&layer, start));
-        assert!(!store.poisoned_since(&layer, SystemTime::now() + Duration::from_secs(60)));
+        let kept = store.file(ALICE, &layer, ContentRange::new(0, 100)).unwrap();
+        assert!(!store.poisoned_since(ALICE, &layer, start));
+        store.poison(ALICE, &layer);
+        assert!(kept.removed());
+        assert!(store.poisoned_since(ALICE, &layer, start) && !store.poisoned_since(BOB, &layer, start));
+        assert!(!store.poisoned_since(ALICE, &layer, SystemTime::now() + Duration::from_secs(60)));
     }
 
     #[test]
     fn a_store_is_private() {
         use std::os::unix::fs::MetadataExt;
         let (_dir, store) = store();
-        let _kept = store.file(&Digest::of(b"layer"), ContentRange::new(0, 100)).unwrap();
+        let _kept = store.file(ALICE, &Digest::of(b"layer"), ContentRange::new(0, 100)).unwrap();
         let mut dirs = vec![store.folder().to_owned()];
         while let Some(dir) = dirs.pop() {
             for entry in std::fs::read_dir(&dir).unwrap() {
