@@ -20,7 +20,7 @@ impl Loader {
     /// Whatever the repository says; `Integrity` where it gives other bytes than those that are kept.
     pub(super) async fn admit(self: &Arc<Self>, layer: usize) -> Result<()> {
         let Some(admitted) = self.admission(layer) else { return Ok(()) };
-        admitted.get_or_try_init(|| self.ask_admission(layer)).await.map(|()| ())
+        admitted.get_or_try_init(|| self.ask_admission(layer)).await.copied()
     }
 
     /// Whether this mount is known to be able to have the layer's bytes. Blocks for a small file.

@@ -93,9 +93,9 @@ impl Extent {
         readers.streams.observe(range, self.grid.len(), tensors.as_deref())
     }
 
-    /// Whether the caller shall look for the file's tensors: said once, of files that name theirs.
+    /// Whether the caller shall look for the file's tensors: said once, of files that tell where theirs are.
     pub(super) fn wants_tensors(&self) -> bool {
-        if !self.path.ends_with(".safetensors") {
+        if ![".safetensors", ".gguf"].iter().any(|ending| self.path.ends_with(ending)) {
             return false;
         }
         let mut readers = self.readers.lock();

@@ -392,6 +392,6 @@ mod tests {
     fn neighbours_make_runs_up_to_the_longest() {
         assert_eq!(runs(&[0, 1, 2, 3, 4, 7, 8], 4), [0..4, 4..5, 7..9]);
         assert_eq!(runs(&[], 4), Vec::<Range<u64>>::new());
-        assert_eq!(runs(&[5, 6], u64::MAX), [5..7]);
+        assert_eq!(runs(&[5, 6, 9], u64::MAX), [5..7, 9..10]);
     }
 }

@@ -15,8 +15,10 @@ pub mod loader;
 mod loader_tests;
 pub mod prefetch;
 mod prove;
+mod standing;
 pub mod store;
 pub mod verify;
+mod warm;
 
 pub use loader::{Held, Loader, Standing, Warm};
 pub use store::{Store, StoreConfig};

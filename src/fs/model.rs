@@ -187,7 +187,7 @@ impl Model {
             DIGEST => Some(self.index.layers.get(extent.layer)?.blob.digest.to_string()),
             STANDING => Some(spelled(&self.loader.standing(extent.layer)).to_owned()),
             MODCTL_SIZE => Some(self.proved_blob(extent)?.size.to_string()),
-            MODCTL_SHA256 => Some(self.proved_blob(extent)?.digest.hex().to_owned()),
+            MODCTL_SHA256 => Some(self.proved_blob(extent)?.digest.to_string()),
             _ => None,
         }
     }

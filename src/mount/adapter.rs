@@ -5,36 +5,26 @@
 //! by a panic, answers EIO by itself, so the mount outlives it. Made by the session.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 
-use super::complaints::Complaints;
-use super::handles::{Handles, Ino, Opened};
-use crate::content::Held;
-use crate::fs::{Model, Node, NodeId, NodeKind};
-
-/// An artifact is pinned by digest and never changes, so names and attributes stay for ever (34 years).
-const FOR_EVER: Duration = Duration::from_secs(1 << 30);
+use super::answers::{Answers, FOR_EVER, absent};
+use super::handles::Ino;
+use crate::fs::NodeKind;
 
 /// The longest name of one file, as the tree allows it and as `statfs` says.
 const NAME_LIMIT: usize = 255;
 
 /// The block that `statfs` counts in.
 const BLOCK: u32 = 4096;
-
-/// What `stat` recommends to read at once: the largest request the kernel makes. Buffered readers size their
-/// buffers by it: llama.cpp parses a header of megabytes with a system call for each block.
-const BLKSIZE: u32 = 1 << 20;
 
 /// The largest request, in bytes, whatever `fs.fuse.max_pages_limit` would allow: it bounds a reply's memory.
 const REQUEST: u32 = 1 << 20;
@@ -54,175 +44,6 @@ const CAPABILITIES: [InitFlags; 7] = [
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
 ];
-
-/// What files and folders look like, apart from what the tree says.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Looks {
-    /// The owner shown.
-    pub(super) uid: u32,
-    /// The group shown.
-    pub(super) gid: u32,
-    /// Taken from 0444 and 0555.
-    pub(super) umask: u32,
-}
-
-/// What answers, shared by session threads and the tasks that replies move to.
-#[derive(Debug)]
-pub(super) struct Answers {
-    model: Arc<Model>,
-    looks: Looks,
-    handles: Handles<Option<Held>, BackingId>,
-    complaints: Complaints,
-}
-
-impl Answers {
-    /// Answers from `model`; nothing is open yet.
-    pub(super) fn new(model: Arc<Model>, looks: Looks) -> Self {
-        let handles = Handles::new(model.tree.len());
-        Self { model, looks, handles, complaints: Complaints::default() }
-    }
-
-    /// Every number that the kernel may know for a file of this layer.
-    pub(super) fn inodes_of(&self, layer: usize) -> impl Iterator<Item = INodeNo> {
-        let files = self.model.tree.nodes().filter(move |(_, node)| extent_layer(node) == Some(layer));
-        files.flat_map(|(id, _)| {
-            let present = self.handles.generations().present(id);
-            (0..=present).map(move |generation| INodeNo(Ino::new(id, generation).0))
-        })
-    }
-
-    fn node(&self, ino: INodeNo) -> Option<(NodeId, &Node)> {
-        let id = self.model.tree.at(Ino(ino.0).position()?)?;
-        self.model.tree.node(id).map(|node| (id, node))
-    }
-
-    fn attributes(&self, ino: Ino, node: &Node) -> FileAttr {
-        let (kind, size, mode) = match &node.kind {
-            NodeKind::File { size, .. } => (FileType::RegularFile, *size, 0o444),
-            NodeKind::Directory(_) => (FileType::Directory, 0, 0o555),
-            NodeKind::Symlink(target) => {
-                (FileType::Symlink, target.len().try_into().unwrap_or(u64::MAX), 0o777)
-            }
-        };
-        let kept = if kind == FileType::Symlink { 0o777 } else { 0o777 & !self.looks.umask };
-        let time = time(node.mtime);
-        FileAttr {
-            ino: INodeNo(ino.0),
-            size,
-            blocks: size.div_ceil(512),
-            atime: time,
-            mtime: time,
-            ctime: time,
-            crtime: time,
-            kind,
-            perm: u16::try_from(mode & kept).unwrap_or(0),
-            nlink: node.nlink,
-            uid: self.looks.uid,
-            gid: self.looks.gid,
-            rdev: 0,
-            blksize: BLKSIZE,
-            flags: 0,
-        }
-    }
-
-    /// The attributes under the number that a lookup answers now.
-    fn present(&self, id: NodeId) -> Option<FileAttr> {
-        let node = self.model.tree.node(id)?;
-        Some(self.attributes(self.handles.generations().ino(id), node))
-    }
-
-    /// `.` and `..` and the children from `offset` on, each with the offset of what comes after it.
-    fn listing(&self, id: NodeId, offset: u64) -> impl Iterator<Item = (u64, &str, NodeId)> {
-        let parent = self.model.tree.node(id).map_or(NodeId::ROOT, |node| node.parent);
-        let children = self.model.tree.children(id).unwrap_or(&[]);
-        let named = children.iter().map(|child| (&*child.name, child.node));
-        let all = [(".", id), ("..", parent)].into_iter().chain(named);
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        all.zip(1u64..).skip(skip).map(|((name, node), next)| (next, name, node))
-    }
-
-    /// Opens for reading; may look at the store's disk for a moment.
-    fn open(&self, ino: INodeNo, id: NodeId, reply: ReplyOpen) {
-        let metrics = &self.model.metrics;
-        if let Some(digest) = self.model.poisoned(id) {
-            let path = self.model.tree.path(id);
-            self.complaints.say(&format!("{path} is not opened: its layer {digest} is poisoned"));
-            return reply.error(Errno::EIO);
-        }
-        let held = self.model.extent(id).map(|extent| self.model.loader.hold(extent));
-        let opened = self.handles.open(Ino(ino.0), held, whole, |file| reply.open_backing(file));
-        match opened {
-            Opened::Cached(handle) => {
-                metrics.cached_opens.add(1);
-                reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
-            }
-            Opened::Native(handle, id) => {
-                metrics.passthrough_opens.add(1);
-                // FOPEN_KEEP_CACHE beside passthrough is refused by the kernel (EINVAL).
-                reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, &id);
-            }
-            // The kernel walks the path again, asks for the name anew and gets another number.
-            Opened::Stale => reply.error(Errno::ESTALE),
-        }
-    }
-
-    /// The bytes in memory, if they are; a panic below counts as their not being there.
-    fn ready(&self, id: NodeId, offset: u64, size: u32) -> Option<bytes::Bytes> {
-        catch_unwind(AssertUnwindSafe(|| self.model.ready(id, offset, u64::from(size)))).unwrap_or(None)
-    }
-
-    async fn read(self: Arc<Self>, id: NodeId, offset: u64, size: u32, reply: ReplyData) {
-        match self.model.read(id, offset, u64::from(size)).await {
-            Ok(bytes) => reply.data(&bytes),
-            Err(error) => {
-                self.model.metrics.read_errors.add(1);
-                self.complaints.say(&error.to_string());
-                reply.error(Errno::from_i32(error.kind().errno()));
-            }
-        }
-    }
-}
-
-fn whole(held: &Option<Held>) -> Option<&File> {
-    held.as_ref()?.whole()
-}
-
-fn extent_layer(node: &Node) -> Option<usize> {
-    match node.kind {
-        NodeKind::File { extent, .. } => extent.map(|extent| extent.layer),
-        NodeKind::Directory(_) | NodeKind::Symlink(_) => None,
-    }
-}
-
-fn time(seconds: i64) -> SystemTime {
-    let span = Duration::from_secs(seconds.unsigned_abs());
-    let time = match seconds {
-        0.. => SystemTime::UNIX_EPOCH.checked_add(span),
-        _ => SystemTime::UNIX_EPOCH.checked_sub(span),
-    };
-    time.unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-/// Attributes whose number 0 makes an entry say that there is no such name, which the kernel then keeps in mind.
-fn absent() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: SystemTime::UNIX_EPOCH,
-        mtime: SystemTime::UNIX_EPOCH,
-        ctime: SystemTime::UNIX_EPOCH,
-        crtime: SystemTime::UNIX_EPOCH,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: BLKSIZE,
-        flags: 0,
-    }
-}
 
 /// By getxattr(2): a size of 0 asks how long the value is; one that is too small is ERANGE.
 fn answer_value(value: &[u8], size: u32, reply: ReplyXattr) {
@@ -487,17 +308,5 @@ impl Filesystem for Adapter {
 
     fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
         reply.error(Errno::EROFS);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970_and_beyond_what_the_clock_holds_are_shown_as_well_as_can_be() {
-        assert_eq!(time(0), SystemTime::UNIX_EPOCH);
-        assert_eq!(time(-1), SystemTime::UNIX_EPOCH - Duration::from_secs(1));
-        let _ = (time(i64::MIN), time(i64::MAX));
     }
 }

@@ -1,8 +1,8 @@
 //! Who has what open, and by which way of I/O: the one table of the adapter that changes.
 //!
 //! The kernel refuses (EIO) to mix cached and passthrough handles of one node, so the way of a node's first live
-//! handle is the way of all others until the last is released. Knows nothing of replies: the adapter says how a
-//! file is registered with the kernel. Called by [`adapter`](super::adapter) only.
+//! handle is the way of all others until the last is released. Knows nothing of replies: who answers says how a
+//! file is registered with the kernel. Called by [`answers`](super::answers) only.
 
 use std::collections::HashMap;
 use std::fs::File;

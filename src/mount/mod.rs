@@ -4,6 +4,7 @@
 //! [`unmount`] takes a mount away from outside. Knows what the kernel asks, not where bytes come from.
 
 mod adapter;
+mod answers;
 mod attach;
 mod complaints;
 mod handles;

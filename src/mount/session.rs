@@ -10,7 +10,8 @@ use fuser::{Notifier, Session, SessionACL};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
-use super::adapter::{Adapter, Answers, Looks};
+use super::adapter::Adapter;
+use super::answers::{Answers, Looks};
 use super::attach::{self, Audience};
 use super::kernel::{self, Device};
 use super::{Detach, Options, Status};

@@ -1,5 +1,30 @@
-//! What tests share: fixtures and the real parts they run against.
+//! What tests share: fixtures, a real registry with a breakable line to it, artifacts of any files, one sample model, and
+//! places to mount in that clean up after themselves.
+//!
+//! What is here for whole programs (`place`, `registry` and what they need) uses nothing of the library, so that a bug cannot
+//! hide on both sides.
 
 pub(crate) mod artifacts;
+pub mod child;
 mod dialects;
+pub mod http;
+pub mod pack;
+pub mod place;
+pub mod read;
+pub mod registry;
+pub mod relay;
+pub mod sample;
+pub mod scratch;
 pub(crate) mod tar_writers;
+pub mod wait;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Waits until no other heavy test runs; held as long as the value lives.
+///
+/// Heavy is what moves the whole sample model: on a machine of two cores, ten of them at once would only measure
+/// their quarrel for the processor.
+pub fn heavy() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}

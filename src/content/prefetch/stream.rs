@@ -2,7 +2,7 @@
 //!
 //! Several streams a file, told apart by where they read, not by file handle: ranks and threads share
 //! descriptors, and the kernel's own read-ahead comes in pieces and out of order. What is loaded ahead never
-//! exceeds what the stream has consumed, and stays within the tensor being read until the stream has shown that
+//! exceeds a fixed multiple of what the stream has consumed, and stays within the tensor being read until the stream has shown that
 //! it goes on beyond: a reader who stops after one tensor has cost little more than the tensor.
 
 use crate::range::ContentRange;
@@ -19,6 +19,11 @@ const FORWARD: u64 = 4 << 20;
 const WINDOW: u64 = 64 << 20;
 /// What a stream must have consumed before anything is loaded ahead of it.
 const SETTLED: u64 = 512 << 10;
+/// How many times what a stream consumed is loaded ahead of it within the first tensor that it reads: more than
+/// beyond it, since the tensor's end bounds what is fetched in vain.
+const WITHIN: u64 = 4;
+/// A tensor up to this size is loaded whole when any of it is read.
+const SMALL_TENSOR: u64 = 2 << 20;
 /// How far the kernel reads past the last byte that an application asked for: two requests of 1 MiB. So many
 /// bytes of a tensor prove nothing about the reader.
 const READ_AROUND: u64 = 2 << 20;
@@ -110,7 +115,8 @@ impl Stream {
     /// One past the last byte that should be here or under way for this stream.
     fn target(&self, len: u64, tensors: Option<&Tensors>) -> u64 {
         if self.consumed < SETTLED {
-            return self.next;
+            let here = tensors.map(|tensors| tensors.around(self.next.saturating_sub(1), len));
+            return here.filter(|tensor| tensor.len() <= SMALL_TENSOR).map_or(self.next, ContentRange::end);
         }
         let free = self.next.saturating_add((self.consumed / 4).min(WINDOW));
         let target = match tensors.map(|tensors| self.within_tensor(len, tensors)) {
@@ -124,10 +130,11 @@ impl Stream {
     /// The target while the stream reads its first two tensors; `None` once it has gone on beyond them.
     fn within_tensor(&self, len: u64, tensors: &Tensors) -> Option<u64> {
         let here = tensors.around(self.next.saturating_sub(1), len);
-        let first = tensors.around(self.start, len);
+        // The kernel begins a read on a page, or before it: what it reads there is not the reader's tensor.
+        let first = tensors.around(self.start.saturating_add(SETTLED - 1), len);
         let grown = |consumed: u64| Some(self.next.saturating_add(consumed.min(WINDOW)).min(here.end()));
         if here.start() <= first.end().saturating_sub(1) {
-            return grown(self.consumed);
+            return grown(self.consumed.saturating_mul(WITHIN));
         }
         if here.start() == first.end() {
             return grown(self.next.saturating_sub(here.start()).saturating_sub(READ_AROUND));
@@ -171,9 +178,10 @@ mod tests {
         let tensors = sixteen_mib_tensors();
         let tensor = tensors.around(100 * MIB, LEN);
         assert_eq!(overshoot(Some(&tensors), tensor, 128 << 10), 0);
-        // The kernel reads ahead of the application, across the tensor's end.
-        let with_read_ahead = ContentRange::new(tensor.start(), tensor.end() + 2 * MIB);
-        assert!(overshoot(Some(&tensors), with_read_ahead, MIB) <= MIB);
+        // The kernel begins on a page, and reads ahead of the application, across the tensor's end.
+        let as_the_kernel_reads =
+            ContentRange::new(tensor.start() / 4096 * 4096 - 4096, tensor.end() + 2 * MIB);
+        assert!(overshoot(Some(&tensors), as_the_kernel_reads, MIB) <= 2 * MIB);
         assert!(overshoot(None, tensor, MIB) <= 4 * MIB);
     }
 
@@ -214,6 +222,16 @@ mod tests {
             let plan = streams.observe(ContentRange::new(page, page + 4096), LEN, None);
             assert_eq!(plan, Plan::default());
         }
+    }
+
+    #[test]
+    fn a_fault_in_a_small_tensor_brings_the_tensor_and_no_more() {
+        let tensors = Tensors::beginning_at(vec![100, MIB, 2 * MIB + 5, 100 * MIB]);
+        let mut streams = Streams::default();
+        let small = streams.observe(ContentRange::new(MIB + 4096, MIB + 8192), LEN, Some(&tensors));
+        assert_eq!(small.ahead, Some(ContentRange::new(MIB + 8192, 2 * MIB + 5)));
+        let large = streams.observe(ContentRange::new(50 * MIB, 50 * MIB + 4096), LEN, Some(&tensors));
+        assert_eq!(large.ahead, None);
     }
 
     #[test]

@@ -43,6 +43,12 @@ impl Tensors {
         Some(Self { ends })
     }
 
+    /// The tensors that begin at `starts` (ascending), each reaching to the next, as a GGUF file has them.
+    #[must_use]
+    pub fn beginning_at(starts: Vec<u64>) -> Self {
+        Self { ends: starts }
+    }
+
     /// The tensor that holds the byte at `at`, header included; the rest of the file behind the last one.
     #[must_use]
     pub fn around(&self, at: u64, len: u64) -> ContentRange {

@@ -21,6 +21,7 @@ use std::time::SystemTime;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use parking_lot::Mutex;
 
 use crate::content::buffer::{ALIGN, Pool};
 use crate::content::grid::Grid;
@@ -41,6 +42,8 @@ pub struct KeptFile {
     direct: Option<File>,
     digests: File,
     kept: File,
+    /// Held while a chunk is written or found to be damaged, so that a chunk mended meanwhile is not given up.
+    changing: Mutex<()>,
 }
 
 /// Chunks that this process alone fetches until the claim is dropped.
@@ -111,7 +114,15 @@ impl KeptFile {
             .filter(|direct| same_file(direct, &image));
         // When it was last used, for eviction. The image's own times are its seal and stay as they are.
         let _ = kept.set_times(FileTimes::new().set_accessed(SystemTime::now()));
-        Ok(Self { stem: stem.to_owned(), grid: Grid::new(len), image, direct, digests, kept })
+        Ok(Self {
+            stem: stem.to_owned(),
+            grid: Grid::new(len),
+            image,
+            direct,
+            digests,
+            kept,
+            changing: Mutex::new(()),
+        })
     }
 
     /// The image file.
@@ -193,6 +204,7 @@ impl KeptFile {
     /// # Errors
     /// Whatever the file system says, `ENOSPC` among it; the chunk counts as absent then.
     pub fn write(&self, chunk: u64, verified: &Verified) -> io::Result<()> {
+        let _alone = self.changing.lock();
         if self.has(chunk) {
             return Ok(());
         }

@@ -1,0 +1,115 @@
+//! Loading before being asked: carries out what [`prefetch`](super::prefetch) plans.
+//!
+//! Everything here runs in tasks of its own that nobody waits for, in the slow lanes.
+
+use std::sync::Arc;
+
+use super::extent::Extent;
+use super::lanes::Lane;
+use super::loader::{Loader, Standing, Warm};
+use super::prefetch::tensors::Tensors;
+use super::prefetch::{gguf, opening};
+use crate::index::{CHUNK, ExtentId};
+use crate::range::ContentRange;
+
+impl Loader {
+    /// Starts loading what [`Config::warm`](super::Config::warm) asks for. Returns at once.
+    pub fn warm(self: &Arc<Self>) {
+        if self.config.warm == Warm::None {
+            return;
+        }
+        let loader = Arc::clone(self);
+        self.spawn(async move {
+            loader.seal_what_is_complete().await;
+            for (id, range) in opening::plan(&loader.index) {
+                loader.warm_logged(id, range, Lane::Ahead).await;
+            }
+            if loader.config.warm == Warm::All {
+                for extent in loader.layers.iter().flat_map(|layer| &layer.extents) {
+                    let whole = ContentRange::new(0, extent.grid.len());
+                    loader.warm_logged(extent.id, whole, Lane::Background).await;
+                }
+            }
+        });
+    }
+
+    /// Has files sealed that were complete and proved when the last mount ended, but not read back yet.
+    async fn seal_what_is_complete(self: &Arc<Self>) {
+        let loader = Arc::clone(self);
+        let look = move || {
+            let proved = loader.layers.iter().filter(|layer| *layer.standing.borrow() == Standing::Proved);
+            let kept = |extent: &&Extent| {
+                loader.store.kept_bytes(&extent.layer, extent.range) == extent.grid.len()
+                    && extent.kept(&loader.store).is_some_and(|kept| !kept.sealed())
+            };
+            proved
+                .flat_map(|layer| &layer.extents)
+                .filter(kept)
+                .for_each(|extent| loader.prover.seal(extent.id));
+        };
+        // Not done, it is done when a file is opened.
+        let _ = tokio::task::spawn_blocking(look).await;
+    }
+
+    /// Loads ahead of who just read `range`.
+    pub(super) fn observe(self: &Arc<Self>, extent: &Extent, range: ContentRange) {
+        if self.config.warm == Warm::None {
+            return;
+        }
+        let plan = extent.observe(range);
+        if let Some(ahead) = plan.ahead {
+            self.warm_later(extent.id, ahead, Lane::Ahead);
+        }
+        if plan.rest {
+            self.warm_later(extent.id, ContentRange::new(0, extent.grid.len()), Lane::Background);
+        }
+        if extent.wants_tensors() {
+            let (loader, id) = (Arc::clone(self), extent.id);
+            self.spawn(async move { loader.find_tensors(id).await });
+        }
+    }
+
+    fn warm_later(self: &Arc<Self>, id: ExtentId, range: ContentRange, lane: Lane) {
+        let loader = Arc::clone(self);
+        self.spawn(async move { loader.warm_logged(id, range, lane).await });
+    }
+
+    async fn warm_logged(self: &Arc<Self>, id: ExtentId, range: ContentRange, lane: Lane) {
+        if let Err(error) = self.fetch_missing(id, range, lane).await {
+            tracing::debug!(%error, "a prefetch failed; whoever reads will try again");
+        }
+    }
+
+    async fn find_tensors(self: &Arc<Self>, id: ExtentId) {
+        let Some(extent) = self.extent(id) else { return };
+        let found = match extent.path.ends_with(".gguf") {
+            true => self.gguf_tensors(extent).await,
+            false => self.safetensors(extent).await,
+        };
+        if let Some(tensors) = found {
+            extent.set_tensors(tensors);
+        }
+    }
+
+    async fn safetensors(self: &Arc<Self>, extent: &Extent) -> Option<Tensors> {
+        let len = extent.grid.len();
+        let head = self.collect(extent, ContentRange::new(0, 8.min(len))).await.ok()?;
+        let header = Tensors::header_len(&head).filter(|header| *header <= len)?;
+        let header = self.collect(extent, ContentRange::new(0, header)).await.ok()?;
+        Tensors::parse(&header, len)
+    }
+
+    /// A GGUF header does not say how long it is, so more and more of the file is looked at.
+    async fn gguf_tensors(self: &Arc<Self>, extent: &Extent) -> Option<Tensors> {
+        let limit = extent.grid.len().min(gguf::HEADER_LIMIT);
+        let mut len = CHUNK.min(limit);
+        loop {
+            let head = self.collect(extent, ContentRange::new(0, len)).await.ok()?;
+            match gguf::parse(&head) {
+                gguf::Header::Tensors(starts) => return Some(Tensors::beginning_at(starts)),
+                gguf::Header::Longer if len < limit => len = (len * 2).min(limit),
+                gguf::Header::Longer | gguf::Header::Malformed => return None,
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The little HTTP/1.1 that pushing needs: one request, one connection.
+//!
+//! Not the product's client, on purpose: what the tests put into a registry must not pass through what they test.
+
+use std::fs::File;
+use std::io::{self, Cursor, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// A request's body and its length in bytes.
+pub struct Body<'a> {
+    length: u64,
+    bytes: Box<dyn Read + 'a>,
+}
+
+impl<'a> Body<'a> {
+    /// No body.
+    pub fn none() -> Self {
+        Self::bytes(&[])
+    }
+
+    /// These bytes.
+    pub fn bytes(bytes: &'a [u8]) -> Self {
+        Self { length: bytes.len() as u64, bytes: Box::new(Cursor::new(bytes)) }
+    }
+
+    /// The whole of a file.
+    pub fn file(path: &Path) -> Self {
+        let file = File::open(path).unwrap();
+        Self { length: file.metadata().unwrap().len(), bytes: Box::new(file) }
+    }
+}
+
+/// Status and headers of an answer, and its body as it came (not unchunked).
+pub struct Reply {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// The first value of a header, by any case of its name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().filter_map(|line| line.split_once(':'));
+        lines.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
+}
+
+/// Sends one request to a port of the loopback and reads the whole answer.
+///
+/// # Errors
+/// What the connection says; an answer that is no HTTP is `InvalidData`.
+pub fn send(port: u16, method: &str, target: &str, headers: &str, mut body: Body<'_>) -> io::Result<Reply> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let head = format!(
+        "{method} {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+        body.length
+    );
+    stream.write_all(head.as_bytes())?;
+    io::copy(&mut body.bytes, &mut stream)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    parse(answer)
+}
+
+fn parse(answer: Vec<u8>) -> io::Result<Reply> {
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, "no HTTP answer");
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").ok_or_else(bad)?;
+    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(bad)?;
+    Ok(Reply { status, head, body: answer[end + 4..].to_vec() })
+}
