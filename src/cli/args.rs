@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(settings.mount.read_ahead, 4 << 20);
         assert!(settings.mount.allow_other);
         assert_eq!(settings.log.as_deref(), Some("warn,weightfs=debug"));
-        assert_eq!(line.flags().len(), 12);
+        assert_eq!(line.flags().len(), 13);
     }
 
     #[test]
