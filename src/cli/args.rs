@@ -9,9 +9,9 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::Flags;
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 the output could not be written; 2 what was typed or configured \
+const EXIT_CODES: &str = "Exit codes: 0 done; 2 what was typed or configured \
 cannot be meant; 3 no such thing; 4 denied, credentials are missing or refused; 5 the registry cannot be reached or \
-fails; 6 bytes are not what their digest says; 7 a form that weightfs does not read; 8 a local file or the store \
+fails; 6 bytes are not what their digest says; 7 a form that weightfs does not read; 8 a local file, the output or the store \
 failed; 9 the kernel refused; 10 the place is taken or in use.";
 
 /// Mount an AI model that lives in an OCI registry as a local folder, at once
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(settings.mount.read_ahead, 4 << 20);
         assert!(settings.mount.allow_other);
         assert_eq!(settings.log.as_deref(), Some("warn,weightfs=debug"));
-        assert_eq!(line.flags().len(), 12);
+        assert_eq!(line.flags().len(), 13);
     }
 
     #[test]
