@@ -1,6 +1,6 @@
 //! What a person types to name an artifact: `HOST[:PORT]/REPO[:TAG][@DIGEST]` or `oci:FOLDER[:TAG]`.
 //!
-//! Only words: whether the place exists is asked by [`crate::repository::connect`], which is given one of
+//! Only words: whether the place exists is asked by floor 1, which is given one of
 //! these by whoever parsed the command line.
 
 use std::fmt;

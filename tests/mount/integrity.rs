@@ -7,7 +7,6 @@ use std::time::Duration;
 use nix::libc::{EIO, SIGBUS};
 
 use crate::support::child::Part;
-use crate::support::pack::hex;
 use crate::support::place::Place;
 use crate::support::registry::{Registry, flip};
 use crate::support::sample::{REPOSITORY, sample};
@@ -17,7 +16,7 @@ const MIB: u64 = 1 << 20;
 
 /// The file of the store that is the image of a raw layer.
 fn image(place: &Place, digest: &str) -> PathBuf {
-    let folder = place.store().join("layers/sha256").join(hex(digest));
+    let folder = place.layer(digest);
     let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let images: Vec<_> = files
         .map(|file| file.unwrap().path())

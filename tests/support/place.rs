@@ -95,6 +95,19 @@ impl Place {
         self.store.path().join("store")
     }
 
+    /// The store's folder of a layer: the one for all once it is proved, else that of who fetches it.
+    pub fn layer(&self, digest: &str) -> PathBuf {
+        let (layers, hex) = (self.store().join("layers/sha256"), super::pack::hex(digest));
+        let shared = layers.join(hex);
+        if shared.is_dir() {
+            return shared;
+        }
+        let folders = fs::read_dir(&layers).unwrap().map(|folder| folder.unwrap());
+        let mut own =
+            folders.filter(|folder| folder.file_name().to_str().is_some_and(|name| name.starts_with(hex)));
+        own.next().unwrap_or_else(|| panic!("nothing of {digest} in {}", layers.display())).path()
+    }
+
     /// The state folder.
     pub fn state(&self) -> PathBuf {
         self.home.path().join("state")
