@@ -1,6 +1,7 @@
 //! Redirects to another host: no credentials there, its address used again, and asked for anew when it is over.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use weightfs::Kind;
 use weightfs::range::StoredRange;
@@ -63,6 +64,34 @@ async fn an_address_whose_signature_is_over_is_asked_for_anew() {
         }
         assert_eq!(setting.server.log("/blobs/").len(), 2, "{status}");
         assert_eq!(setting.cdn.log("").len(), 4, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_fails_in_any_way_is_asked_for_anew() {
+    for fault in [
+        Fault::Stall(0),
+        Fault::Stall(50_000),
+        Fault::Truncate(0),
+        Fault::Truncate(50_000),
+        Fault::Status(500),
+        Fault::RetryAfter(429, "0"),
+        Fault::Status(416),
+        Fault::IgnoreRange,
+        Fault::Overlong(1),
+    ] {
+        let Setting { sample, server, cdn, .. } = Setting::new().await;
+        let config = Config { stall: Duration::from_millis(300), ..Config::default() };
+        let repository = connect(&server.reference(), &config).unwrap();
+        let range = StoredRange::new(0, 100_000);
+        let read = async || read_all(&*repository, &sample.large, range).await;
+        // Asked a second time, the registry wants a token and then gives the blob itself.
+        server.rule(Rule::once("/blobs/", Fault::Redirect(cdn.origin())));
+        assert!(read().await.unwrap() == sample.bytes_of(range));
+        assert_eq!((server.log("/blobs/").len(), cdn.log("").len()), (1, 1));
+        cdn.rule(Rule::once("/blobs/", fault.clone()));
+        assert!(read().await.unwrap() == sample.bytes_of(range), "{fault:?}");
+        assert_eq!((server.log("/blobs/").len(), cdn.log("").len()), (3, 2), "{fault:?}");
     }
 }
 

@@ -1,22 +1,20 @@
 //! A repository of a registry, over HTTP (OCI distribution specification 1.1).
 //!
 //! Every call is one attempt: asking again is [`super::Retrying`]'s. Blobs are read by single ranges that are
-//! checked to the byte (`wire`), redirects are followed by hand (`hops`), credentials stay with the
-//! registry (`auth`).
+//! checked to the byte (`wire`), redirects are followed by hand (`hops`) and remembered (`found`),
+//! credentials stay with the registry (`auth`).
 
 mod auth;
 mod credentials;
+mod found;
 mod hops;
 mod wire;
 
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
-use lru::LruCache;
-use parking_lot::Mutex;
 use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
 };
@@ -25,6 +23,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use self::auth::{Auth, Renewed};
+use self::found::Found;
 use self::hops::{Carries, Hop};
 use super::{ByteStream, Config, MANIFEST_LIMIT, Pinned, PlainHttp, Repository};
 use crate::error::{Error, Kind, Result};
@@ -43,9 +42,6 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// For how many blobs the place they were found at is remembered; an artifact has far fewer layers.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
-
 /// How often one request is sent at most: anonymous, with a token, with a token that others renewed meanwhile.
 const AUTH_ATTEMPTS: u32 = 3;
 
@@ -59,8 +55,7 @@ pub struct Registry {
     repository: String,
     auth: Auth,
     stall: Duration,
-    /// Where each blob was found after redirects, used again until it is refused there.
-    found_at: Mutex<LruCache<Digest, Hop>>,
+    found: Found,
 }
 
 impl Registry {
@@ -84,7 +79,7 @@ impl Registry {
             host: host.to_owned(),
             repository: repository.to_owned(),
             stall: config.stall,
-            found_at: Mutex::new(LruCache::new(REMEMBERED)),
+            found: Found::new(),
         })
     }
 
@@ -106,7 +101,17 @@ impl Registry {
     }
 
     async fn open(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
-        let response = self.answer(blob, range).await?;
+        let (hop, response) = self.answer(blob, range).await?;
+        match self.body(response, blob, range).await {
+            Ok(body) => Ok(self.found.watched(body, &blob.digest, hop)),
+            Err(error) => {
+                self.found.forget(&blob.digest, &hop);
+                Err(error)
+            }
+        }
+    }
+
+    async fn body(&self, response: Response, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
                 wire::check_range(response.status(), response.headers(), range, blob.size)?;
@@ -119,34 +124,30 @@ impl Registry {
         }
     }
 
-    /// The answer to a request for a range, from where the blob was found before, else by the registry.
-    async fn answer(&self, blob: &Blob, range: StoredRange) -> Result<Response> {
+    /// The answer to a request for a range and who gave it: where the blob was found before, else the registry.
+    async fn answer(&self, blob: &Blob, range: StoredRange) -> Result<(Hop, Response)> {
         let asked = HeaderValue::from_str(&format!("bytes={range}"))
             .map_err(|error| Error::from_source(Kind::Invalid, format!("the range {range}"), error))?;
         let headers = [(RANGE, asked)].into_iter().collect();
-        let known = self.found_at.lock().get(&blob.digest).cloned();
-        if let Some(hop) = known {
+        if let Some(hop) = self.found.get(&blob.digest) {
             match self.follow(hop.clone(), &headers).await {
-                Ok((_, response)) if !is_expired(response.status()) => return Ok(response),
-                Err(error) if error.kind() != Kind::Unreachable => return Err(error),
-                // Its signature is over, or its host has gone: the registry knows where the blob is now.
-                _ => self.forget(&blob.digest, &hop),
+                Ok((_, response)) if !is_expired(response.status()) => return Ok((hop, response)),
+                failed => {
+                    self.found.forget(&blob.digest, &hop);
+                    // A signature that is over and a host that has gone cost no pause: the registry is asked now.
+                    failed.map(drop).or_else(|error| match error.kind() {
+                        Kind::Unreachable => Ok(()),
+                        _ => Err(error),
+                    })?;
+                }
             }
         }
         let first = Hop::first(self.url(&format!("blobs/{}", blob.digest))?);
         let (last, response) = self.follow(first.clone(), &headers).await?;
         if response.status().is_success() && last != first {
-            self.found_at.lock().put(blob.digest.clone(), last);
+            self.found.put(&blob.digest, last.clone());
         }
-        Ok(response)
-    }
-
-    /// Forgets where a blob was found, unless another reader has found it elsewhere meanwhile.
-    fn forget(&self, digest: &Digest, hop: &Hop) {
-        let mut found_at = self.found_at.lock();
-        if found_at.peek(digest) == Some(hop) {
-            found_at.pop(digest);
-        }
+        Ok((last, response))
     }
 
     /// Follows redirects from `hop` on; gives the last hop and its answer, of whatever status.
