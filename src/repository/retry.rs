@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -102,7 +103,7 @@ struct Reading<R> {
 
 impl<R: Repository + 'static> Reading<R> {
     /// The next bytes. Time counts only while somebody waits here, so a slow reader breaks no deadline.
-    async fn next(mut self) -> Result<Option<(bytes::Bytes, Self)>> {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
         let mut tries = Tries::new(self.deadline, self.deadline);
         while !self.rest.is_empty() {
             let Some(mut stream) = self.stream.take() else {
@@ -110,8 +111,7 @@ impl<R: Repository + 'static> Reading<R> {
                 continue;
             };
             let at = self.rest.start();
-            let item = async { stream.next().await.unwrap_or_else(|| Err(ended_early(at))) };
-            match tries.bounded(item).await {
+            match tries.bounded(some_bytes(&mut stream, at)).await {
                 Ok(bytes) => {
                     self.take(&bytes)?;
                     self.stream = Some(stream);
@@ -152,8 +152,16 @@ impl<R: Repository + 'static> Reading<R> {
     }
 }
 
-fn ended_early(at: u64) -> Error {
-    Error::new(Kind::Broken, format!("the bytes end at {at}"))
+/// The stream's next bytes, which are due at `at`; an empty piece is no progress.
+async fn some_bytes(stream: &mut ByteStream, at: u64) -> Result<Bytes> {
+    loop {
+        match stream.next().await {
+            // With a chance for the deadline, also where such pieces come without end.
+            Some(Ok(bytes)) if bytes.is_empty() => tokio::task::consume_budget().await,
+            Some(item) => return item,
+            None => return Err(Error::new(Kind::Broken, format!("the bytes end at {at}"))),
+        }
+    }
 }
 
 /// The attempts at one thing since its last progress.
@@ -370,6 +378,42 @@ mod tests {
         assert_eq!(all, &b"12345678"[..]);
         let starts: Vec<_> = repository.inner.0.ranges().iter().map(|(_, range)| range.start()).collect();
         assert_eq!(starts, [1, 4, 7]);
+    }
+
+    /// Gives pieces that have no bytes, again and again.
+    #[derive(Debug)]
+    struct Empty;
+
+    impl Repository for Empty {
+        fn manifest<'a>(&'a self, _: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
+            Box::pin(async { Err(Error::new(Kind::NotFound, "none")) })
+        }
+
+        fn read<'a>(&'a self, _: &'a Blob, _: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+            let piece = async |()| {
+                sleep(Duration::from_secs(1)).await;
+                Some((Ok(Bytes::new()), ()))
+            };
+            Box::pin(async move { Ok(stream::unfold((), piece).boxed()) })
+        }
+
+        fn place(&self) -> String {
+            "here".into()
+        }
+
+        fn identity(&self) -> String {
+            "me".into()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pieces_without_bytes_are_no_progress() {
+        let start = Instant::now();
+        let repository = Retrying::new(Empty, &config());
+        let blob = Memory::new().put(&b"x"[..]);
+        let error = read_all(&repository, &blob, StoredRange::new(0, 1)).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Deadline);
+        assert!(start.elapsed() <= Duration::from_secs(61), "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -154,16 +154,26 @@ pub(super) async fn limited(response: Response, limit: usize, stall: Duration) -
     Ok(all.into())
 }
 
-/// The body as it comes, or `Broken` where nothing comes for `stall`.
+/// The body as it comes, or `Broken` where nothing comes for `stall`. No piece is empty.
 fn pieces(response: Response, stall: Duration) -> BoxStream<'static, Result<Bytes>> {
     stream::try_unfold(response, move |mut response| async move {
-        match timeout(stall, response.chunk()).await {
+        match timeout(stall, next_piece(&mut response)).await {
             Ok(Ok(piece)) => Ok(piece.map(|piece| (piece, response))),
             Ok(Err(error)) => Err(transport(error)),
             Err(_) => Err(Error::new(Kind::Broken, format!("no byte came for {} s", stall.as_secs_f32()))),
         }
     })
     .boxed()
+}
+
+/// The next bytes; a frame without any is no sign of life.
+async fn next_piece(response: &mut Response) -> reqwest::Result<Option<Bytes>> {
+    loop {
+        match response.chunk().await? {
+            Some(piece) if piece.is_empty() => tokio::task::consume_budget().await,
+            piece => return Ok(piece),
+        }
+    }
 }
 
 /// The body, exactly `len` bytes of it.
