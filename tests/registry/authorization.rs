@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -145,4 +146,37 @@ async fn a_token_is_used_to_its_end_where_the_next_one_cannot_be_had_yet() {
         repository.manifest(&tag).await.unwrap();
     }
     repository.manifest(&tag).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_service_that_hangs_holds_nobody_up_while_the_present_token_lives() {
+    let sample = Sample::new();
+    let server = Server::with_tokens(sample.folder(), Tokens { life: 4, user: None }).await;
+    server.rule(Rule::always("/token", Fault::Stall(0)).after(1));
+    let repository = connect(&server.reference(), &Config::default()).unwrap();
+    let tag = Which::Tag("v1".into());
+    let manifest = async || {
+        let answer = tokio::time::timeout(Duration::from_millis(700), repository.manifest(&tag));
+        answer.await.expect("nobody waits").unwrap();
+    };
+    manifest().await;
+    while server.log("/token").len() < 2 {
+        manifest().await;
+    }
+    manifest().await;
+    assert_eq!(server.log("/token").len(), 2);
+}
+
+#[tokio::test]
+async fn a_token_that_is_over_is_renewed_before_it_is_sent() {
+    let sample = Sample::new();
+    let server = Server::with_tokens(sample.folder(), Tokens { life: 1, user: None }).await;
+    server.rule(Rule::once("/token", Fault::Status(503)).after(1));
+    let repository = connect(&server.reference(), &Config::default()).unwrap();
+    let tag = Which::Tag("v1".into());
+    while server.log("/token").len() < 3 {
+        repository.manifest(&tag).await.unwrap();
+    }
+    let last = server.log("/v2/").pop().unwrap();
+    assert_eq!(last.authorization.as_deref(), Some("Bearer canary-token-2"));
 }

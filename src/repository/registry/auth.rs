@@ -1,14 +1,16 @@
 //! Who asks: the `Authorization` header of a registry, from its challenge on 401.
 //!
 //! Anonymous first; then what the registry asks for, Basic or a Bearer token from its token service
-//! (distribution "Token Authentication Specification"). However many requests wait for a token, one fetches
-//! it. What is sent where is [`super::Registry`]'s to see to: the header made here is for the registry's own
+//! (distribution "Token Authentication Specification"). However many requests want a token, one fetch brings
+//! it; nobody waits for it while the present one lives. What is sent where is [`super::Registry`]'s to see to: the header made here is for the registry's own
 //! origin alone, and the password goes to the registry or its token service, nowhere else.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
@@ -22,7 +24,7 @@ use crate::repository::Secret;
 const DEFAULT_LIFE: u64 = 60;
 /// The longest life that is believed; after it a new token is asked for.
 const LONGEST_LIFE: u64 = 86_400;
-/// How long a token service that failed is left alone, since requests wait while it is asked.
+/// How long a token service that failed is left alone while the present token lives.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
 /// How much of a token service's answer is read.
 const TOKEN_LIMIT: usize = 1 << 20;
@@ -38,8 +40,10 @@ pub(super) struct Auth {
     /// The registry's own URL: where the password may go, and whether TLS may be missing.
     registry: Url,
     stall: Duration,
-    /// Held while a token is fetched, on purpose: whoever waits for it gets the same one.
+    /// Held for a moment only.
     state: Mutex<State>,
+    /// Held while a token is fetched: whoever has no live one waits here and gets the same.
+    flight: Arc<Turn<()>>,
 }
 
 #[derive(Default)]
@@ -50,6 +54,34 @@ struct State {
     renewal: Option<Renewal>,
     /// How the last attempt failed, for those who waited for it.
     failure: Option<Error>,
+}
+
+impl State {
+    /// What came of a renewal since `seen`; `None` where there was none.
+    fn since(&self, seen: Generation) -> Option<Result<Renewed>> {
+        let failure = self.failure.clone();
+        (self.generation != seen.0).then(|| failure.map_or(Ok(Renewed::Elsewhere), Err))
+    }
+
+    /// Takes what a fetch that began at `asked` brought.
+    fn take(&mut self, fetched: Result<(HeaderValue, Duration)>, realm: Realm, asked: Instant) -> Result<()> {
+        self.generation = self.generation.wrapping_add(1);
+        match fetched {
+            Ok((header, life)) => {
+                // A quarter of its life early: clocks differ, and a request in flight must not outlive it.
+                self.renewal = Some(Renewal { realm, due: asked + life * 3 / 4, end: asked + life });
+                (self.header, self.failure) = (Some(header), None);
+                Ok(())
+            }
+            Err(error) => {
+                self.failure = Some(error.clone());
+                if let Some(renewal) = &mut self.renewal {
+                    renewal.due = Instant::now() + RENEWAL_PAUSE;
+                }
+                Err(error)
+            }
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -98,7 +130,7 @@ impl Auth {
         stall: Duration,
     ) -> Self {
         let scope = format!("repository:{repository}:pull");
-        Self { credentials, scope, registry, stall, state: Mutex::default() }
+        Self { credentials, scope, registry, stall, state: Mutex::default(), flight: Arc::default() }
     }
 
     /// The user's name, or `anonymous`.
@@ -106,18 +138,24 @@ impl Auth {
         self.credentials.as_ref().map_or("anonymous", |credentials| &credentials.user)
     }
 
-    /// The header to send now, a token renewed where its life is nearly over.
-    pub(super) async fn header(&self, client: &reqwest::Client) -> Result<(Option<HeaderValue>, Generation)> {
-        let mut state = self.state.lock().await;
+    /// The header to send now. A token whose life is nearly over is renewed beside it; one that is over, first.
+    pub(super) async fn header(
+        self: &Arc<Self>,
+        client: &reqwest::Client,
+    ) -> Result<(Option<HeaderValue>, Generation)> {
+        let (renewal, seen) = {
+            let state = self.state.lock();
+            (state.renewal.clone(), Generation(state.generation))
+        };
         let now = Instant::now();
-        if let Some(renewal) = state.renewal.clone().filter(|renewal| now >= renewal.due)
-            && let Err(error) = self.renew(&mut state, client, renewal.realm).await
-        {
-            if Instant::now() >= renewal.end {
-                return Err(error);
+        match renewal {
+            Some(renewal) if now >= renewal.end => {
+                self.renew(client, renewal.realm, seen).await?;
             }
-            tracing::warn!(%error, "the token is not renewed yet; the present one is used on");
+            Some(renewal) if now >= renewal.due => self.renew_beside(client, renewal.realm, seen),
+            Some(_) | None => {}
         }
+        let state = self.state.lock();
         Ok((state.header.clone(), Generation(state.generation)))
     }
 
@@ -128,52 +166,70 @@ impl Auth {
         used: Generation,
         headers: &HeaderMap,
     ) -> Result<Renewed> {
-        let mut state = self.state.lock().await;
-        if state.generation != used.0 {
-            return state.failure.clone().map_or(Ok(Renewed::Elsewhere), Err);
+        if let Some(done) = self.state.lock().since(used) {
+            return done;
         }
         match self.challenge(headers)? {
-            Challenge::Bearer(realm) => self.renew(&mut state, client, realm).await?,
-            Challenge::Basic => self.use_basic(&mut state)?,
+            Challenge::Bearer(realm) => self.renew(client, realm, used).await,
+            Challenge::Basic => self.use_basic(used),
         }
-        Ok(Renewed::Here)
     }
 
-    fn use_basic(&self, state: &mut State) -> Result<()> {
+    fn use_basic(&self, used: Generation) -> Result<Renewed> {
         let credentials =
             self.credentials.as_ref().ok_or_else(|| Error::new(Kind::Denied, "it wants a password"))?;
+        let header = sensitive(credentials.basic().expose())?;
+        let mut state = self.state.lock();
+        if let Some(done) = state.since(used) {
+            return done;
+        }
         if state.header.is_some() && state.renewal.is_none() {
             return Err(Error::new(Kind::Denied, "user name and password are refused"));
         }
-        let header = sensitive(credentials.basic().expose())?;
         *state =
             State { generation: state.generation.wrapping_add(1), header: Some(header), ..State::default() };
-        Ok(())
+        Ok(Renewed::Here)
     }
 
-    async fn renew(&self, state: &mut State, client: &reqwest::Client, realm: Realm) -> Result<()> {
-        let asked = Instant::now();
-        let fetched = self.fetch(client, &realm).await;
-        state.generation = state.generation.wrapping_add(1);
-        match fetched {
-            Ok((header, life)) => {
-                // A quarter of its life early: clocks differ, and a request in flight must not outlive it.
-                let renewal = Some(Renewal { realm, due: asked + life * 3 / 4, end: asked + life });
-                *state = State { generation: state.generation, header: Some(header), renewal, failure: None };
-                Ok(())
+    /// Renews in a task of its own, unless one is at it.
+    fn renew_beside(self: &Arc<Self>, client: &reqwest::Client, realm: Realm, seen: Generation) {
+        let Ok(turn) = self.flight.clone().try_lock_owned() else { return };
+        let (auth, client) = (self.clone(), client.clone());
+        tokio::spawn(async move {
+            if let Err(error) = auth.renew_in(turn, &client, realm, seen).await {
+                tracing::warn!(%error, "the token is not renewed yet; the present one is used to its end");
             }
-            Err(error) => {
-                state.failure = Some(error.clone());
-                if let Some(renewal) = &mut state.renewal {
-                    renewal.due = Instant::now() + RENEWAL_PAUSE;
-                }
-                Err(error)
-            }
+        });
+    }
+
+    /// Renews, or waits for who is at it.
+    async fn renew(&self, client: &reqwest::Client, realm: Realm, seen: Generation) -> Result<Renewed> {
+        let turn = self.flight.clone().lock_owned().await;
+        self.renew_in(turn, client, realm, seen).await
+    }
+
+    async fn renew_in(
+        &self,
+        _turn: OwnedMutexGuard<()>,
+        client: &reqwest::Client,
+        realm: Realm,
+        seen: Generation,
+    ) -> Result<Renewed> {
+        if let Some(done) = self.state.lock().since(seen) {
+            return done;
         }
+        let asked = Instant::now();
+        // In all, and not for each part of the answer: others may wait for the turn.
+        let fetched = match timeout(self.stall, self.fetch(client, &realm)).await {
+            Ok(fetched) => fetched,
+            Err(_) => Err(Error::new(Kind::Broken, "no answer in time")),
+        };
+        let fetched =
+            fetched.map_err(|error| error.context(format!("no token from {}", wire::shown(&realm.url))));
+        self.state.lock().take(fetched, realm, asked).map(|()| Renewed::Here)
     }
 
     async fn fetch(&self, client: &reqwest::Client, realm: &Realm) -> Result<(HeaderValue, Duration)> {
-        let place = || format!("no token from {}", wire::shown(&realm.url));
         let mut url = realm.url.clone();
         if let Some(service) = &realm.service {
             url.query_pairs_mut().append_pair("service", service);
@@ -183,16 +239,11 @@ impl Auth {
         if let Some(credentials) = &self.credentials {
             request = request.header(AUTHORIZATION, sensitive(credentials.basic().expose())?);
         }
-        let answer = match timeout(self.stall, request.send()).await {
-            Ok(answer) => answer.map_err(|error| wire::transport(error).context(place()))?,
-            Err(_) => return Err(Error::new(Kind::Broken, "no answer in time").context(place())),
-        };
+        let answer = request.send().await.map_err(wire::transport)?;
         if !answer.status().is_success() {
-            return Err(wire::refusal(answer, self.stall).await.context(place()));
+            return Err(wire::refusal(answer, self.stall).await);
         }
-        let body =
-            wire::limited(answer, TOKEN_LIMIT, self.stall).await.map_err(|error| error.context(place()))?;
-        token(&body).map_err(|error| error.context(place()))
+        token(&wire::limited(answer, TOKEN_LIMIT, self.stall).await?)
     }
 
     /// What the registry wants; a token rather than a password where it would take either.

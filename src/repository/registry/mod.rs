@@ -11,6 +11,7 @@ mod hops;
 mod wire;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -53,7 +54,7 @@ pub struct Registry {
     /// The host as typed, for people and for `docker login`.
     host: String,
     repository: String,
-    auth: Auth,
+    auth: Arc<Auth>,
     stall: Duration,
     found: Found,
 }
@@ -74,7 +75,7 @@ impl Registry {
         };
         Ok(Self {
             client: client(config, &base)?,
-            auth: Auth::new(credentials, &wire_repository, base.clone(), config.stall),
+            auth: Arc::new(Auth::new(credentials, &wire_repository, base.clone(), config.stall)),
             base,
             host: host.to_owned(),
             repository: repository.to_owned(),
