@@ -68,7 +68,7 @@ impl Model {
         let known = |layer: &Digest| store.gaps(&who, layer);
         let (description, index) = tokio::join!(
             pin::config(&*repository, &found, &store, &mut warnings),
-            crate::index::find(&*repository, &found.artifact, &[], &known),
+            crate::index::find(&*repository, &found.artifact, &known),
         );
         let mut index = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
         warnings.extend(compare_diff_ids(&mut index, &found.artifact, &pin::diff_ids(description.as_ref())));
@@ -249,4 +249,41 @@ fn compare_diff_ids(index: &mut Index, artifact: &Artifact, diff_ids: &[Digest])
         }
     }
     warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::oci::Descriptor;
+    use crate::oci::manifest::Manifest;
+    use crate::repository::Memory;
+
+    fn layer(path: &str, content: u8) -> Descriptor {
+        let annotations = [("org.cncf.model.filepath".to_owned(), path.to_owned())].into();
+        let media_type = "application/vnd.cncf.model.weight.v1.raw".to_owned();
+        Descriptor { media_type, digest: Digest::of(&[content]), size: 1, annotations }
+    }
+
+    #[test]
+    fn a_diff_id_is_given_to_its_layer_and_one_that_disagrees_is_a_warning() {
+        let mut layers = vec![layer("h", 0), layer("a", 1), layer("b", 2)];
+        let mark = ("containerd.io/snapshot/nydus-bootstrap".to_owned(), "true".to_owned());
+        layers[0].annotations.extend([mark]);
+        let artifact = Artifact::read(Manifest { layers, ..Manifest::default() }).unwrap();
+        let memory = Memory::new();
+        let found = crate::index::find(&memory, &artifact, &|_| Vec::new()).now_or_never().unwrap().unwrap();
+        let ids = [Digest::of(&[0]), Digest::of(&[1]), Digest::of(&[9])];
+        for ids in [&ids[..], &ids[1..]] {
+            let mut index = found.clone();
+            let warnings = compare_diff_ids(&mut index, &artifact, ids);
+            assert_eq!(index.layers[0].diff_id, Some(Digest::of(&[1])));
+            assert_eq!(warnings.len(), 1);
+            assert!(warnings[0].contains(&Digest::of(&[2]).to_string()), "{warnings:?}");
+        }
+        let mut index = found;
+        assert!(compare_diff_ids(&mut index, &artifact, &ids[..1]).is_empty());
+        assert_eq!(index.layers[0].diff_id, None);
+    }
 }

@@ -18,36 +18,36 @@ use crate::repository::Repository;
 /// How many layers are read at once.
 const SIDE_BY_SIDE: usize = 8;
 
+/// The largest layer that is read: the largest file of ext4, so that what is kept of it fits one. A size is
+/// whatever a manifest says, and tables are made by it.
+const LARGEST_LAYER: u64 = 16 << 40;
+
 /// Bytes of gaps kept from an earlier time, by the digest of their layer; empty where there are none.
 pub type Known<'a> = dyn Fn(&Digest) -> Vec<(StoredRange, Bytes)> + Sync + 'a;
 
 /// The index of `artifact`: entries in the order of layers and, within one, of its archive; of a path that
 /// occurs twice within a layer only the later, of one that occurs in several layers each.
 ///
-/// `diff_ids` are the config's, empty where it has none. Costs no request for raw layers and for tar layers whose
-/// gaps are `known`; else one for each 64 KiB window of headers, layers side by side.
+/// Costs no request for raw layers and for tar layers whose gaps are `known`; else one for each 64 KiB window of
+/// headers, layers side by side. No layer's diffID is known yet.
 ///
 /// # Errors
 /// Naming the layer: those of reading; `Invalid` for names, links and archives that are refused, and for a path
-/// that is a file and a folder; `Unsupported` for compressed layers, devices, sparse files and archives
-/// whose headers take more than 64 MiB in all.
-pub async fn find(
-    repository: &dyn Repository,
-    artifact: &Artifact,
-    diff_ids: &[Digest],
-    known: &Known<'_>,
-) -> Result<Index> {
+/// that is a file and a folder; `Unsupported` for compressed layers, layers of more than 16 TiB, devices, sparse
+/// files and archives whose headers take more than 64 MiB in all.
+pub async fn find(repository: &dyn Repository, artifact: &Artifact, known: &Known<'_>) -> Result<Index> {
     artifact.refuse_compressed()?;
+    artifact.visible().try_for_each(refuse_huge)?;
     let allowance = Allowance::new();
-    let tasks: Vec<_> = with_diff_ids(artifact, diff_ids)
+    let tasks: Vec<_> = artifact
+        .visible()
         .enumerate()
-        .map(|(number, (layer, diff_id))| Task { repository, layer, number, diff_id, allowance: &allowance })
+        .map(|(number, layer)| Task { repository, layer, number, allowance: &allowance })
         .map(|task| derive(task, known))
         .collect();
     let layers: Vec<Derived> = stream::iter(tasks).buffered(SIDE_BY_SIDE).try_collect().await?;
     let mut index = Index { warnings: artifact.warnings.clone(), ..Index::default() };
     for derived in layers {
-        index.warnings.extend(disagreement(&derived));
         index.warnings.extend(derived.warnings);
         index.entries.extend(derived.entries);
         index.layers.push(derived.layer);
@@ -63,25 +63,13 @@ async fn derive(task: Task<'_>, known: &Known<'_>) -> Result<Derived> {
         .map_err(|error| error.context(format!("cannot list the files of {}", task.layer.name())))
 }
 
-/// The layers that are shown, each with its diffID where the config has one for each layer.
-fn with_diff_ids<'a>(
-    artifact: &'a Artifact,
-    diff_ids: &'a [Digest],
-) -> impl Iterator<Item = (&'a ModelLayer, Option<&'a Digest>)> {
-    let for_all = diff_ids.len() == artifact.layers.len();
-    let for_shown = diff_ids.len() == artifact.visible().count();
-    let visible = artifact.layers.iter().enumerate().filter(|(_, layer)| !layer.hidden);
-    visible.enumerate().map(move |(shown, (all, layer))| {
-        let place = if for_all { Some(all) } else { for_shown.then_some(shown) };
-        (layer, place.and_then(|place| diff_ids.get(place)))
-    })
-}
-
-/// Content is the stored bytes here, so the diffID should be the layer's digest.
-fn disagreement(derived: &Derived) -> Option<String> {
-    let (digest, diff_id) = (&derived.layer.blob.digest, derived.layer.diff_id.as_ref()?);
-    (digest.algorithm() == diff_id.algorithm() && digest != diff_id)
-        .then(|| format!("layer {digest}: the config's diffID for it is {diff_id}, ignored"))
+fn refuse_huge(layer: &ModelLayer) -> Result<()> {
+    if layer.descriptor.size <= LARGEST_LAYER {
+        return Ok(());
+    }
+    let doing =
+        format!("{} has {} bytes, more than the 16 TiB that are read", layer.name(), layer.descriptor.size);
+    Err(Error::new(Kind::Unsupported, doing))
 }
 
 /// No path may be a folder and something else, nor lie below what is no folder, as below a symbolic link.

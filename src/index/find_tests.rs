@@ -74,14 +74,14 @@ impl Model {
         self
     }
 
-    fn find_with(&self, diff_ids: &[Digest], known: &Known<'_>) -> Result<Index> {
+    fn find_with(&self, known: &Known<'_>) -> Result<Index> {
         let artifact =
             Artifact::read(Manifest { layers: self.layers.clone(), ..Manifest::default() }).unwrap();
-        find(&self.repository, &artifact, diff_ids, known).now_or_never().unwrap()
+        find(&self.repository, &artifact, known).now_or_never().unwrap()
     }
 
     fn find(&self) -> Result<Index> {
-        self.find_with(&[], &|_| Vec::new())
+        self.find_with(&|_| Vec::new())
     }
 
     fn requests(&self) -> usize {
@@ -251,7 +251,7 @@ fn a_layer_whose_gaps_are_known_costs_no_request() {
     assert_eq!(model.requests(), 3);
     let keep = |gap: &Gap| Some((StoredRange::new(gap.range.start(), gap.range.end()), gap.bytes.clone()?));
     let kept: Vec<_> = first.layers[0].gaps.iter().filter_map(keep).collect();
-    let second = model.find_with(&[], &|_| kept.clone()).unwrap();
+    let second = model.find_with(&|_| kept.clone()).unwrap();
     assert_eq!(model.requests(), 0);
     assert_eq!(second.entries, first.entries);
     assert_eq!(second.layers[0].extents, first.layers[0].extents);
@@ -348,19 +348,17 @@ fn headers_without_end_are_refused_before_they_fill_memory() {
 }
 
 #[test]
-fn a_diff_id_is_given_to_its_layer_and_one_that_disagrees_is_a_warning() {
-    let mut model =
-        Model::default().layer("raw", "h", vec![0]).layer("raw", "a", vec![1]).layer("raw", "b", vec![2]);
-    let mark = ("containerd.io/snapshot/nydus-bootstrap".to_owned(), "true".to_owned());
-    model.layers[0].annotations.extend([mark]);
-    let ids = [Digest::of(&[0]), Digest::of(&[1]), Digest::of(&[9])];
-    for ids in [&ids[..], &ids[1..]] {
-        let index = model.find_with(ids, &|_| Vec::new()).unwrap();
-        assert_eq!(index.layers[0].diff_id, Some(Digest::of(&[1])));
-        // The hidden layer, and the disagreement.
-        assert_eq!(index.warnings.len(), 2);
+fn a_layer_larger_than_a_file_can_be_is_refused_by_its_name() {
+    let of = |suffix: &str, size| Model::default().sized(suffix, "huge", vec![7], size);
+    assert!(of("raw", LARGEST_LAYER).find().is_ok());
+    for suffix in ["raw", "tar"] {
+        for size in [LARGEST_LAYER + 1, u64::MAX] {
+            let model = of(suffix, size);
+            let error = model.find().unwrap_err();
+            assert_eq!((error.kind(), model.requests()), (Kind::Unsupported, 0));
+            assert!(error.to_string().contains(&Digest::of(&[7]).to_string()), "{error}");
+        }
     }
-    assert_eq!(model.find_with(&ids[..1], &|_| Vec::new()).unwrap().layers[0].diff_id, None);
 }
 
 #[test]
@@ -375,7 +373,7 @@ fn a_task_of_any_thread_may_find() {
     let (repository, known) = (Memory::default(), |_: &Digest| Vec::new());
     let artifact = Artifact::read(Manifest::default()).unwrap();
     let repository: std::sync::Arc<dyn Repository> = std::sync::Arc::new(repository);
-    let task = async move { find(&*repository, &artifact, &[], &known).await };
+    let task = async move { find(&*repository, &artifact, &known).await };
     sendable(&task);
     assert!(task.now_or_never().unwrap().unwrap().entries.is_empty());
 }

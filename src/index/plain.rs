@@ -13,7 +13,7 @@ use super::{Coding, Entry, EntryKind, ExtentId, Layer};
 use crate::codec::tar::{self, Member, MemberKind, Step};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::{ModelLayer, Packaging};
-use crate::oci::{Digest, path};
+use crate::oci::path;
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::Repository;
 
@@ -35,7 +35,6 @@ pub(crate) struct Task<'a> {
     pub(crate) layer: &'a ModelLayer,
     /// Its place among the index's layers.
     pub(crate) number: usize,
-    pub(crate) diff_id: Option<&'a Digest>,
     pub(crate) allowance: &'a Allowance,
 }
 
@@ -51,7 +50,7 @@ impl Task<'_> {
         let mut layer = Layer {
             blob: self.layer.descriptor.blob(),
             media_type: self.layer.descriptor.media_type.clone(),
-            diff_id: self.diff_id.cloned(),
+            diff_id: None,
             coding: Coding::Stored,
             extents: Vec::new(),
             gaps: Vec::new(),

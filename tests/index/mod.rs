@@ -36,7 +36,7 @@ impl<'a> Memory<'a> {
         let parsed = Document::parse(&self.artifact.manifest(), &self.artifact.media_type).unwrap();
         let Document::Manifest(manifest) = parsed else { panic!("not a manifest") };
         let read = Read::read(manifest).unwrap();
-        index::find(self, &read, &[], &|_| Vec::new()).now_or_never().unwrap()
+        index::find(self, &read, &|_| Vec::new()).now_or_never().unwrap()
     }
 
     fn slice(&self, blob: &Blob, range: StoredRange) -> &'a [u8] {
