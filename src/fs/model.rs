@@ -3,6 +3,7 @@
 //! Puts the floors below together, once ([`Model::open`]), and turns a node, an offset and a length into a read of the
 //! loader. Called by floor 5 for a mount, and by the commands that need none: `ls`, `cat`, `inspect`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,9 +14,10 @@ use crate::content::{Config, Loader, Standing, Store};
 use crate::error::{Error, Kind, Result};
 use crate::index::{ExtentId, Index};
 use crate::metrics::Metrics;
+use crate::oci::artifact::Packaging;
 use crate::oci::digest::Algorithm;
 use crate::oci::{Artifact, Digest, Reference};
-use crate::range::ContentRange;
+use crate::range::{ContentRange, StoredRange};
 use crate::repository::Repository;
 
 const DIGEST: &str = "user.weightfs.digest";
@@ -24,6 +26,10 @@ const STANDING: &str = "user.weightfs.standing";
 const MODCTL_SIZE: &str = "user.modctl.size";
 const MODCTL_SHA256: &str = "user.modctl.sha256";
 const XATTRS: [&str; 4] = [DIGEST, STANDING, MODCTL_SIZE, MODCTL_SHA256];
+
+/// How many bytes of archive headers are taken from the store into memory at most: what an index may have in all. A
+/// manifest may list any number of layers.
+const KEPT_HEADERS: u64 = 64 << 20;
 
 /// An artifact pinned, indexed and ready to be read, without a kernel. `ls`, `cat`, `inspect` need no more.
 #[derive(Debug)]
@@ -63,9 +69,9 @@ impl Model {
     ) -> Result<Self> {
         let found = pin::pin(&*repository, &reference, &store).await?;
         let mut warnings = Vec::new();
+        let gaps = kept_gaps(&store, &*repository, &found.artifact).await;
+        let known = |layer: &Digest| gaps.get(layer).cloned().unwrap_or_default();
         // Side by side, to save a round: nothing but warnings hangs on the config.
-        let who = repository.identity();
-        let known = |layer: &Digest| store.gaps(&who, layer);
         let (description, index) = tokio::join!(
             pin::config(&*repository, &found, &store, &mut warnings),
             crate::index::find(&*repository, &found.artifact, &known),
@@ -76,8 +82,8 @@ impl Model {
         index.warnings.append(&mut warnings);
         let index = Arc::new(index);
         if found.from == pin::Source::Repository {
-            store.admit(&who, &reference, &found.pinned);
-            keep_gaps(&store, &who, &index).await;
+            pin::admit(&*repository, &reference, &store, &found.pinned).await;
+            keep_gaps(&store, &*repository, &index).await;
         }
         let metrics = Arc::new(Metrics::default());
         let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
@@ -216,16 +222,36 @@ fn spelled(standing: &Standing) -> &'static str {
     }
 }
 
-async fn keep_gaps(store: &Arc<Store>, who: &str, index: &Arc<Index>) {
-    let (store, who, index) = (store.clone(), who.to_owned(), index.clone());
-    let kept = tokio::task::spawn_blocking(move || {
-        for layer in index.layers.iter().filter(|layer| !layer.gaps.is_empty()) {
-            store.keep_gaps(&who, layer);
+/// The archive headers kept of an earlier time, by layer, as far as [`KEPT_HEADERS`] goes.
+async fn kept_gaps(
+    store: &Arc<Store>,
+    repository: &dyn Repository,
+    artifact: &Artifact,
+) -> HashMap<Digest, Vec<(StoredRange, Bytes)>> {
+    let archives = artifact.visible().filter(|layer| layer.packaging == Packaging::Tar);
+    let archives: Vec<Digest> = archives.map(|layer| layer.descriptor.digest.clone()).collect();
+    let read = move |store: &Store, who: &str| {
+        let (mut kept, mut left) = (HashMap::new(), KEPT_HEADERS);
+        for layer in archives {
+            if left == 0 {
+                break;
+            }
+            let gaps = kept.entry(layer).or_insert_with_key(|layer| store.gaps(who, layer));
+            left = gaps.iter().fold(left, |left, (range, _)| left.saturating_sub(range.len()));
         }
-    });
-    if let Err(error) = kept.await {
-        tracing::warn!(%error, "the archive headers were not kept");
-    }
+        kept
+    };
+    pin::blocking(store, repository, read).await.unwrap_or_default()
+}
+
+async fn keep_gaps(store: &Arc<Store>, repository: &dyn Repository, index: &Arc<Index>) {
+    let index = index.clone();
+    let keep = move |store: &Store, who: &str| {
+        for layer in index.layers.iter().filter(|layer| !layer.gaps.is_empty()) {
+            store.keep_gaps(who, layer);
+        }
+    };
+    pin::blocking(store, repository, keep).await;
 }
 
 /// Notes the config's diffIDs in the layers, and says where one disagrees: content is the stored bytes here, so it

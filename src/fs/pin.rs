@@ -1,7 +1,8 @@
 //! From a reference to an artifact whose digest is fixed: the first rounds of opening a model.
 //!
-//! Asks the repository, and the store where nobody answers. Reads no layer. Called by [`Model`](super::Model) only.
+//! Asks the repository, and the store where nobody answers, on the pool for what blocks. Reads no layer. Called by [`Model`](super::Model) only.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -41,12 +42,46 @@ pub(super) enum Source {
 ///
 /// # Errors
 /// Those of [`Repository::manifest`], where the store does not help; those of reading a manifest.
-pub(super) async fn pin(repository: &dyn Repository, reference: &Reference, store: &Store) -> Result<Found> {
-    match ask(repository, reference).await {
-        Ok((pinned, artifact)) => Ok(Found { pinned, artifact, from: Source::Repository }),
-        Err(error) if nobody_answers(&error) => recall(repository, reference, store, error),
-        Err(error) => Err(error.context(format!("cannot open {reference}"))),
+pub(super) async fn pin(
+    repository: &dyn Repository,
+    reference: &Reference,
+    store: &Arc<Store>,
+) -> Result<Found> {
+    let error = match ask(repository, reference).await {
+        Ok((pinned, artifact)) => return Ok(Found { pinned, artifact, from: Source::Repository }),
+        Err(error) => error,
+    };
+    if nobody_answers(&error) {
+        return recall(repository, reference, store, error).await;
     }
+    if matches!(error.kind(), Kind::Denied | Kind::NotFound) {
+        let reference = reference.clone();
+        blocking(store, repository, move |store, who| store.revoke(who, &reference)).await;
+    }
+    Err(error.context(format!("cannot open {reference}")))
+}
+
+/// Remembers that the repository has just given `pinned` to who asks.
+pub(super) async fn admit(
+    repository: &dyn Repository,
+    reference: &Reference,
+    store: &Arc<Store>,
+    pinned: &Pinned,
+) {
+    let (reference, pinned) = (reference.clone(), pinned.clone());
+    blocking(store, repository, move |store, who| store.admit(who, &reference, &pinned)).await;
+}
+
+/// Does what waits for the store's disk, in the name of who asks `repository`, where it holds up no other task;
+/// `None` where the work was interrupted, which is as if nothing were kept.
+pub(super) async fn blocking<T: Send + 'static>(
+    store: &Arc<Store>,
+    repository: &dyn Repository,
+    work: impl FnOnce(&Store, &str) -> T + Send + 'static,
+) -> Option<T> {
+    let (store, who) = (store.clone(), repository.identity());
+    let done = tokio::task::spawn_blocking(move || work(&store, &who)).await;
+    done.inspect_err(|error| tracing::warn!(%error, "the store was not asked to the end")).ok()
 }
 
 async fn ask(repository: &dyn Repository, reference: &Reference) -> Result<(Pinned, Artifact)> {
@@ -77,8 +112,15 @@ fn nobody_answers(error: &Error) -> bool {
     matches!(error.kind(), Kind::Unreachable | Kind::Broken | Kind::Deadline | Kind::Throttled)
 }
 
-fn recall(repository: &dyn Repository, reference: &Reference, store: &Store, error: Error) -> Result<Found> {
-    let Some(pinned) = store.recall(&repository.identity(), reference) else {
+async fn recall(
+    repository: &dyn Repository,
+    reference: &Reference,
+    store: &Arc<Store>,
+    error: Error,
+) -> Result<Found> {
+    let asked = reference.clone();
+    let recalled = blocking(store, repository, move |store, who| store.recall(who, &asked)).await;
+    let Some(pinned) = recalled.flatten() else {
         return Err(error.context(format!("cannot open {reference}, and nothing of it is kept here")));
     };
     tracing::warn!(digest = %pinned.digest, "{reference} is opened from what is kept here: {error}");
@@ -91,12 +133,13 @@ fn recall(repository: &dyn Repository, reference: &Reference, store: &Store, err
 pub(super) async fn config(
     repository: &dyn Repository,
     found: &Found,
-    store: &Store,
+    store: &Arc<Store>,
     warnings: &mut Vec<String>,
 ) -> Option<Bytes> {
     let descriptor = found.artifact.config.as_ref()?;
-    let who = repository.identity();
-    if let Some(kept) = store.small(&who, &descriptor.digest) {
+    let digest = descriptor.digest.clone();
+    let asked = digest.clone();
+    if let Some(Some(kept)) = blocking(store, repository, move |store, who| store.small(who, &asked)).await {
         return Some(kept);
     }
     let asked = match found.from {
@@ -105,7 +148,8 @@ pub(super) async fn config(
     };
     match asked.unwrap_or_else(|_| Err(Error::new(Kind::Deadline, "no answer in time"))) {
         Ok(bytes) => {
-            store.keep_small(&who, &descriptor.digest, &bytes);
+            let kept = bytes.clone();
+            blocking(store, repository, move |store, who| store.keep_small(who, &digest, &kept)).await;
             Some(bytes)
         }
         Err(error) => {
@@ -130,4 +174,63 @@ async fn fetch(repository: &dyn Repository, descriptor: &Descriptor) -> Result<B
 /// The diffIDs that the config gives.
 pub(super) fn diff_ids(config: Option<&Bytes>) -> Vec<Digest> {
     config.map(|bytes| Description::parse(bytes).diff_ids).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use futures_util::future::BoxFuture;
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::content::StoreConfig;
+    use crate::oci::Blob;
+    use crate::repository::ByteStream;
+
+    const MANIFEST: &[u8] = br#"{"schemaVersion":2,"layers":[]}"#;
+
+    /// Answers with the manifest, or with what stands here first.
+    #[derive(Debug, Default)]
+    struct Fickle(Mutex<VecDeque<Kind>>);
+
+    impl Repository for Fickle {
+        fn manifest<'a>(&'a self, _: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
+            let media_type = crate::oci::manifest::OCI_MANIFEST.to_owned();
+            let pinned = Pinned { digest: Digest::of(MANIFEST), media_type, bytes: MANIFEST.into() };
+            let failure = self.0.lock().pop_front();
+            Box::pin(async move { failure.map_or(Ok(pinned), |kind| Err(Error::new(kind, "no"))) })
+        }
+
+        fn read<'a>(&'a self, _: &'a Blob, _: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+            unreachable!("no blob is read")
+        }
+
+        fn place(&self) -> String {
+            "here".to_owned()
+        }
+
+        fn identity(&self) -> String {
+            "me".to_owned()
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_refused_is_given_nothing_that_is_kept_from_then_on() {
+        for refusal in [Kind::Denied, Kind::NotFound] {
+            let place = tempfile::tempdir().unwrap();
+            let config = StoreConfig { folder: place.path().join("store"), size: Some(1 << 20) };
+            let (store, repository) = (Store::open(&config).unwrap(), Fickle::default());
+            let reference: Reference = "127.0.0.1:1/a/b:v1".parse().unwrap();
+            let found = pin(&repository, &reference, &store).await.unwrap();
+            admit(&repository, &reference, &store, &found.pinned).await;
+
+            repository.0.lock().extend([Kind::Unreachable, refusal, Kind::Unreachable]);
+            let kept = pin(&repository, &reference, &store).await.unwrap();
+            assert_eq!((kept.from, kept.pinned.digest), (Source::Store, found.pinned.digest));
+            assert_eq!(pin(&repository, &reference, &store).await.unwrap_err().kind(), refusal);
+            let error = pin(&repository, &reference, &store).await.unwrap_err();
+            assert_eq!(error.kind(), Kind::Unreachable, "{error}");
+        }
+    }
 }
