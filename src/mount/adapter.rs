@@ -131,8 +131,6 @@ impl Filesystem for Adapter {
     ) {
         self.answers.model.metrics.reads.add(1);
         let Some((id, _)) = self.answers.node(ino) else { return reply.error(Errno::EIO) };
-        // What the loader starts on the way, as reading ahead, lives in the runtime.
-        let _within = self.runtime.enter();
         match self.answers.ready(id, offset, size) {
             Some(bytes) => reply.data(&bytes),
             None => {
