@@ -13,7 +13,8 @@ use fuser::{BackingId, Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeN
 use super::complaints::Complaints;
 use super::handles::{Handles, Ino, Opened};
 use crate::content::Held;
-use crate::fs::{Model, Node, NodeId, NodeKind};
+
+use crate::fs::{Child, Model, Node, NodeId, NodeKind};
 
 /// An artifact is pinned by digest and never changes, so names and attributes stay for ever (34 years).
 pub(super) const FOR_EVER: Duration = Duration::from_secs(1 << 30);
@@ -103,11 +104,7 @@ impl Answers {
     /// `.` and `..` and the children from `offset` on, each with the offset of what comes after it.
     pub(super) fn listing(&self, id: NodeId, offset: u64) -> impl Iterator<Item = (u64, &str, NodeId)> {
         let parent = self.model.tree.node(id).map_or(NodeId::ROOT, |node| node.parent);
-        let children = self.model.tree.children(id).unwrap_or(&[]);
-        let named = children.iter().map(|child| (&*child.name, child.node));
-        let all = [(".", id), ("..", parent)].into_iter().chain(named);
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        all.zip(1u64..).skip(skip).map(|((name, node), next)| (next, name, node))
+        listed(id, parent, self.model.tree.children(id).unwrap_or(&[]), offset)
     }
 
     /// Opens for reading; may look at the store's disk for a moment.
@@ -150,6 +147,20 @@ impl Answers {
             }
         }
     }
+}
+
+/// Begins at `offset` at once, so that listing a large folder part by part costs no more than listing it.
+fn listed(
+    id: NodeId,
+    parent: NodeId,
+    children: &[Child],
+    offset: u64,
+) -> impl Iterator<Item = (u64, &str, NodeId)> {
+    let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+    let dots = [(".", id), ("..", parent)].into_iter().skip(skip);
+    let rest = children.get(skip.saturating_sub(2)..).unwrap_or(&[]);
+    let named = rest.iter().map(|child| (&*child.name, child.node));
+    dots.chain(named).zip(offset.saturating_add(1)..).map(|((name, node), next)| (next, name, node))
 }
 
 fn whole(held: &Option<Held>) -> Option<&File> {
@@ -202,5 +213,20 @@ mod tests {
         assert_eq!(time(0), SystemTime::UNIX_EPOCH);
         assert_eq!(time(-1), SystemTime::UNIX_EPOCH - Duration::from_secs(1));
         let _ = (time(i64::MIN), time(i64::MAX));
+    }
+    #[test]
+    fn a_listing_goes_on_at_any_offset() {
+        let child = |name: &str| Child { name: name.into(), node: NodeId::ROOT };
+        let children = ["a", "b", "c"].map(child);
+        let names = |offset| {
+            let listed = listed(NodeId::ROOT, NodeId::ROOT, &children, offset);
+            listed.map(|(next, name, _)| (next, name.to_owned())).collect::<Vec<_>>()
+        };
+        let all = names(0);
+        assert_eq!(all.iter().map(|(_, name)| &**name).collect::<Vec<_>>(), [".", "..", "a", "b", "c"]);
+        for (at, (next, _)) in (1..).zip(&all) {
+            assert_eq!((*next, names(*next)), (at as u64, all[at..].to_vec()));
+        }
+        assert!(names(6).is_empty() && names(u64::MAX).is_empty());
     }
 }
