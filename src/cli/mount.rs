@@ -120,13 +120,13 @@ async fn begin(reference: Reference, dir: &Path, settings: &Settings) -> Result<
 }
 
 fn record(mount: &Mount, state: &State, place: Place) -> Record {
-    let status = mount.status();
     let log = match place {
         Place::Foreground => None,
         Place::Background => Some(state.log(mount.dir())),
     };
-    let dir = mount.dir().to_owned();
-    Record { dir, reference: status.reference, digest: status.digest, process: Process::own(), log }
+    let (dir, model) = (mount.dir().to_owned(), mount.model());
+    let (reference, digest) = (model.reference.to_string(), model.digest.to_string());
+    Record { dir, reference, digest, process: Process::own(), log }
 }
 
 /// Sees a mount through from its first answer to its end.

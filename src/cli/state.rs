@@ -183,7 +183,7 @@ impl State {
         Ok(tokio::spawn(async move {
             loop {
                 match listener.accept().await {
-                    Ok((stream, _)) => drop(tokio::spawn(tell(stream, mount.status()))),
+                    Ok((stream, _)) => drop(tokio::spawn(tell(stream, mount.clone()))),
                     Err(error) => {
                         tracing::warn!(%error, "nobody can ask for the status for a moment");
                         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -211,7 +211,8 @@ impl State {
     }
 }
 
-async fn tell(mut stream: tokio::net::UnixStream, status: Status) {
+async fn tell(mut stream: tokio::net::UnixStream, mount: Arc<Mount>) {
+    let Ok(status) = tokio::task::spawn_blocking(move || mount.status()).await else { return };
     let Ok(mut line) = serde_json::to_vec(&status) else { return };
     line.push(b'\n');
     let told = tokio::time::timeout(ANSWER, stream.write_all(&line)).await;

@@ -66,7 +66,14 @@ impl Mount {
         &self.dir
     }
 
-    /// What there is to say of the mount now. Asks neither the network nor the disk.
+    /// The model that is mounted.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// What there is to say of the mount now. Asks no network, but reads a small file of the store for each file of
+    /// the model, so it blocks.
     #[must_use]
     pub fn status(&self) -> Status {
         let share = self.model.loader.share();
