@@ -45,7 +45,7 @@ impl Mount {
     /// Mounts; returns when the kernel's INIT is answered and read-ahead is set, and starts what the loader
     /// is to warm. Must be called within a tokio runtime.
     ///
-    /// A dead mount of weightfs at `dir` is cleared first.
+    /// A dead mount of weightfs at `dir` is cleared first. Given up before it returns, it leaves no mount behind.
     ///
     /// # Errors
     /// `NotFound` or `Invalid` where `dir` is no folder, `Busy` where it is not empty or something of weightfs is mounted
@@ -178,11 +178,29 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     done.unwrap_or_else(|error| Err(Error::from_source(Kind::Kernel, "mounting was interrupted", error)))
 }
 
-/// A mount whose INIT is answered, and that nobody serves yet.
+/// A mount whose INIT is answered, and that nobody serves yet. Dropped, it ends: nobody would ever answer it.
 struct Begun {
+    // Before `left`: the connection is closed, and then the mount taken away.
     session: Session<Adapter>,
+    left: Left,
+}
+
+/// A mount that would be left behind dead: dropped before it is served, it is detached.
+struct Left {
     dir: PathBuf,
     device: Device,
+    served: bool,
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        if self.served {
+            return;
+        }
+        if let Err(error) = detach_own(&self.dir, &self.device) {
+            tracing::warn!("{error}");
+        }
+    }
 }
 
 fn begin(dir: &Path, source: &str, options: &Options, adapter: Adapter) -> Result<Begun> {
@@ -196,7 +214,7 @@ fn begin(dir: &Path, source: &str, options: &Options, adapter: Adapter) -> Resul
         .map_err(|error| Error::from_source(Kind::Kernel, "the kernel's first request failed", error));
     let begun = started.and_then(|session| {
         let device = own_device(&dir)?;
-        Ok(Begun { session, dir: dir.clone(), device })
+        Ok(Begun { session, left: Left { dir: dir.clone(), device, served: false } })
     });
     if begun.is_err() {
         // Nobody would ever answer it.
@@ -204,7 +222,7 @@ fn begin(dir: &Path, source: &str, options: &Options, adapter: Adapter) -> Resul
     }
     let begun = begun?;
     // Before any file can be opened: the kernel copies the setting into each open file.
-    if let Err(error) = kernel::set_read_ahead(&begun.device, options.read_ahead) {
+    if let Err(error) = kernel::set_read_ahead(&begun.left.device, options.read_ahead) {
         tracing::warn!("reading ahead stays at the kernel's default: {error}");
     }
     Ok(begun)
@@ -272,10 +290,10 @@ fn check_empty_folder(dir: &Path) -> Result<()> {
 
 impl Begun {
     fn serve(self, model: Arc<Model>, answers: Arc<Answers>) -> Result<Mount> {
-        let Self { session, dir, device } = self;
+        let Self { session, mut left } = self;
         let notifier = session.notifier();
         let (alive, ended) = watch::channel(());
-        let mount = Mount { model, dir, device, ended };
+        let mount = Mount { model, dir: left.dir.clone(), device: left.device.clone(), ended };
         let (dir, device) = (mount.dir.clone(), mount.device.clone());
         thread("weightfs-fuse", move || run(session, &dir, &device, alive))?;
         let (poisonings, ended) = (mount.model.loader.poisonings(), mount.ended.clone());
@@ -283,6 +301,7 @@ impl Begun {
         thread("weightfs-inval", move || {
             runtime.block_on(async { invalidate_poisoned(poisonings, ended, &answers, &notifier).await });
         })?;
+        left.served = true;
         Ok(mount)
     }
 }
@@ -336,5 +355,36 @@ async fn invalidate_poisoned(
                 tracing::error!(%error, layer, "cannot take a poisoned file out of the kernel's cache");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::{self, Store, StoreConfig};
+    use crate::oci::manifest::OCI_MANIFEST;
+    use crate::repository::Memory;
+
+    #[tokio::test]
+    async fn a_mount_that_is_given_up_before_it_is_served_leaves_nothing_behind() {
+        let place = tempfile::tempdir().unwrap();
+        let memory = Memory::new();
+        memory.put_manifest("v1", OCI_MANIFEST, &br#"{"schemaVersion":2,"layers":[]}"#[..]);
+        let config = StoreConfig { folder: place.path().join("store"), size: Some(1 << 20) };
+        let (store, reference) = (Store::open(&config).unwrap(), "127.0.0.1:1/a/b:v1".parse().unwrap());
+        let model = Model::open(Arc::new(memory), reference, store, content::Config::default()).await;
+        let model = Arc::new(model.unwrap());
+        let dir = place.path().join("mount");
+        std::fs::create_dir(&dir).unwrap();
+
+        let options = Options::default();
+        let adapter = Adapter::new(Arc::new(Answers::new(model.clone(), looks(&options))));
+        let at = dir.clone();
+        let begun = blocking(move || begin(&at, "given-up", &options, adapter)).await.unwrap();
+        let dir = begun.left.dir.clone();
+        assert!(kernel::mounted_at(&dir).unwrap().is_some());
+        tokio::task::spawn_blocking(move || drop(begun)).await.unwrap();
+        assert!(kernel::mounted_at(&dir).unwrap().is_none());
+        model.close().await;
     }
 }
