@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -92,6 +93,7 @@ pub(super) fn serve(
         // Everything relative is resolved: the folder it was started from may go.
         let _ = std::env::set_current_dir("/");
     }
+    raise_descriptor_limit();
     let runtime = runtime()?;
     let done = runtime.block_on(async {
         let mut asked = Asked::listen()?;
@@ -106,6 +108,16 @@ pub(super) fn serve(
     });
     runtime.shutdown_timeout(LAST_WORK);
     done
+}
+
+/// Lets this process open as many files as it may: an open file of the mount holds several of the store, and 1024, as
+/// usual, is soon used up. Before threads start, so that none sees the old limit.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
 }
 
 async fn begin(reference: Reference, dir: &Path, settings: &Settings) -> Result<Arc<Mount>> {
@@ -193,5 +205,17 @@ impl Asked {
             _ = self.interrupt.recv() => {}
             _ = self.hang_up.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_may_open_as_many_files_as_the_system_lets_it() {
+        raise_descriptor_limit();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(soft, hard);
     }
 }
