@@ -135,7 +135,7 @@ impl Extent {
         }
         match shelf.file(&self.layer, self.range) {
             Ok(kept) => {
-                files.vouched = kept.vouched();
+                files.vouched = false;
                 (files.missing, files.failed) = (None, None);
                 files.kept = Arc::downgrade(&kept);
                 Some(kept)
@@ -153,9 +153,12 @@ impl Extent {
         self.files.lock().kept.upgrade()
     }
 
-    /// Whether the digests on record, as they were when the files were opened, are those of a proved layer.
-    pub(super) fn vouched(&self) -> bool {
-        self.files.lock().vouched
+    /// Whether the digests on record are those of a proved layer. Looks again while they are not: another process may
+    /// have proved the layer since. Blocks.
+    pub(super) fn vouched(&self, kept: &KeptFile) -> bool {
+        let mut files = self.files.lock();
+        files.vouched = files.vouched || kept.vouched();
+        files.vouched
     }
 
     /// Forgets what the store said and has, for a layer whose bytes there are not to be relied on any more.

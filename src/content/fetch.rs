@@ -227,7 +227,7 @@ impl Loader {
             self.board.land(key);
             return Look::Found;
         }
-        self.doubt(extent, chunk);
+        self.doubt(extent, &kept, chunk);
         extent.learn(chunk, &kept);
         if said_to_be_here && kept.has(chunk) { Look::Unusable } else { Look::Absent }
     }

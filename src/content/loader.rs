@@ -240,8 +240,8 @@ impl Loader {
     pub fn hold(&self, id: ExtentId) -> Held {
         let Some(extent) = self.extent(id) else { return Held { kept: None, whole: false } };
         let kept = extent.kept(&self.shelf);
-        let proved = self.standing(id.layer) == Standing::Proved && extent.vouched();
-        let whole = proved && kept.as_ref().is_some_and(|kept| kept.sealed());
+        let proved = self.standing(id.layer) == Standing::Proved;
+        let whole = proved && kept.as_ref().is_some_and(|kept| extent.vouched(kept) && kept.sealed());
         if proved && !whole && extent.complete_by_now() {
             self.prover.seal(id);
         }

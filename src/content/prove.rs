@@ -249,7 +249,7 @@ impl Loader {
             tracing::warn!(path = extent.path, chunk, "a chunk of the store is damaged; it is fetched again");
         };
         let kept = extent.kept(&self.shelf)?;
-        self.doubt(extent, chunk);
+        self.doubt(extent, &kept, chunk);
         let found = extent.read_kept(chunk, &kept, &self.pool, damaged);
         self.metrics.store_reads.add(u64::from(found.is_some()));
         found

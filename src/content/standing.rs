@@ -13,6 +13,7 @@ use super::Integrity;
 use super::extent::Extent;
 use super::lanes::Lane;
 use super::loader::{Loader, Standing, Stratum};
+use super::store::kept::KeptFile;
 use crate::error::{Error, Kind, Result};
 use crate::range::ContentRange;
 
@@ -117,9 +118,9 @@ impl Loader {
 
     /// Makes sure that the digest which the store has on record for a chunk may be relied on, before it is: the records
     /// of a proved layer are vouched for. Where they are not, the proof is withdrawn. Blocks.
-    pub(super) fn doubt(&self, extent: &Extent, chunk: u64) {
+    pub(super) fn doubt(&self, extent: &Extent, kept: &KeptFile, chunk: u64) {
         let layer = extent.id.layer;
-        if self.standing(layer) != Standing::Proved || extent.knows(chunk) || extent.vouched() {
+        if self.standing(layer) != Standing::Proved || extent.knows(chunk) || extent.vouched(kept) {
             return;
         }
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
