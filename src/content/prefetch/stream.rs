@@ -17,8 +17,9 @@ const BACKWARD: u64 = 2 << 20;
 const FORWARD: u64 = 4 << 20;
 /// The farthest that is loaded ahead.
 const WINDOW: u64 = 64 << 20;
-/// What a stream must have consumed before anything is loaded ahead of it.
-const SETTLED: u64 = 512 << 10;
+/// What a stream must have consumed before anything is loaded ahead of it: more than the 1 MiB that the kernel reads
+/// around a single fault.
+const SETTLED: u64 = 1280 << 10;
 /// How many times what a stream consumed is loaded ahead of it within the first tensor that it reads: more than
 /// beyond it, since the tensor's end bounds what is fetched in vain.
 const WITHIN: u64 = 4;
