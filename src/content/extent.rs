@@ -153,12 +153,18 @@ impl Extent {
         self.files.lock().kept.upgrade()
     }
 
-    /// Whether the digests on record are those of a proved layer. Looks again while they are not: another process may
-    /// have proved the layer since. Blocks.
+    /// Whether the digests on record are those of a proved layer; they are taken over then, all of them. Looks again while
+    /// they are not: another process may have proved the layer since. Blocks.
     pub(super) fn vouched(&self, kept: &KeptFile) -> bool {
-        let mut files = self.files.lock();
-        files.vouched = files.vouched || kept.vouched();
-        files.vouched
+        if self.files.lock().vouched {
+            return true;
+        }
+        let vouched = kept.vouched();
+        if vouched {
+            (0..self.grid.chunks()).for_each(|chunk| self.learn(chunk, kept));
+            self.files.lock().vouched = true;
+        }
+        vouched
     }
 
     /// Forgets what the store said and has, for a layer whose bytes there are not to be relied on any more.

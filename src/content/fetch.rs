@@ -28,7 +28,9 @@ const AHEAD_CHUNKS: u64 = 4;
 /// How many requests one prefetch has under way at once; the lane has fewer turns than all of them together.
 const AHEAD_REQUESTS: usize = 4;
 /// How long nothing may come of what other processes claim before it is fetched here as well.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The same for what nobody waits for: on a slow line a chunk takes its time in the other process too.
+const LONG_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the store is waited for before the repository is asked instead.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// How often a claimed chunk is looked for. Claims have no notification; a look costs two system calls.
@@ -175,6 +177,10 @@ impl Loader {
 
     /// The chunk's bytes as proved by what is known; asked for once more where they are not what they must be.
     async fn verified(self: &Arc<Self>, extent: &Extent, chunk: u64, bytes: Bytes) -> Result<Verified> {
+        if !extent.knows(chunk) {
+            // The store fails: what it has proved cannot be compared with, so nothing counts as proved.
+            self.set_unproved(extent.id.layer);
+        }
         if let Some(verified) = extent.verify(chunk, bytes) {
             return Ok(verified);
         }
@@ -219,7 +225,7 @@ impl Loader {
 
     /// Hands out the chunk if the store has it; else takes down what it must be. Blocks.
     fn look(&self, extent: &Extent, chunk: u64) -> Look {
-        let Some(kept) = extent.kept(&self.shelf) else { return Look::Absent };
+        let Some(kept) = self.reliable(extent) else { return Look::Absent };
         let said_to_be_here = kept.has(chunk);
         if let Some(verified) = self.read_kept(extent, chunk) {
             let key = (extent.id, chunk);
@@ -227,7 +233,6 @@ impl Loader {
             self.board.land(key);
             return Look::Found;
         }
-        self.doubt(extent, &kept, chunk);
         extent.learn(chunk, &kept);
         if said_to_be_here && kept.has(chunk) { Look::Unusable } else { Look::Absent }
     }
@@ -250,7 +255,7 @@ impl Loader {
         counter.add(verified.bytes().len() as u64);
         if self.standing(id.layer) == Standing::Poisoned {
             // It was found out while this chunk was being written.
-            self.shelf.store.poison(&self.shelf.who, &extent.layer);
+            self.shelf.store.discard(&self.shelf.who, &extent.layer);
         } else if kept && extent.complete(&self.shelf) {
             self.completed(extent);
         }
@@ -285,7 +290,8 @@ impl Request {
         let mut patience = Instant::now();
         while !left.is_empty() {
             let kept = extent.open_kept();
-            let claims = claim(&left, &unusable, kept.as_deref().filter(|_| patience.elapsed() < PATIENCE));
+            let limit = if self.lane == Lane::Demand { PATIENCE } else { LONG_PATIENCE };
+            let claims = claim(&left, &unusable, kept.as_deref().filter(|_| patience.elapsed() < limit));
             let mine: Vec<u64> = claims.iter().map(|(chunk, _)| *chunk).collect();
             for run in runs(&mine, u64::MAX) {
                 if let Err(error) = self.take_from_repository(extent, run.clone()).await {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -102,6 +102,8 @@ pub(super) struct Stratum {
     pub(super) admitted: OnceCell<()>,
     /// How many attempts to prove the layer came to nothing, because not all of it was here.
     pub(super) attempts: watch::Sender<u64>,
+    /// When the last of them was.
+    pub(super) tried: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -239,7 +241,7 @@ impl Loader {
     #[must_use]
     pub fn hold(&self, id: ExtentId) -> Held {
         let Some(extent) = self.extent(id) else { return Held { kept: None, whole: false } };
-        let kept = extent.kept(&self.shelf);
+        let kept = self.reliable(extent);
         let proved = self.standing(id.layer) == Standing::Proved;
         let whole = proved && kept.as_ref().is_some_and(|kept| extent.vouched(kept) && kept.sealed());
         if proved && !whole && extent.complete_by_now() {
@@ -313,6 +315,7 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
             incomplete: Mutex::default(),
             admitted: OnceCell::new(),
             attempts: watch::Sender::new(0),
+            tried: Mutex::default(),
         }
     };
     index.layers.iter().enumerate().map(stratum).collect()

@@ -428,6 +428,61 @@ async fn kept_bytes_are_shown_only_to_a_place_that_has_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_second_place_that_opens_before_it_reads_shares_the_layer_and_takes_nothing_away() {
+    let model = Model::new(&[3 * CHUNK, 100]);
+    let first = model.loader(plain());
+    for extent in 0..2 {
+        read_all(&first, extent).await.unwrap();
+    }
+    whole(&first, 0).await;
+    let before = model.repository.bytes();
+    let second = model.elsewhere(&model.repository);
+    // As the kernel does it: open, then read; and something loaded ahead besides.
+    let held = second.hold(id(0));
+    second.fetch_missing(id(1), ContentRange::new(0, 100), super::lanes::Lane::Ahead).await.unwrap();
+    assert_eq!(read_all(&second, 0).await.unwrap(), model.file(0));
+    assert!(model.repository.bytes() - before <= CHUNK + 100, "asked for one chunk at most");
+    assert_eq!(second.standing(0), Standing::Proved);
+    assert!(second.hold(id(0)).whole().is_some() && first.hold(id(0)).whole().is_some());
+    drop(held);
+    for loader in [first, second] {
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_serves_nothing_unproved_when_the_store_fails_under_a_proved_layer() {
+    let model = Model::new(&[2 * CHUNK]);
+    let loader = model.loader(plain());
+    read_all(&loader, 0).await.unwrap();
+    whole(&loader, 0).await;
+    loader.close().await;
+    // A folder where the image should be: nobody can open it.
+    let image = model.image(0);
+    std::fs::remove_file(&image).unwrap();
+    std::fs::create_dir(&image).unwrap();
+    model.corrupt(0, 9);
+    let loader = model.loader(strict());
+    let read = read_all(&loader, 0).await.map(|bytes| (bytes == model.file(0), loader.standing(0)));
+    assert!(read.is_err(), "{read:?}");
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_fetches_again_what_the_store_has_damaged() {
+    let model = Model::new(&[4 * CHUNK, 100]);
+    let loader = model.loader(plain());
+    read_all(&loader, 0).await.unwrap();
+    until(|| loader.share().kept == 4 * CHUNK).await;
+    loader.close().await;
+    // The marks are on the disk, the data is not: what a power failure leaves.
+    std::fs::write(model.image(0), vec![0; usize::try_from(4 * CHUNK).unwrap()]).unwrap();
+    let loader = model.loader(strict());
+    assert_eq!(read_all(&loader, 0).await.unwrap(), model.file(0));
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_proof_is_worth_nothing_without_the_digests_it_was_made_of() {
     let model = Model::new(&[2 * CHUNK]);
     let loader = model.loader(plain());

@@ -174,6 +174,12 @@ impl Proving {
         }
         self.put(loader, number, layer, hasher, at);
         if at < layer.blob.size {
+            // What else is damaged is found out now, so that all of it can be brought at once.
+            for extent in loader.extents(number).iter().filter(|extent| extent.range.end() > at) {
+                for chunk in 0..extent.grid.chunks() {
+                    let _ = loader.read_kept(extent, chunk);
+                }
+            }
             loader.not_proved(number);
         }
     }
@@ -248,8 +254,7 @@ impl Loader {
             self.metrics.store_mismatches.add(1);
             tracing::warn!(path = extent.path, chunk, "a chunk of the store is damaged; it is fetched again");
         };
-        let kept = extent.kept(&self.shelf)?;
-        self.doubt(extent, &kept, chunk);
+        let kept = self.reliable(extent)?;
         let found = extent.read_kept(chunk, &kept, &self.pool, damaged);
         self.metrics.store_reads.add(u64::from(found.is_some()));
         found

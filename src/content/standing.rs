@@ -4,10 +4,10 @@
 //! all of it has been here. The prover decides; here is what a decision does to readers, store and kernel.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Integrity;
 use super::extent::Extent;
@@ -19,6 +19,11 @@ use crate::range::ContentRange;
 
 /// Files of the store that nobody has used for so long are closed, so that they may be evicted.
 const IDLE: Duration = Duration::from_secs(5);
+/// A proof that did not come about is tried again after so long, unless somebody waits for it.
+const RETRY: Duration = Duration::from_secs(30);
+/// How often all that is missing of a layer is brought for who waits for its proof: each damaged chunk of the store is
+/// found out by the attempt to prove what was there.
+const ROUNDS: usize = 4;
 
 impl Loader {
     /// What is known of the bytes of layer `layer` of the index.
@@ -64,18 +69,31 @@ impl Loader {
     pub(super) async fn prove_first(self: &Arc<Self>, layer: usize) -> Result<()> {
         let Some(stratum) = self.layers.get(layer) else { return Ok(()) };
         self.admit(layer).await?;
-        let (mut standing, mut attempts) = (stratum.standing.subscribe(), stratum.attempts.subscribe());
-        if *standing.borrow_and_update() == Standing::Unproved {
-            attempts.borrow_and_update();
-            let whole = |extent: &Extent| (extent.id, ContentRange::new(0, extent.grid.len()));
-            let fetches = stratum
-                .extents
-                .iter()
-                .map(whole)
-                .map(|(id, whole)| self.fetch_missing(id, whole, Lane::Demand));
-            futures_util::stream::iter(fetches).buffer_unordered(4).try_collect::<()>().await?;
-            self.prover.check(layer);
+        for _ in 0..ROUNDS {
+            let mut attempts = stratum.attempts.subscribe();
+            if self.standing(layer) == Standing::Unproved {
+                self.fetch_layer(stratum).await?;
+                self.prover.check(layer);
+            }
+            if self.settled(stratum, &mut attempts).await {
+                return self.refuse_poisoned(layer);
+            }
         }
+        let doing = "the layer could not be proved: it cannot be kept as a whole";
+        Err(Error::new(Kind::Storage, doing).hint("give the store more room (--store-size)"))
+    }
+
+    async fn fetch_layer(self: &Arc<Self>, stratum: &Stratum) -> Result<()> {
+        let whole = |extent: &Extent| (extent.id, ContentRange::new(0, extent.grid.len()));
+        let fetches =
+            stratum.extents.iter().map(whole).map(|(id, whole)| self.fetch_missing(id, whole, Lane::Demand));
+        futures_util::stream::iter(fetches).buffer_unordered(4).try_collect().await
+    }
+
+    /// Waits until the layer is proved or poisoned; `false` where an attempt to prove it came to nothing, or the prover
+    /// gets on with nothing for the read deadline.
+    async fn settled(&self, stratum: &Stratum, attempts: &mut watch::Receiver<u64>) -> bool {
+        let mut standing = stratum.standing.subscribe();
         loop {
             let hashed = self.prover.hashed();
             let settled = async {
@@ -85,14 +103,9 @@ impl Loader {
                 }
             };
             match tokio::time::timeout(self.config.read_deadline, settled).await {
-                Ok(true) => return self.refuse_poisoned(layer),
+                Ok(settled) => return settled,
                 Err(_) if self.prover.hashed() > hashed => {}
-                Ok(false) | Err(_) => {
-                    let doing = "the layer could not be proved: it cannot be kept as a whole";
-                    return Err(
-                        Error::new(Kind::Storage, doing).hint("give the store more room (--store-size)")
-                    );
-                }
+                Err(_) => return false,
             }
         }
     }
@@ -112,19 +125,38 @@ impl Loader {
     /// Takes over a proof that was made by others, which this mount may see.
     pub(super) fn adopt_proof(&self, layer: usize) {
         if let Some(stratum) = self.layers.get(layer) {
+            // What is open, and what it said of digests, is this place's own and not what was proved.
+            stratum.extents.iter().for_each(Extent::forget);
             stratum.become_proved();
         }
     }
 
-    /// Makes sure that the digest which the store has on record for a chunk may be relied on, before it is: the records
-    /// of a proved layer are vouched for. Where they are not, the proof is withdrawn. Blocks.
-    pub(super) fn doubt(&self, extent: &Extent, kept: &KeptFile, chunk: u64) {
-        let layer = extent.id.layer;
-        if self.standing(layer) != Standing::Proved || extent.knows(chunk) || extent.vouched(kept) {
-            return;
+    /// Makes sure that what the store says of a file of a proved layer may be relied on, before it is: its digests are
+    /// vouched for. Where they are not, the layer counts as not proved. Blocks.
+    ///
+    /// Gives the files to go on with: others than before where these were opened before the proof.
+    pub(super) fn reliable(&self, extent: &Extent) -> Option<Arc<KeptFile>> {
+        let kept = extent.kept(&self.shelf)?;
+        if self.standing(extent.id.layer) != Standing::Proved || extent.vouched(&kept) {
+            return Some(kept);
         }
-        let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
-        tracing::warn!(path = extent.path, "digests on record are damaged: its layer counts as not proved");
+        extent.forget();
+        let kept = extent.kept(&self.shelf)?;
+        if !extent.vouched(&kept) {
+            tracing::warn!(path = extent.path, "the digests on record are not those that were proved");
+            self.set_unproved(extent.id.layer);
+            if self.shelf.store.is_shared(&extent.layer, kept.stem()) {
+                self.shelf.store.withdraw(&extent.layer);
+                extent.forget();
+                return extent.kept(&self.shelf);
+            }
+        }
+        Some(kept)
+    }
+
+    /// Takes back a proof whose digests cannot be had: without them it proves nothing.
+    pub(super) fn set_unproved(&self, layer: usize) {
+        let Some(stratum) = self.layers.get(layer) else { return };
         stratum.standing.send_if_modified(|standing| {
             let proved = *standing == Standing::Proved;
             if proved {
@@ -132,10 +164,6 @@ impl Loader {
             }
             proved
         });
-        if self.shelf.proved(&described.blob.digest) {
-            self.shelf.store.withdraw(&described.blob.digest);
-        }
-        stratum.extents.iter().for_each(Extent::forget);
     }
 
     /// Declares the layer's bytes wrong: from now on its reads fail, and the store has none of them. Blocks.
@@ -179,7 +207,7 @@ impl Loader {
             self.poison(number, "another process found it out");
         } else if self.shelf.proved(&layer.blob.digest) {
             self.compare_with_proof(number, stratum);
-        } else {
+        } else if stratum.may_be_tried() {
             for extent in stratum.extents.iter().filter(|extent| extent.complete_by_now()) {
                 self.completed(extent);
             }
@@ -199,7 +227,7 @@ impl Loader {
                 return;
             }
         }
-        stratum.become_proved();
+        self.adopt_proof(number);
     }
 
     /// Sees to a file whose last chunk has come: its layer may be complete now, or it may be sealed.
@@ -229,12 +257,18 @@ impl Loader {
     pub(super) fn not_proved(&self, layer: usize) {
         if let Some(stratum) = self.layers.get(layer) {
             *stratum.incomplete.lock() = None;
+            *stratum.tried.lock() = Some(Instant::now());
             stratum.attempts.send_modify(|attempts| *attempts += 1);
         }
     }
 }
 
 impl Stratum {
+    /// Whether the last attempt to prove the layer is long enough ago for another one by nobody's wish.
+    fn may_be_tried(&self) -> bool {
+        self.tried.lock().is_none_or(|tried| tried.elapsed() >= RETRY)
+    }
+
     /// Whether the layer was unproved before.
     fn become_proved(&self) -> bool {
         self.standing.send_if_modified(|standing| {

@@ -103,8 +103,9 @@ impl Place {
             return shared;
         }
         let folders = fs::read_dir(&layers).unwrap().map(|folder| folder.unwrap());
-        let mut own =
-            folders.filter(|folder| folder.file_name().to_str().is_some_and(|name| name.starts_with(hex)));
+        let mut own = folders.filter(|folder| {
+            folder.path().is_dir() && folder.file_name().to_str().is_some_and(|name| name.starts_with(hex))
+        });
         own.next().unwrap_or_else(|| panic!("nothing of {digest} in {}", layers.display())).path()
     }
 

@@ -190,14 +190,20 @@ impl KeptFile {
         if !self.has(chunk) {
             return None;
         }
-        let found = self.read_unproved(chunk, pool).ok();
-        let verified =
-            found.zip(self.digest(chunk)).and_then(|(bytes, known)| Verified::check(bytes, Some(known)));
-        if verified.is_none() {
-            damaged();
-            self.forget(chunk);
-        }
-        verified
+        self.read_verified(chunk, pool).or_else(|| {
+            let _unchanged = self.changing.lock();
+            let mended = self.read_verified(chunk, pool);
+            if mended.is_none() && self.has(chunk) {
+                damaged();
+                self.forget(chunk);
+            }
+            mended
+        })
+    }
+
+    fn read_verified(&self, chunk: u64, pool: &Pool) -> Option<Verified> {
+        let found = self.read_unproved(chunk, pool).ok()?;
+        Verified::check(found, Some(self.digest(chunk)?))
     }
 
     fn read_unproved(&self, chunk: u64, pool: &Pool) -> io::Result<bytes::Bytes> {

@@ -6,6 +6,7 @@
 //!     gaps                               archive headers (see [`gaps`])
 //!     proved                             says so
 //!     origins                            who can have it (see [`Store::origin`])
+//! STORE/layers/ALGORITHM/HEX.lock        held by who changes what is shared
 //! STORE/layers/ALGORITHM/HEX.WHO/        one that was not proved yet: for the one who fetches it
 //!     …                                  as above, but for the last two
 //!     poisoned                           it was disproved; when, is the file's time
@@ -153,26 +154,48 @@ impl Store {
     /// Every file's digests must have been vouched for before.
     pub fn set_proved(&self, who: &str, layer: &Digest) {
         let own = self.own(who, layer);
-        if self.proved_for_some(layer) {
-            self.add_origin(who, layer);
-            let _ = std::fs::remove_dir_all(&own);
-            return;
-        }
-        let share = || {
-            private::write_small(&own.join("origins"), (key(who) + "\n").as_bytes())?;
-            private::write_small(&own.join("proved"), layer.to_string().as_bytes())?;
-            // What stands there without a proof is no use to anybody.
-            let _ = std::fs::remove_dir_all(self.shared(layer));
-            std::fs::rename(&own, self.shared(layer))
-        };
-        self.note(share(), "share a proved layer");
+        self.alone(layer, || {
+            if self.proved_for_some(layer) {
+                self.add_origin_alone(who, layer);
+                let _ = std::fs::remove_dir_all(&own);
+                return;
+            }
+            let share = || {
+                private::write_small(&own.join("origins"), (key(who) + "\n").as_bytes())?;
+                private::write_small(&own.join("proved"), layer.to_string().as_bytes())?;
+                // What stands there without a proof is no use to anybody.
+                let _ = std::fs::remove_dir_all(self.shared(layer));
+                std::fs::rename(&own, self.shared(layer))
+            };
+            if own.is_dir() {
+                self.note(share(), "share a proved layer");
+            }
+        });
     }
 
     /// Withdraws a proof whose chunk digests are not those that were vouched for: the layer is fetched anew.
     pub fn withdraw(&self, layer: &Digest) {
         let shared = self.shared(layer);
-        let _ = std::fs::remove_file(shared.join("proved"));
-        let _ = std::fs::remove_dir_all(shared);
+        self.alone(layer, || {
+            let _ = std::fs::remove_file(shared.join("proved"));
+            let _ = std::fs::remove_dir_all(&shared);
+        });
+    }
+
+    /// Whether these are files of the layer as it is shared.
+    #[must_use]
+    pub fn is_shared(&self, layer: &Digest, stem: &Path) -> bool {
+        stem.starts_with(self.shared(layer))
+    }
+
+    /// Does what changes the shared folder of a layer while no other process does.
+    fn alone(&self, layer: &Digest, change: impl FnOnce()) {
+        let path = self.shared(layer).with_extension("lock");
+        let lock = path.parent().map_or(Ok(()), private::make_dir).and_then(|()| private::lock_file(&path));
+        match lock {
+            Ok(_until_done) => change(),
+            Err(error) => self.note(Err(error), "lock a layer"),
+        }
     }
 
     /// Some kept chunk of the layer as it was proved here for others, picked at random: the extent, the chunk's number in
@@ -185,13 +208,13 @@ impl Store {
     ) -> Option<(ContentRange, u64, ChunkDigest)> {
         let shared = self.shared(layer);
         let kept = |extent: &&ContentRange| kept::kept_bytes(&stem(&shared, **extent), extent.len()) > 0;
-        let extent = *extents.iter().find(kept)?;
+        let kept: Vec<ContentRange> = extents.iter().filter(kept).copied().collect();
+        let extent = *any(&kept)?;
         let files =
             self.open.open(&stem(&shared, extent), extent.len()).ok().filter(|files| files.vouched())?;
         let here: Vec<u64> =
             (0..).zip(files.all()).filter(|(_, here)| *here).map(|(chunk, _)| chunk).collect();
-        let at = RandomState::new().hash_one(extent) % (here.len() as u64).max(1);
-        let chunk = *here.get(usize::try_from(at).ok()?)?;
+        let chunk = *any(&here)?;
         Some((extent, chunk, files.digest(chunk)?))
     }
 
@@ -230,6 +253,10 @@ impl Store {
 
     /// Records that `who` can have the layer's bytes.
     pub fn add_origin(&self, who: &str, layer: &Digest) {
+        self.alone(layer, || self.add_origin_alone(who, layer));
+    }
+
+    fn add_origin_alone(&self, who: &str, layer: &Digest) {
         if !self.origin(who, layer) {
             let origins = self.origins(layer) + &key(who) + "\n";
             let path = self.shared(layer).join("origins");
@@ -330,7 +357,7 @@ impl Store {
 
     /// Where `who` reads and keeps the layer.
     fn home(&self, who: &str, layer: &Digest) -> PathBuf {
-        if self.origin(who, layer) { self.shared(layer) } else { self.own(who, layer) }
+        if self.proved(who, layer) { self.shared(layer) } else { self.own(who, layer) }
     }
 
     fn small_path(&self, who: &str, digest: &Digest) -> PathBuf {
@@ -352,6 +379,12 @@ impl Store {
 /// A name for a place and its credentials that is fit for a file.
 fn key(who: &str) -> String {
     blake3::hash(who.as_bytes()).to_hex().chars().take(16).collect()
+}
+
+/// One of these, at random.
+fn any<T>(all: &[T]) -> Option<&T> {
+    let at = RandomState::new().hash_one(all.len()) % (all.len() as u64).max(1);
+    all.get(usize::try_from(at).ok()?)
 }
 
 fn stem(home: &Path, extent: ContentRange) -> PathBuf {

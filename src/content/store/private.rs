@@ -1,6 +1,6 @@
 //! The store's folder and the small files in it: private, no links followed, written whole or not at all.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -41,6 +41,18 @@ pub(super) fn check_dir(dir: &Path) -> Result<()> {
         let _ = fs::set_permissions(dir, Permissions::from_mode(0o700));
     }
     Ok(())
+}
+
+/// Opens a file, making it where it is missing, and locks it until it is dropped. Waits for whoever holds it.
+///
+/// # Errors
+/// Whatever the file system says.
+pub(super) fn lock_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(path)?;
+    file.lock()?;
+    Ok(file)
 }
 
 /// Reads a small file, at most `limit` bytes of it; a link is not followed.
