@@ -83,6 +83,7 @@ fn kind(code: u8) -> Kind {
 pub(super) fn serve(line: &CommandLine) -> ExitCode {
     // A session of its own: what the terminal sends to its processes does not reach this one.
     let _ = nix::unistd::setsid();
+    close_inherited();
     let mut told = false;
     let done = match &line.command {
         args::Command::Mount(command) => serve_mount(line, command, &mut told),
@@ -97,6 +98,19 @@ pub(super) fn serve(line: &CommandLine) -> ExitCode {
                 let _ = say(&Word::Failed { code, message: error.to_string() });
             }
             ExitCode::from(code)
+        }
+    }
+}
+
+/// Closes what the caller left open beside the three usual descriptors: a lock or a pipe of a script's would be held as
+/// long as the mount lives. Comes before anything here is opened.
+fn close_inherited() {
+    let Ok(folder) = std::fs::read_dir("/proc/self/fd") else { return };
+    let open = folder.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    // Collected first: the folder itself is one of them, and is closed by then.
+    for descriptor in open.collect::<Vec<i32>>() {
+        if descriptor > 2 {
+            let _ = nix::unistd::close(descriptor);
         }
     }
 }

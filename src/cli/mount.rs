@@ -181,14 +181,15 @@ fn announce(
 }
 
 /// The signals that ask a process to end.
-struct Asked {
+pub(super) struct Asked {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
 }
 
 impl Asked {
-    fn listen() -> Result<Self> {
+    /// Listens from now on. Must be called within a tokio runtime.
+    pub(super) fn listen() -> Result<Self> {
         let listen = |kind| {
             signal(kind).map_err(|error| Error::from_source(Kind::Kernel, "cannot listen for signals", error))
         };
@@ -199,7 +200,8 @@ impl Asked {
         })
     }
 
-    async fn end(&mut self) {
+    /// Returns when one of them comes.
+    pub(super) async fn end(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

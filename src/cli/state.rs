@@ -237,7 +237,11 @@ fn id(dir: &Path) -> String {
 fn private(folder: &Path) -> Result<()> {
     let doing = || format!("cannot use the state folder {}", folder.display());
     DirBuilder::new().recursive(true).mode(0o700).create(folder).storage(doing)?;
-    let found = std::fs::metadata(folder).storage(doing)?;
+    let found = std::fs::symlink_metadata(folder).storage(doing)?;
+    if !found.is_dir() {
+        let error = Error::new(Kind::Denied, format!("{}: it is a link", doing()));
+        return Err(error.hint("name another one with --state or WEIGHTFS_STATE"));
+    }
     if found.uid() != nix::unistd::geteuid().as_raw() {
         let error = Error::new(Kind::Denied, format!("{}: it belongs to another user", doing()));
         return Err(error.hint("name another one with --state or WEIGHTFS_STATE"));

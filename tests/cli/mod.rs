@@ -206,6 +206,26 @@ fn a_mount_in_the_background_lets_go_of_the_callers_output_and_folder() {
 }
 
 #[test]
+fn a_mount_in_the_background_keeps_no_descriptor_of_the_callers() {
+    let (registry, place, _) = pushed();
+    let lock = place.folder("elsewhere").join("lock");
+    let mut command = place.command();
+    let words =
+        ["mount", &registry.reference("acme/llm:v1"), place.dir().to_str().unwrap()].map(str::to_owned);
+    // A script that holds a lock by a descriptor, as many do, and mounts.
+    let mut script = Command::new("sh");
+    script
+        .args(["-c", "exec 9>\"$0\"; exec \"$@\""])
+        .arg(&lock)
+        .arg(command.args(words.clone()).get_program());
+    script.args(words).envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    assert!(script.stdout(Stdio::null()).status().unwrap().success());
+    let open = fs::read_dir(format!("/proc/{}/fd", place.pid())).unwrap();
+    let targets: Vec<_> = open.filter_map(|open| fs::read_link(open.ok()?.path()).ok()).collect();
+    assert!(!targets.contains(&lock), "{targets:?}");
+}
+
+#[test]
 fn a_mount_in_the_foreground_stays_until_it_is_told_and_takes_the_mount_with_it() {
     let (registry, place, _) = pushed();
     let mut command = place.command();
@@ -397,10 +417,15 @@ fn the_demo_shows_a_tensor_long_before_the_download_and_leaves_nothing() {
     let place = Place::new();
     let temporary = place.folder("tmp");
     let mut command: Command = place.command();
-    command.arg("demo").env("TMPDIR", &temporary);
+    command.args(["demo", "--json"]).env("TMPDIR", &temporary);
     assert_eq!(command.get_program(), PROGRAM);
-    let ran = place.finish(command, Duration::from_secs(400)).ok();
-    assert!(ran.stdout.lines().count() > 2, "{ran:?}");
+    let measured = place.finish(command, Duration::from_secs(400)).ok().json();
+    let number = |name: &str| measured[name].as_f64().unwrap_or_else(|| panic!("{name}: {measured}"));
+    assert!(
+        number("tensor_seconds") > number("mount_seconds") && number("mount_seconds") > 0.0,
+        "{measured}"
+    );
+    assert!(number("tensor_bytes") * 10.0 < number("model_bytes"), "{measured}");
     assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "left behind in the temporary folder");
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!table.contains(temporary.to_str().unwrap()), "{table}");

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use self::relay::Relay;
 use self::sample::Sample;
+use super::mount::Asked;
 use super::{print, runtime};
 use crate::config::Environment;
 use crate::content::{self, Store, StoreConfig};
@@ -54,9 +55,10 @@ pub(super) fn run(json: bool, environment: &Environment) -> Result<()> {
     let place = Temporary::make(&environment.temporary())?;
     let runtime = runtime()?;
     let measured = runtime.block_on(async {
+        let mut asked = Asked::listen()?;
         tokio::select! {
             measured = measure(&place.0) => measured,
-            _ = tokio::signal::ctrl_c() => Err(Error::new(Kind::Kernel, "interrupted")),
+            () = asked.end() => Err(Error::new(Kind::Kernel, "interrupted")),
         }
     });
     // What a task still holds of the folder is let go before the folder goes.
