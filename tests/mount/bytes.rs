@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::time::Duration;
 
-use crate::support::child::Part;
+use super::parts;
+use crate::support::child::{self, Part};
 use crate::support::pack::{self, Dialect, Packing};
 use crate::support::place::Place;
 use crate::support::read::{self, Mapping};
@@ -63,13 +64,16 @@ fn a_model_in_a_layout_folder_is_right_in_every_file() {
 
 #[test]
 fn thirty_two_threads_of_random_faults_over_cold_shards_see_right_bytes() {
+    if child::is_part() {
+        return parts::random_faults();
+    }
     let _alone = heavy();
     let (registry, place) = (sample().registry(), Place::new());
     for tag in ["raw", "tar"] {
         place.mount(&registry.reference(&format!("{REPOSITORY}:{tag}")), &[]);
         let (mounted, original) = (place.dir(), sample().original(""));
         let part = Part::start(
-            "mount::parts::random_faults",
+            "mount::bytes::thirty_two_threads_of_random_faults_over_cold_shards_see_right_bytes",
             &[
                 ("PART_MOUNT", mounted.to_str().unwrap()),
                 ("PART_ORIGINAL", original.to_str().unwrap()),

@@ -9,9 +9,8 @@ const PAGE: usize = 4096;
 const THREADS: u64 = 32;
 const FAULTS: usize = 150;
 
-#[test]
-#[ignore = "runs as a part of another test"]
-fn random_faults() {
+/// Faults at random places of the mounted files in many threads, each page compared with the original.
+pub(super) fn random_faults() {
     let (mounted, original, files) = (given("PART_MOUNT"), given("PART_ORIGINAL"), given("PART_FILES"));
     let names: Vec<&str> = files.split(':').collect();
     let maps: Vec<_> = names
@@ -42,9 +41,7 @@ fn random_faults() {
 }
 
 /// Maps a file, touches one page, says so, waits, and touches the page again.
-#[test]
-#[ignore = "runs as a part of another test"]
-fn touch_twice() {
+pub(super) fn touch_twice() {
     let map = read::map(Path::new(&given("PART_FILE")));
     let offset: usize = given("PART_OFFSET").parse().unwrap();
     let before = std::hint::black_box(map[offset]);

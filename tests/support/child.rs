@@ -1,7 +1,7 @@
 //! Running a part of a test in a process of its own, since a page fault that fails ends the process.
 //!
-//! The part is an ignored test of this same program: it gets what it needs by the environment, and says on standard output
-//! how far it is.
+//! The part is the same test of this same program, started again: it is told so, and given what it needs, by the
+//! environment, and says on standard output how far it is.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -9,6 +9,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use super::wait;
+
+/// Set in the environment of a part.
+const PART: &str = "WEIGHTFS_TEST_PART";
 
 /// A running part of a test; killed when dropped.
 pub struct Part {
@@ -30,10 +33,10 @@ pub struct Ended {
 }
 
 impl Part {
-    /// Starts the ignored test `name` (its full path, as `mount::parts::faults`) with these variables set.
+    /// Starts the test `name` (its full path, as `mount::bytes::faults`) as a part of itself, with these variables set.
     pub fn start(name: &str, variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", name, "--ignored", "--nocapture", "--test-threads", "1"]);
+        command.args(["--exact", name, "--nocapture", "--test-threads", "1"]).env(PART, "yes");
         command.envs(variables.iter().copied()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdin = child.stdin.take().unwrap();
@@ -93,6 +96,11 @@ impl Drop for Part {
         let _already_gone = self.child.kill();
         let _already_waited = self.child.wait();
     }
+}
+
+/// Whether this process is to be a part of the test that it was started for.
+pub fn is_part() -> bool {
+    std::env::var_os(PART).is_some()
 }
 
 /// In the part: waits for [`Part::go_on`].
