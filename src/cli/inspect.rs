@@ -16,7 +16,7 @@ struct Report {
     reference: String,
     digest: String,
     /// Whose identifiers it uses.
-    family: &'static str,
+    dialect: &'static str,
     artifact_type: String,
     model: Description,
     layers: Vec<Layer>,
@@ -80,7 +80,7 @@ fn report(model: &Model) -> Report {
     Report {
         reference: model.reference.to_string(),
         digest: model.digest.to_string(),
-        family: family(model.artifact.family),
+        dialect: dialect(model.artifact.family),
         artifact_type: model.artifact.artifact_type.clone(),
         model: model.config.as_ref().map(|json| Description::parse(json)).unwrap_or_default(),
         files: model.tree.nodes().filter(|(_, node)| is_file(&node.kind)).count(),
@@ -92,7 +92,7 @@ fn report(model: &Model) -> Report {
     }
 }
 
-fn family(family: Family) -> &'static str {
+fn dialect(family: Family) -> &'static str {
     match family {
         Family::Cncf => "cncf.model",
         Family::Cnai => "cnai.model",
@@ -117,7 +117,7 @@ fn text(report: &Report) -> String {
     let mut rows = vec![
         pair("reference", &report.reference),
         pair("digest", &report.digest),
-        pair("family", report.family),
+        pair("dialect", report.dialect),
         pair("type", &report.artifact_type),
     ];
     rows.extend(description(&report.model));
