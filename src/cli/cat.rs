@@ -27,6 +27,9 @@ pub(super) fn run(command: &args::Cat, settings: &Settings) -> Result<()> {
     runtime()?.block_on(async {
         let model = open(reference, settings).await?;
         let written = write(&model, command).await;
+        if let Some(extent) = written.as_ref().ok().and_then(|node| model.extent(*node)) {
+            model.loader.conclude(extent.layer).await;
+        }
         model.close().await;
         let node = written?;
         model.poisoned(node).map_or(Ok(()), |digest| Err(poisoned(&command.path, digest)))

@@ -32,6 +32,8 @@ use crate::repository::Repository;
 
 /// A read waits a little longer than the repository tries, so that what fails it is the repository's own error.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long the proving thread is waited for when the loader closes: the time of a chunk, mostly.
+const LAST_WORK: Duration = Duration::from_secs(3);
 /// How often the loader looks after what is idle and what other processes did.
 const TEND: Duration = Duration::from_secs(1);
 
@@ -263,7 +265,11 @@ impl Loader {
         self.board.close();
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
-        self.prover.stop();
+        // What was found out is written down before the process may end.
+        if let Some(thread) = self.prover.stop() {
+            let ended = tokio::task::spawn_blocking(move || thread.join().is_ok());
+            let _ = tokio::time::timeout(LAST_WORK, ended).await;
+        }
     }
 
     pub(super) fn extent(&self, id: ExtentId) -> Option<&Extent> {
@@ -307,6 +313,7 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
             Extent::new(id, path, layer.blob.digest.clone(), *range)
         });
         let extents = extents.collect();
+        shelf.store.finish_poisoning(&shelf.who, &layer.blob.digest);
         let proved = shelf.proved(&layer.blob.digest);
         let standing = watch::Sender::new(if proved { Standing::Proved } else { Standing::Unproved });
         Stratum {

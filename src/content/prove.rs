@@ -9,8 +9,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, OnceLock, Weak};
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::extent::Extent;
 use super::loader::{Loader, Standing};
@@ -28,6 +30,7 @@ pub(super) struct Prover {
     queued: Arc<AtomicUsize>,
     hashed: Arc<AtomicU64>,
     stopped: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -52,7 +55,10 @@ impl Prover {
         };
         let thread = std::thread::Builder::new().name("prove".into()).spawn(move || proving.run(&tasks));
         match thread {
-            Ok(_) => drop(self.tasks.set(sender)),
+            Ok(thread) => {
+                *self.thread.lock() = Some(thread);
+                drop(self.tasks.set(sender));
+            }
             Err(error) => tracing::error!(%error, "no thread to prove layers with: none will be proved"),
         }
     }
@@ -80,11 +86,12 @@ impl Prover {
         self.hashed.load(Ordering::Relaxed)
     }
 
-    /// Ends the thread, within a chunk's time.
-    pub(super) fn stop(&self) {
+    /// Ends the thread, within a chunk's time, and gives it to be waited for.
+    pub(super) fn stop(&self) -> Option<JoinHandle<()>> {
         self.stopped.store(true, Ordering::Relaxed);
         // Wakes a thread that waits for a task; the layer does not exist.
         self.send(Task::Check(usize::MAX));
+        self.thread.lock().take()
     }
 
     fn send(&self, task: Task) {

@@ -83,6 +83,25 @@ impl Loader {
         Err(Error::new(Kind::Storage, doing).hint("give the store more room (--store-size)"))
     }
 
+    /// Waits a little for the proof of a layer that this process has read as a whole, and gives what is known of it then.
+    pub async fn conclude(self: &Arc<Self>, layer: usize) -> Standing {
+        let Some(stratum) = self.layers.get(layer) else { return Standing::Unproved };
+        let read = |extent: &Extent| (0..extent.grid.chunks()).all(|chunk| extent.seen(chunk));
+        if !stratum.extents.iter().all(read) {
+            return self.standing(layer);
+        }
+        for _ in 0..ROUNDS {
+            let mut attempts = stratum.attempts.subscribe();
+            self.prover.check(layer);
+            if self.standing(layer) != Standing::Unproved || self.settled(stratum, &mut attempts).await {
+                break;
+            }
+            // Its last chunks may be on their way to the store.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.standing(layer)
+    }
+
     async fn fetch_layer(self: &Arc<Self>, stratum: &Stratum) -> Result<()> {
         let whole = |extent: &Extent| (extent.id, ContentRange::new(0, extent.grid.len()));
         let fetches =

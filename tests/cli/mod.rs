@@ -11,6 +11,7 @@ use crate::support::heavy;
 use crate::support::pack::{self, Artifact, Dialect, Packing};
 use crate::support::place::{PROGRAM, Place, Ran};
 use crate::support::registry::{BASIC, PASSWORD, Registry};
+use crate::support::sample::{REPOSITORY, sample};
 use crate::support::wait;
 
 /// `a.bin` of this many bytes, each with the low bits of its place.
@@ -223,6 +224,20 @@ fn a_mount_in_the_background_keeps_no_descriptor_of_the_callers() {
     let open = fs::read_dir(format!("/proc/{}/fd", place.pid())).unwrap();
     let targets: Vec<_> = open.filter_map(|open| fs::read_link(open.ok()?.path()).ok()).collect();
     assert!(!targets.contains(&lock), "{targets:?}");
+}
+
+#[test]
+fn cat_says_every_time_that_a_files_bytes_are_wrong_and_none_once_they_are_right_again() {
+    let (registry, place) = (sample().registry(), Place::new());
+    let (reference, name) = (registry.reference(&format!("{REPOSITORY}:raw")), "config.json");
+    registry.corrupt(&sample().digest(name), 3);
+    for _again in 0..6 {
+        let ran = place.run(["cat", &reference, name]);
+        ran.failed(6, &["not", "sha256:"]);
+    }
+    registry.corrupt(&sample().digest(name), 3);
+    let ran = place.run(["cat", &reference, name]).ok();
+    assert_eq!(ran.stdout, fs::read_to_string(sample().original(name)).unwrap());
 }
 
 #[test]

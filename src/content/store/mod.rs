@@ -232,6 +232,13 @@ impl Store {
         self.empty(who, layer);
     }
 
+    /// Removes what a process that found the layer to be wrong did not come to remove.
+    pub fn finish_poisoning(&self, who: &str, layer: &Digest) {
+        if self.own(who, layer).join("poisoned").exists() {
+            self.empty(who, layer);
+        }
+    }
+
     /// Removes what is kept of the layer for `who` and was not proved yet, as if it had never been here.
     pub fn discard(&self, who: &str, layer: &Digest) {
         self.empty(who, layer);
@@ -239,7 +246,8 @@ impl Store {
 
     fn empty(&self, who: &str, layer: &Digest) {
         for entry in std::fs::read_dir(self.own(who, layer)).into_iter().flatten().flatten() {
-            if entry.file_name() != "poisoned" {
+            // The word that is left, also while another process is leaving it.
+            if !entry.file_name().as_encoded_bytes().starts_with(b"poisoned") {
                 let _ = std::fs::remove_file(entry.path());
             }
         }

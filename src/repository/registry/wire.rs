@@ -89,6 +89,13 @@ pub(super) async fn refusal(response: Response, stall: Duration) -> Error {
     let words = message(response, stall).await;
     let doing = words.map_or_else(|| status.to_string(), |words| format!("{status}: {words}"));
     let error = Error::new(kind_of(status), doing);
+    let error = match error.kind() {
+        Kind::NotFound => error.hint(
+            "check repository and tag ('latest' is meant where none is typed); a private one may be said not to exist: \
+             run 'docker login'",
+        ),
+        _ => error,
+    };
     wait.map_or(error.clone(), |wait| error.retry_after(wait))
 }
 
