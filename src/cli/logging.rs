@@ -28,7 +28,10 @@ pub(super) enum Usual {
 /// `Invalid` where `filter` is no filter.
 pub(super) fn to_stderr(filter: Option<&str>, usual: Usual) -> Result<()> {
     let coloured = io::IsTerminal::is_terminal(&io::stderr());
-    let lines = tracing_subscriber::fmt().with_env_filter(parse(filter, usual)?).with_target(false);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(parse(filter, usual)?)
+        .with_target(false)
+        .log_internal_errors(false);
     let _ = lines.with_ansi(coloured).with_writer(io::stderr).try_init();
     Ok(())
 }
@@ -39,7 +42,10 @@ pub(super) fn to_stderr(filter: Option<&str>, usual: Usual) -> Result<()> {
 /// `Invalid` where `filter` is no filter, `Storage` where the file can't be opened.
 pub(super) fn to_file(path: &Path, filter: Option<&str>, usual: Usual) -> Result<()> {
     let log = LogFile::open(path, LIMIT)?;
-    let lines = tracing_subscriber::fmt().with_env_filter(parse(filter, usual)?).with_target(false);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(parse(filter, usual)?)
+        .with_target(false)
+        .log_internal_errors(false);
     let _ = lines.with_ansi(false).with_writer(Mutex::new(log)).try_init();
     Ok(())
 }
