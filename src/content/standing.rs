@@ -176,13 +176,7 @@ impl Loader {
     /// Takes back a proof whose digests cannot be had: without them it proves nothing.
     pub(super) fn set_unproved(&self, layer: usize) {
         let Some(stratum) = self.layers.get(layer) else { return };
-        stratum.standing.send_if_modified(|standing| {
-            let proved = *standing == Standing::Proved;
-            if proved {
-                *standing = Standing::Unproved;
-            }
-            proved
-        });
+        stratum.turn(Standing::Proved, Standing::Unproved);
     }
 
     /// Declares the layer's bytes wrong: from now on its reads fail, and the store has none of them. Blocks.
@@ -290,12 +284,17 @@ impl Stratum {
 
     /// Whether the layer was unproved before.
     fn become_proved(&self) -> bool {
+        self.turn(Standing::Unproved, Standing::Proved)
+    }
+
+    /// Changes the standing where it is `from`, and says whether it was: what is poisoned stays so, whoever is late.
+    fn turn(&self, from: Standing, to: Standing) -> bool {
         self.standing.send_if_modified(|standing| {
-            let unproved = *standing == Standing::Unproved;
-            if unproved {
-                *standing = Standing::Proved;
+            let turns = *standing == from;
+            if turns {
+                *standing = to;
             }
-            unproved
+            turns
         })
     }
 }
