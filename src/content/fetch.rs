@@ -227,7 +227,7 @@ impl Loader {
     fn look(&self, extent: &Extent, chunk: u64) -> Look {
         let Some(kept) = self.reliable(extent) else { return Look::Absent };
         let said_to_be_here = kept.has(chunk);
-        if let Some(verified) = self.read_kept(extent, chunk) {
+        if let Some(verified) = self.read_from(extent, &kept, chunk) {
             let key = (extent.id, chunk);
             self.hand_out(key, &verified);
             self.board.land(key);

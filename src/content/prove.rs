@@ -16,6 +16,8 @@ use parking_lot::Mutex;
 
 use super::extent::Extent;
 use super::loader::{Loader, Standing};
+use super::store::kept::KeptFile;
+use super::verify::Verified;
 use crate::index::{CHUNK, ExtentId, Layer};
 use crate::oci::digest::Hasher;
 use crate::range::{ContentRange, StoredRange};
@@ -255,14 +257,18 @@ impl Proving {
 }
 
 impl Loader {
-    /// A chunk from the store, verified; counted.
-    pub(super) fn read_kept(&self, extent: &Extent, chunk: u64) -> Option<super::verify::Verified> {
+    /// A chunk from the store, verified; counted. Blocks.
+    pub(super) fn read_kept(&self, extent: &Extent, chunk: u64) -> Option<Verified> {
+        self.read_from(extent, &*self.reliable(extent)?, chunk)
+    }
+
+    /// The same, from files that are known to be [`reliable`](Self::reliable).
+    pub(super) fn read_from(&self, extent: &Extent, kept: &KeptFile, chunk: u64) -> Option<Verified> {
         let damaged = || {
             self.metrics.store_mismatches.add(1);
             tracing::warn!(path = extent.path, chunk, "a chunk of the store is damaged; it is fetched again");
         };
-        let kept = self.reliable(extent)?;
-        let found = extent.read_kept(chunk, &kept, &self.pool, damaged);
+        let found = extent.read_kept(chunk, kept, &self.pool, damaged);
         self.metrics.store_reads.add(u64::from(found.is_some()));
         found
     }
