@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 9] = [
     &["index"],
     &["content"],
     &["fs"],
-    &["mount"],
+    &["mount", "pack", "pull"],
     &["serve"],
     &["cli"],
 ];

@@ -10,13 +10,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::buffer::Pool;
-use super::grid::Grid;
 use super::prefetch::stream::{Plan, Streams};
 use super::prefetch::tensors::Tensors;
 use super::shelf::Shelf;
 use super::store::kept::{KeptFile, Recorded};
-use super::verify::{ChunkDigest, Verified};
+use super::verify::Verified;
+use crate::index::ChunkDigest;
 use crate::index::ExtentId;
+use crate::index::Grid;
 use crate::oci::Digest;
 use crate::range::ContentRange;
 

@@ -58,8 +58,15 @@ impl Model {
             .enumerate()
             .map(|(n, range)| Gap { range, bytes: (n < last).then(|| read(range)) });
         let gaps = gaps.collect();
-        let described =
-            Layer { blob, media_type: String::new(), diff_id: None, coding: Coding::Stored, extents, gaps };
+        let described = Layer {
+            blob,
+            media_type: String::new(),
+            diff_id: None,
+            coding: Coding::Stored,
+            extents,
+            gaps,
+            bound: None,
+        };
         let index = Arc::new(Index { entries, layers: vec![described], warnings: Vec::new() });
         Self { repository, layer, index, dir: tempfile::tempdir().unwrap(), budget: 1 << 30 }
     }

@@ -8,7 +8,6 @@ pub mod buffer;
 mod extent;
 mod fetch;
 mod flight;
-pub mod grid;
 mod lanes;
 pub mod loader;
 #[cfg(test)]

@@ -4,11 +4,15 @@
 //! its content are files. How it is found: [`find()`] derives it for raw and tar layers from their descriptors
 //! and headers.
 
+mod digest;
 pub mod find;
+mod grid;
 mod plain;
 mod window;
 
+pub use digest::ChunkDigest;
 pub use find::find;
+pub use grid::Grid;
 
 use bytes::Bytes;
 
@@ -89,6 +93,26 @@ pub struct Layer {
     pub extents: Vec<ContentRange>,
     /// What lies between them: archive headers and padding. Described, not chunked.
     pub gaps: Vec<Gap>,
+    /// Where the digests of all its chunks are, if the artifact brings them.
+    pub bound: Option<Bound>,
+}
+
+/// Where the artifact itself says what every chunk of a layer must be: a section of its bound index.
+///
+/// Pinned by the manifest: its digest is in the index's head, and the head's is in the manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// The blob of the index.
+    pub blob: Blob,
+    /// Where the section lies in it.
+    pub range: StoredRange,
+    /// The SHA-256 of the section.
+    pub digest: Digest,
+    /// The section, where it came along with the head.
+    pub bytes: Option<Bytes>,
+    /// The name under which the layer's verified chunks are kept: made of the layer's digest, its extents and the
+    /// section's digest, so that whoever has the same name has the same bytes.
+    pub kept_as: Digest,
 }
 
 /// How a layer's content is made from its stored bytes.

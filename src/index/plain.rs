@@ -48,6 +48,7 @@ impl Task<'_> {
     /// are not read. The caller names the layer.
     pub(crate) async fn derive(self, known: &[(StoredRange, Bytes)]) -> Result<Derived> {
         let mut layer = Layer {
+            bound: None,
             blob: self.layer.descriptor.blob(),
             media_type: self.layer.descriptor.media_type.clone(),
             diff_id: None,

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::manifest::{Descriptor, Manifest};
+use super::digest::Digest;
+use super::manifest::{Blob, Descriptor, Manifest};
 use super::metadata::FileMetadata;
 use crate::error::{Error, Kind, Result};
 
@@ -65,7 +66,7 @@ pub struct ModelLayer {
     pub path: Option<String>,
     /// What the writer says of the file.
     pub metadata: Option<FileMetadata>,
-    /// Whether it is data for another tool, and no part of the tree.
+    /// Whether it is an index or data for another tool, and no part of the tree.
     pub hidden: bool,
 }
 
@@ -170,10 +171,60 @@ const METADATA_KEYS: [&str; 4] = [
     "org.cnai.model.file.metadata",
 ];
 
+/// The annotation of the layer that is the artifact's bound index; its value is [`INDEX_VERSION`].
+pub const INDEX_KEY: &str = "dev.weightfs.index";
+
+/// The version of the index format that is read and written (docs/index-format.md).
+pub const INDEX_VERSION: &str = "v1";
+
+/// The annotation of the index layer that pins the index's head: the SHA-256 of the head's bytes.
+pub const INDEX_HEAD_DIGEST_KEY: &str = "dev.weightfs.index.head.digest";
+
+/// The annotation of the index layer that says how many bytes the head has, decimal.
+pub const INDEX_HEAD_SIZE_KEY: &str = "dev.weightfs.index.head.size";
+
+/// The path of the index layer, for tools that show it.
+pub const INDEX_PATH: &str = ".weightfs/index";
+
 const IMAGE_CONFIGS: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 
+/// The bound index as the manifest pins it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoundIndex {
+    /// The index layer.
+    pub blob: Blob,
+    /// The head, which is the first `head.size` bytes of `blob`.
+    pub head: Blob,
+}
+
 impl Artifact {
+    /// The bound index, if the artifact has one.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where it is of another version than [`INDEX_VERSION`]; [`Kind::Invalid`] where there are
+    /// several, or the annotations that pin its head are missing or can't be meant.
+    pub fn bound_index(&self) -> Result<Option<BoundIndex>> {
+        let mut layers = self.layers.iter().map(|layer| &layer.descriptor).filter(|layer| is_index(layer));
+        let Some(layer) = layers.next() else { return Ok(None) };
+        let bad = |kind, why: &str| Error::new(kind, format!("the bound index {} {why}", layer.digest));
+        if let Some(other) = layers.next() {
+            return Err(bad(Kind::Invalid, &format!("is not the only one: {} is another", other.digest)));
+        }
+        let annotation = |key: &str| layer.annotations.get(key).map(String::as_str).unwrap_or_default();
+        let version = annotation(INDEX_KEY);
+        if version != INDEX_VERSION {
+            return Err(bad(Kind::Unsupported, &format!("is of version {version:?}"))
+                .hint(format!("this weightfs reads {INDEX_VERSION}; a newer one may read it")));
+        }
+        let digest: Digest = annotation(INDEX_HEAD_DIGEST_KEY).parse().map_err(|error: Error| {
+            error.context(format!("the bound index {} has no usable {INDEX_HEAD_DIGEST_KEY}", layer.digest))
+        })?;
+        let size = annotation(INDEX_HEAD_SIZE_KEY).parse().ok().filter(|size| *size <= layer.size);
+        let size = size.ok_or_else(|| bad(Kind::Invalid, &format!("has no usable {INDEX_HEAD_SIZE_KEY}")))?;
+        Ok(Some(BoundIndex { blob: layer.blob(), head: Blob { digest, size } }))
+    }
+
     /// What `manifest` means as a model.
     ///
     /// # Errors
@@ -230,7 +281,7 @@ impl ModelLayer {
             packaging: Packaging::of_type(&descriptor.media_type),
             path: annotation(&PATH_KEYS),
             metadata: None,
-            hidden: is_for_another_tool(&descriptor),
+            hidden: is_for_another_tool(&descriptor) || is_index(&descriptor),
             descriptor: descriptor.clone(),
         };
         if let Some(text) = annotation(&METADATA_KEYS) {
@@ -239,11 +290,15 @@ impl ModelLayer {
                 warnings.push(format!("{}: the file metadata is no JSON object, ignored", layer.name()));
             }
         }
-        if layer.hidden {
+        if is_for_another_tool(&descriptor) {
             warnings.push(format!("{}: data for another tool, not shown", layer.name()));
         }
         layer
     }
+}
+
+fn is_index(descriptor: &Descriptor) -> bool {
+    descriptor.annotations.contains_key(INDEX_KEY)
 }
 
 /// A nydus bootstrap, which lists the other layers' files for that tool.
@@ -371,6 +426,31 @@ mod tests {
             let artifact_type = "application/vnd.cncf.model.manifest.v1+json".to_owned();
             Artifact::read(Manifest { artifact_type, ..manifest }).unwrap();
         }
+    }
+
+    #[test]
+    fn the_bound_index_is_hidden_and_pinned_by_its_annotations() {
+        let head = Digest::of(b"head");
+        let marks =
+            [(INDEX_KEY, "v1"), (INDEX_HEAD_DIGEST_KEY, &head.to_string()), (INDEX_HEAD_SIZE_KEY, "9")];
+        let of = |marks: &[(&str, &str)]| artifact(vec![layer("a", &[]), layer("i", marks)]);
+        let found = of(&marks).bound_index().unwrap().unwrap();
+        assert_eq!((found.blob.digest, found.head), (Digest::of(b"i"), Blob { digest: head, size: 9 }));
+        assert_eq!((of(&marks).visible().count(), of(&marks).warnings.len()), (1, 0));
+        assert_eq!(of(&[]).bound_index().unwrap(), None);
+        let size = [marks[0], marks[1], (INDEX_HEAD_SIZE_KEY, "10")];
+        for (marks, kind) in [
+            (&[(INDEX_KEY, "v2")][..], Kind::Unsupported),
+            (&marks[..1], Kind::Invalid),
+            (&marks[..2], Kind::Invalid),
+            (&size[..], Kind::Invalid),
+        ] {
+            let error = of(marks).bound_index().unwrap_err();
+            assert_eq!(error.kind(), kind);
+            assert!(error.to_string().contains(&Digest::of(b"i").to_string()), "{error}");
+        }
+        let twice = artifact(vec![layer("i", &marks), layer("j", &marks)]);
+        assert_eq!(twice.bound_index().unwrap_err().kind(), Kind::Invalid);
     }
 
     #[test]

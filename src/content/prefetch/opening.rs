@@ -4,10 +4,8 @@
 //! page first (docs/semantics.md has the order). So: small files whole, then the first chunk of each weight file,
 //! and the last one of a GGUF.
 
-use crate::index::{CHUNK, EntryKind, ExtentId, Index};
+use crate::index::{CHUNK, EntryKind, ExtentId, Grid, Index};
 use crate::range::ContentRange;
-
-use super::super::grid::Grid;
 
 /// A file up to this size is loaded whole.
 const SMALL: u64 = 4 << 20;

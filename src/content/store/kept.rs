@@ -25,8 +25,9 @@ use nix::libc;
 use parking_lot::Mutex;
 
 use crate::content::buffer::{ALIGN, Pool};
-use crate::content::grid::Grid;
-use crate::content::verify::{ChunkDigest, Verified};
+use crate::content::verify::Verified;
+use crate::index::ChunkDigest;
+use crate::index::Grid;
 
 /// A record of `.digests`: the digest and eight bytes that bind it to its chunk.
 const RECORD: usize = 40;

@@ -40,8 +40,8 @@ use budget::Budget;
 use kept::KeptFile;
 use open::OpenFiles;
 
-use super::verify::ChunkDigest;
 use crate::error::{Error, Kind, Result};
+use crate::index::ChunkDigest;
 use crate::index::Layer;
 use crate::oci::{Digest, Reference};
 use crate::range::{ContentRange, StoredRange};

@@ -1,8 +1,8 @@
 //! The grid of index format v1: chunks of 1 MiB, counted from the start of each file.
 //!
-//! Pure arithmetic; every other module here asks it instead of dividing by itself.
+//! Pure arithmetic; every other module asks it instead of dividing by itself.
 
-use crate::index::CHUNK;
+use super::CHUNK;
 use crate::range::ContentRange;
 
 /// The grid over one file of `len` bytes.
