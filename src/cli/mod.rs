@@ -13,6 +13,7 @@ mod logging;
 mod ls;
 mod mount;
 mod print;
+mod progress;
 mod state;
 mod unmount;
 
