@@ -12,7 +12,7 @@ use super::pin;
 use super::tree::{NodeId, NodeKind, Tree};
 use crate::content::{Config, Loader, Standing, Store};
 use crate::error::{Error, Kind, Result};
-use crate::index::{ExtentId, Index};
+use crate::index::{ExtentId, Grid, Index};
 use crate::metrics::Metrics;
 use crate::oci::artifact::Packaging;
 use crate::oci::digest::Algorithm;
@@ -154,8 +154,37 @@ impl Model {
         (self.loader.standing(layer) == Standing::Poisoned).then_some(digest)
     }
 
-    /// What is known of all layers that have bytes of files: `poisoned` where one is, `verified` where all are proved,
+    /// How bytes are served: `strict` where each is verified before, by setting or since the artifact brings all digests,
     /// else `deferred`.
+    #[must_use]
+    pub fn integrity(&self) -> &'static str {
+        if self.loader.is_strict() { "strict" } else { "deferred" }
+    }
+
+    /// The bytes of files that the loader [refuses](Loader::refused), as `PATH bytes A-B`, under every name they have.
+    #[must_use]
+    pub fn refused(&self) -> Vec<String> {
+        let mut chunks: HashMap<ExtentId, Vec<u64>> = HashMap::new();
+        for (extent, chunk) in self.loader.refused() {
+            chunks.entry(extent).or_default().push(chunk);
+        }
+        if chunks.is_empty() {
+            return Vec::new();
+        }
+        let files = self.tree.nodes().filter_map(|(id, node)| match node.kind {
+            NodeKind::File { extent: Some(extent), size } => {
+                Some((id, Grid::new(size), chunks.get(&extent)?))
+            }
+            _ => None,
+        });
+        let named = files.flat_map(|(id, grid, chunks)| {
+            chunks.iter().map(move |chunk| format!("{} bytes {}", self.tree.path(id), grid.range(*chunk)))
+        });
+        named.collect()
+    }
+
+    /// What is known of all layers that have bytes of files: `poisoned` where one is, `verified` where all are proved or
+    /// bound, else `deferred`.
     #[must_use]
     pub fn standing(&self) -> &'static str {
         let layers = self.index.layers.iter().enumerate().filter(|(_, layer)| !layer.extents.is_empty());
@@ -179,7 +208,7 @@ impl Model {
     ///
     /// `user.weightfs.digest` is the manifest's for the root and the layer's for a file; `user.weightfs.standing` is
     /// that of all layers or of the file's. `user.modctl.size` and `user.modctl.sha256` are there once a file that is a
-    /// layer by itself has been proved.
+    /// layer by itself has been proved, or where the layer is bound.
     #[must_use]
     pub fn xattr(&self, node: NodeId, name: &str) -> Option<String> {
         if node == NodeId::ROOT {
@@ -199,7 +228,8 @@ impl Model {
         }
     }
 
-    /// The blob that a file is by itself, once it is proved: then the blob's SHA-256 is the file's.
+    /// The blob that a file is by itself, once it is proved: then the blob's SHA-256 is the file's. Of a bound layer the
+    /// manifest pins the SHA-256 beside the chunks' digests.
     fn proved_blob(&self, extent: ExtentId) -> Option<&crate::oci::Blob> {
         let layer = self.index.layers.get(extent.layer)?;
         let whole = ContentRange::new(0, layer.blob.size);

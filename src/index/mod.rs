@@ -124,6 +124,13 @@ pub enum Coding {
 }
 
 impl Layer {
+    /// The name under which the layer's chunks are kept: its digest, or, for a bound layer, one that its chunk digests
+    /// are part of.
+    #[must_use]
+    pub fn kept_as(&self) -> &Digest {
+        self.bound.as_ref().map_or(&self.blob.digest, |bound| &bound.kept_as)
+    }
+
     /// Where the content range lies among the stored bytes. Both spaces agree under [`Coding::Stored`].
     #[must_use]
     pub fn stored(&self, content: ContentRange) -> StoredRange {

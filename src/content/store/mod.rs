@@ -1,7 +1,7 @@
 //! What is kept on disk, shared by the processes of one user.
 //!
 //! ```text
-//! STORE/layers/ALGORITHM/HEX/            a layer that was proved: shared by all who can have it
+//! STORE/layers/ALGORITHM/HEX/            a layer that was proved, or that is bound: shared by all who can have it
 //!     OFFSET-LEN.{data,digests,kept}     one file's content (see [`kept`])
 //!     gaps                               archive headers (see [`gaps`])
 //!     proved                             says so
@@ -13,6 +13,9 @@
 //! STORE/small/WHO/ALGORITHM/HEX          manifests and configs
 //! STORE/admitted/KEY                     who was given which manifest (see [`Store::admit`])
 //! ```
+//!
+//! HEX is the layer's digest; for a bound layer it is one that the digests of its chunks are part of, so that nothing is
+//! left to prove: such a layer is shared once its first chunk was fetched.
 //!
 //! WHO stands for a place and the credentials used there. What nobody has proved yet is never shown to another, and
 //! can do him no harm: a registry of somebody's own making may give anything under any digest.
@@ -135,6 +138,14 @@ impl Store {
         kept::kept_bytes(&stem(&self.home(who, layer), extent), extent.len())
     }
 
+    /// The digests on record of all chunks of these extents, in order; `None` where one is missing. Proof of nothing.
+    #[must_use]
+    pub fn records(&self, who: &str, layer: &Digest, extents: &[ContentRange]) -> Option<Vec<u8>> {
+        let home = self.home(who, layer);
+        let records = extents.iter().map(|extent| kept::recorded(&stem(&home, *extent), extent.len()));
+        records.collect::<Option<Vec<_>>>().map(|records| records.concat())
+    }
+
     /// Whether the layer's digest was proved over its bytes here before, so that its vouched-for chunk digests are
     /// as good as the manifest's, and `who` may have it.
     #[must_use]
@@ -151,7 +162,7 @@ impl Store {
 
     /// Records that `who` has proved the layer's digest over what is kept for him: it is shared from now on.
     ///
-    /// Every file's digests must have been vouched for before.
+    /// Every file's digests must have been vouched for before, or be part of the name that is given as `layer`.
     pub fn set_proved(&self, who: &str, layer: &Digest) {
         let own = self.own(who, layer);
         self.alone(layer, || {
