@@ -51,6 +51,15 @@ pub fn head_size(bound: &Artifact) -> u64 {
     last["annotations"]["dev.weightfs.index.head.size"].as_str().unwrap().parse().unwrap()
 }
 
+/// For each file the digest of its layer, and where in that it begins.
+pub fn places(artifact: &Artifact, files: &[File], packing: Packing) -> Vec<(String, u64)> {
+    let layers = described(artifact, files, packing);
+    let place = |layer: &Described<'_>| -> Vec<(String, u64)> {
+        layer.files.iter().map(|(_, start)| (layer.digest.clone(), *start)).collect()
+    };
+    layers.iter().flat_map(place).collect()
+}
+
 fn described<'a>(artifact: &Artifact, files: &'a [File], packing: Packing) -> Vec<Described<'a>> {
     let describe = |blob: &Blob, files: Vec<(&'a File, u64)>| Described {
         digest: blob.digest.clone(),
@@ -69,7 +78,11 @@ fn described<'a>(artifact: &Artifact, files: &'a [File], packing: Packing) -> Ve
         }
         alone => {
             let start = if alone == Packing::Raw { 0 } else { 512 };
-            files.iter().zip(&artifact.blobs).map(|(file, blob)| describe(blob, vec![(file, start)])).collect()
+            files
+                .iter()
+                .zip(&artifact.blobs)
+                .map(|(file, blob)| describe(blob, vec![(file, start)]))
+                .collect()
         }
     }
 }
