@@ -380,6 +380,22 @@ async fn places_and_processes_that_read_at_once_end_with_one_shared_layer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_processes_that_read_at_once_fetch_once_but_for_what_came_before_the_layer_was_shared() {
+    let packed = Packed::new(&[24 * CHUNK]);
+    let (one, two) = (packed.loader(Config::default()), packed.loader(Config::default()));
+    let read = |loader: Arc<Loader>| async move {
+        for number in 0..24 {
+            loader.read(id(0), chunk(number)).await.unwrap();
+        }
+    };
+    tokio::join!(read(Arc::clone(&one)), read(Arc::clone(&two)));
+    assert!(packed.fetched() <= 28 * CHUNK, "{}", packed.fetched() / CHUNK);
+    for loader in [one, two] {
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_was_damaged_costs_a_fetch_and_never_an_error_or_a_wrong_byte() {
     for ending in ["data", "digests", "kept"] {
         let packed = Packed::new(&[3 * CHUNK]);
