@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::extent::Extent;
+use super::fetch::LOOK_LIMIT;
 use super::flight::Key;
 use super::loader::Loader;
 use super::verify::Verified;
@@ -192,16 +193,17 @@ impl Loader {
             return Err(Error::new(Kind::Invalid, "no such layer"));
         };
         let loader = Arc::clone(self);
-        let local = tokio::task::spawn_blocking(move || loader.local_section(layer)).await;
-        if let Ok(Some(section)) = local {
+        let local = tokio::task::spawn_blocking(move || loader.local_section(layer));
+        // A disk that hangs must not keep the network from being asked.
+        if let Ok(Ok(Some(section))) = tokio::time::timeout(LOOK_LIMIT, local).await {
             return Ok(section);
         }
         let doing = || format!("cannot read the bound index of layer {}", described.blob.digest);
         let section = self.fetch_section(described, bound).await.map_err(|error| error.context(doing()))?;
         let (loader, digest, kept) = (Arc::clone(self), bound.digest.clone(), section.clone());
-        // Where it can't be kept, it is fetched again by the next mount.
+        // Beside the readers; where it can't be kept, it is fetched again by the next mount.
         let keep = move || loader.shelf.store.keep_small(&loader.shelf.who, &digest, &kept);
-        let _ = tokio::task::spawn_blocking(keep).await;
+        drop(tokio::task::spawn_blocking(keep));
         Ok(section)
     }
 

@@ -21,7 +21,9 @@ use crate::repository::Repository;
 use crate::repository::memory::Memory;
 
 /// Something before the section in the blob of the index.
-const HEAD: u64 = 64;
+const HEAD: usize = 64;
+/// A chunk's length, as slices count.
+const MIB: usize = 1 << 20;
 
 /// One bound layer with files of these sizes and archive headers between them that nobody has read.
 struct Packed {
@@ -48,16 +50,16 @@ impl Packed {
         let layer = content(sizes.len() as u64 + 100, at + 512);
         let section: Vec<u8> = extents
             .iter()
-            .flat_map(|extent| slice(&layer, *extent).chunks(CHUNK as usize))
+            .flat_map(|extent| slice(&layer, *extent).chunks(MIB))
             .flat_map(|chunk| *ChunkDigest::of(chunk).bytes())
             .collect();
-        let mut index_blob = vec![7; HEAD as usize];
+        let mut index_blob = vec![7; HEAD];
         index_blob.extend_from_slice(&section);
         let repository = Arc::new(Memory::new());
         let (blob, pinned) = (repository.put(layer.clone()), repository.put(index_blob.clone()));
         let digest = Digest::of(&section);
         let kept_as = Digest::of(format!("{} {digest}", blob.digest).as_bytes());
-        let range = StoredRange::new(HEAD, pinned.size);
+        let range = StoredRange::new(HEAD as u64, pinned.size);
         let bound = Some(Bound { blob: pinned, range, digest, bytes: None, kept_as });
         let described = Layer {
             blob,
@@ -195,7 +197,7 @@ async fn one_request_brings_the_section_however_many_read_and_a_byte_costs_one_c
 #[tokio::test(flavor = "multi_thread")]
 async fn a_section_that_came_along_with_the_index_is_not_asked_for() {
     let mut packed = Packed::new(&[CHUNK, 10]);
-    let bytes = Bytes::copy_from_slice(&packed.index_blob[HEAD as usize..]);
+    let bytes = Bytes::copy_from_slice(&packed.index_blob[HEAD..]);
     Arc::get_mut(&mut packed.index).unwrap().layers[0].bound.as_mut().unwrap().bytes = Some(bytes);
     let loader = packed.loader(plain());
     assert_eq!(read_all(&loader, 1).await.unwrap(), packed.file(1));
@@ -259,12 +261,12 @@ async fn a_chunk_that_is_wrong_once_is_asked_for_once_more_and_served() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_section_that_cannot_be_had_is_an_error_under_its_name_and_the_next_read_tries_again() {
     let packed = Packed::new(&[3 * CHUNK]);
-    let broken: [(&dyn Fn(&mut Vec<u8>), Kind, usize); 2] = [
-        (&|blob| *blob.last_mut().unwrap() ^= 1, Kind::Integrity, 2),
-        (&|blob| blob.truncate(70), Kind::Broken, 1),
-    ];
+    let flip = |blob: &mut Vec<u8>| *blob.last_mut().unwrap() ^= 1;
+    let shorten = |blob: &mut Vec<u8>| blob.truncate(70);
     let loader = packed.loader(plain());
-    for (change, kind, times) in broken {
+    for (change, kind, times) in
+        [(&flip as &dyn Fn(&mut Vec<u8>), Kind::Integrity, 2), (&shorten, Kind::Broken, 1)]
+    {
         packed.change_section(change);
         let before = packed.asked(&packed.bound().blob);
         let error = read_all(&loader, 0).await.unwrap_err();
@@ -284,8 +286,8 @@ async fn a_section_that_cannot_be_had_is_an_error_under_its_name_and_the_next_re
 async fn a_section_of_another_length_than_the_chunks_need_is_refused_unasked() {
     let mut packed = Packed::new(&[3 * CHUNK]);
     let bound = Arc::get_mut(&mut packed.index).unwrap().layers[0].bound.as_mut().unwrap();
-    bound.range = StoredRange::new(HEAD, HEAD + 64);
-    bound.digest = Digest::of(&packed.index_blob[HEAD as usize..HEAD as usize + 64]);
+    bound.range = StoredRange::new(HEAD as u64, HEAD as u64 + 64);
+    bound.digest = Digest::of(&packed.index_blob[HEAD..HEAD + 64]);
     let loader = packed.loader(plain());
     let error = read_all(&loader, 0).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Integrity);
@@ -404,16 +406,15 @@ async fn a_store_that_was_damaged_costs_a_fetch_and_never_an_error_or_a_wrong_by
         whole(&loader, 0).await;
         loader.close().await;
         let right = std::fs::read(packed.kept(0, ending)).unwrap();
-        let damages: [&dyn Fn(&mut Vec<u8>); 5] = [
-            &|file| file[0] ^= 1,
-            &|file| *file.last_mut().unwrap() ^= 1,
-            &|file| file[45] ^= 0xff,
-            &|file| file.truncate(50),
-            &|file| file.fill(1),
-        ];
-        for (number, damage) in damages.iter().enumerate() {
+        for number in 0..5 {
             let mut wrong = right.clone();
-            damage(&mut wrong);
+            match number {
+                0 => wrong[0] ^= 1,
+                1 => *wrong.last_mut().unwrap() ^= 1,
+                2 => wrong[45] ^= 0xff,
+                3 => wrong.truncate(50),
+                _ => wrong.fill(1),
+            }
             std::fs::write(packed.kept(0, ending), wrong).unwrap();
             let loader = packed.loader(plain());
             if ending == "data" {
@@ -435,11 +436,11 @@ async fn bytes_and_digests_that_somebody_else_has_put_into_the_store_are_not_ser
     read_all(&loader, 0).await.unwrap();
     whole(&loader, 0).await;
     loader.close().await;
-    let forged = vec![9; CHUNK as usize];
+    let forged = vec![9; MIB];
     let forge = || {
         let kept = KeptFile::open(&packed.kept(0, "data").with_extension(""), 4 * CHUNK).unwrap();
         let mut digests = ChunkDigest::of(&forged).bytes().to_vec();
-        for right in packed.file(0).chunks(CHUNK as usize).skip(1) {
+        for right in packed.file(0).chunks(MIB).skip(1) {
             digests.extend_from_slice(ChunkDigest::of(right).bytes());
         }
         kept.hold_to(&digests).unwrap();
@@ -552,24 +553,28 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A bound layer, what is wrong with its registry at the moment, and the process that reads it.
+/// A bound layer, what is wrong with its registry at the moment, and the processes that read it at once: of two places.
 struct Trial {
     packed: Packed,
     wrong: Vec<(usize, u64)>,
     section_lost: bool,
-    loader: Arc<Loader>,
+    loaders: [Arc<Loader>; 2],
 }
 
 impl Trial {
     async fn take(&mut self, step: &Step) {
         match *step {
-            Step::Read { extent, start, len } => self.read(extent, start, len).await,
+            Step::Read { extent, start, len } => {
+                let [one, two] = &self.loaders;
+                tokio::join!(self.read(one, extent, start, len), self.read(two, extent, start, len));
+            }
             Step::Warm { extent } => {
                 let all = ContentRange::new(0, u64::MAX);
-                drop(self.loader.fetch_missing(id(extent), all, Lane::Ahead).await);
+                drop(self.loaders[0].fetch_missing(id(extent), all, Lane::Ahead).await);
             }
             Step::Hold { extent } => {
-                if let Some(file) = self.loader.hold(id(extent)).whole() {
+                for held in self.loaders.iter().map(|loader| loader.hold(id(extent))) {
+                    let Some(file) = held.whole() else { continue };
                     let mut found = vec![0; self.packed.file(extent).len()];
                     file.read_exact_at(&mut found, 0).unwrap();
                     assert!(found == self.packed.file(extent), "handed to the kernel");
@@ -581,7 +586,7 @@ impl Trial {
             }
             Step::LoseSection => {
                 self.section_lost = true;
-                self.packed.change_section(|blob| blob[HEAD as usize] ^= 1);
+                self.packed.change_section(|blob| blob[HEAD] ^= 1);
             }
             Step::Mend => {
                 self.wrong.clear();
@@ -604,8 +609,9 @@ impl Trial {
                 let _nothing_there = std::fs::remove_dir_all(self.packed.dir.path().join("store/layers"));
             }
             Step::Restart { elsewhere } => {
-                self.loader.close().await;
-                self.loader = match elsewhere {
+                let loader = &mut self.loaders[usize::from(elsewhere)];
+                loader.close().await;
+                *loader = match elsewhere {
                     true => self.packed.elsewhere(&self.packed.repository),
                     false => self.packed.loader(plain()),
                 };
@@ -614,10 +620,10 @@ impl Trial {
     }
 
     /// Right bytes, or an error where something of what is read is wrong in the registry.
-    async fn read(&self, extent: usize, start: u64, len: u64) {
+    async fn read(&self, loader: &Arc<Loader>, extent: usize, start: u64, len: u64) {
         let range = ContentRange::new(start, start + len);
         let grid = Grid::new(SIZES[extent]);
-        match self.loader.read(id(extent), range).await {
+        match loader.read(id(extent), range).await {
             Ok(bytes) => {
                 let expected = range.meet(ContentRange::new(0, SIZES[extent]));
                 let expected =
@@ -632,7 +638,7 @@ impl Trial {
                 assert!(touched || self.section_lost, "{error}");
             }
         }
-        assert_eq!(self.loader.standing(0), Standing::Proved);
+        assert_eq!(loader.standing(0), Standing::Proved);
     }
 }
 
@@ -643,17 +649,19 @@ fn whatever_happens_a_read_of_a_bound_layer_is_right_or_an_error_that_the_regist
     proptest!(config, |(steps in prop::collection::vec(step(), 1..30))| {
         runtime.block_on(async {
             let packed = Packed::new(&SIZES);
-            let loader = packed.loader(plain());
-            let mut trial = Trial { packed, wrong: Vec::new(), section_lost: false, loader };
+            let loaders = [packed.loader(plain()), packed.elsewhere(&packed.repository)];
+            let mut trial = Trial { packed, wrong: Vec::new(), section_lost: false, loaders };
             for step in &steps {
                 trial.take(step).await;
             }
             trial.take(&Step::Mend).await;
-            for extent in 0..SIZES.len() {
-                assert_eq!(read_all(&trial.loader, extent).await.unwrap(), trial.packed.file(extent));
+            for loader in &trial.loaders {
+                for extent in 0..SIZES.len() {
+                    assert_eq!(read_all(loader, extent).await.unwrap(), trial.packed.file(extent));
+                }
+                assert!(loader.refused().is_empty());
+                loader.close().await;
             }
-            assert!(trial.loader.refused().is_empty());
-            trial.loader.close().await;
         });
     });
 }

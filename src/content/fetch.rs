@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The same for what nobody waits for: on a slow line a chunk takes its time in the other process too.
 const LONG_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the store is waited for before the repository is asked instead.
-const LOOK_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// How often a claimed chunk is looked for. Claims have no notification; a look costs two system calls.
 const LOOK: Duration = Duration::from_millis(3);
 
