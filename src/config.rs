@@ -133,8 +133,8 @@ keys! {
     "registry.stall", "WEIGHTFS_STALL", None, "`15s`", "duration",
     "how long an answer may go without a byte before it is asked for again",
     |all, text| duration(text).map(|value| all.repository.stall = value);
-    "content.integrity", "WEIGHTFS_INTEGRITY", Some("--integrity"), "`deferred`", "`deferred` or `strict`",
-    "what is asked of bytes before they are served",
+    "content.integrity", "WEIGHTFS_INTEGRITY", Some("--integrity"), "`auto`", "`auto`, `deferred` or `strict`",
+    "what is asked of bytes before they are served, where the artifact does not bring their digests",
     |all, text| integrity(text).map(|value| all.content.integrity = value);
     "content.warm", "WEIGHTFS_WARM", Some("--warm"), "`auto`", "`none`, `auto` or `all`",
     "what is loaded before it is asked for",
@@ -339,9 +339,10 @@ fn switch(text: &str) -> Result<bool, String> {
 
 fn integrity(text: &str) -> Result<Integrity, String> {
     match text {
+        "auto" => Ok(Integrity::Auto),
         "deferred" => Ok(Integrity::Deferred),
         "strict" => Ok(Integrity::Strict),
-        _ => Err(format!("{text:?} is neither deferred nor strict")),
+        _ => Err(format!("{text:?} is none of auto, deferred, strict")),
     }
 }
 

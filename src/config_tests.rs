@@ -34,6 +34,7 @@ fn flags_overrule_the_environment_which_overrules_the_file_which_overrules_defau
 fn an_empty_variable_counts_as_not_set() {
     let settings = Settings::load(&environment(&[("WEIGHTFS_WARM", "")]), None, &Vec::new()).unwrap();
     assert_eq!(settings.content.warm, Warm::Auto);
+    assert_eq!(settings.content.integrity, Integrity::Auto);
 }
 
 #[test]

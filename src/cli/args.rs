@@ -108,7 +108,8 @@ pub(super) struct Reading {
     /// Ask a registry that is not on this machine over HTTP, without TLS
     #[arg(long)]
     plain_http: bool,
-    /// Serve bytes as they come and prove each layer when it is complete, or only proved layers [deferred, strict]
+    /// How bytes are served that the artifact brings no digests of: as they come, each layer being proved when it is
+    /// complete, or only once their layer is proved [auto, deferred, strict]
     #[arg(long, value_name = "HOW")]
     integrity: Option<String>,
     /// How long a read may go without progress before it fails, as 60s

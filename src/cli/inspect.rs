@@ -50,6 +50,12 @@ struct Integrity {
     meaning: &'static str,
 }
 
+/// What an artifact allows whose bound index covers every layer.
+const BOUND: [Integrity; 1] = [Integrity {
+    way: "strict",
+    meaning: "the artifact brings the digest of every chunk: each is verified when it arrives",
+}];
+
 /// What raw and tar layers without an index allow.
 const WAYS: [Integrity; 2] = [
     Integrity {
@@ -87,9 +93,15 @@ fn report(model: &Model) -> Report {
         content_bytes: model.tree.total(),
         stored_bytes: layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size)),
         layers,
-        integrity: WAYS.into(),
+        integrity: if bound(model) { BOUND.into() } else { WAYS.into() },
         warnings: model.index.warnings.clone(),
     }
+}
+
+/// Whether the artifact brings the digests of all files' chunks.
+fn bound(model: &Model) -> bool {
+    let mut files = model.index.layers.iter().filter(|layer| !layer.extents.is_empty()).peekable();
+    files.peek().is_some() && files.all(|layer| layer.bound.is_some())
 }
 
 fn dialect(family: Family) -> &'static str {

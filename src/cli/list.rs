@@ -17,10 +17,14 @@ struct Row {
     /// Content bytes on this machine, of `total`; `null` for a dead mount.
     kept: Option<u64>,
     total: Option<u64>,
+    /// `strict`: every byte is verified before it is served; `deferred`: some are later; empty for a dead mount.
+    integrity: String,
     /// `deferred`, `verified`, `poisoned`, or `dead`, or `silent` where the process runs and does not answer.
     standing: String,
     /// Files that are not what the manifest says.
     poisoned: Vec<String>,
+    /// Bytes that are not what the bound index says, as `PATH bytes A-B`.
+    refused: Vec<String>,
     /// The log of a mount in the background.
     log: Option<std::path::PathBuf>,
 }
@@ -40,6 +44,14 @@ pub(super) fn run(command: &args::List, settings: &Settings) -> Result<()> {
             ));
         }
     }
+    for row in &rows {
+        for bytes in &row.refused {
+            print::complain(format_args!(
+                "REFUSED: {}/{bytes} are not what their manifest says; reading them fails, the rest is served",
+                row.dir.display()
+            ));
+        }
+    }
     if command.json {
         return print::json(&rows);
     }
@@ -55,8 +67,10 @@ fn row(state: &State, record: Record) -> Row {
     Row {
         kept: status.as_ref().map(|status| status.kept),
         total: status.as_ref().map(|status| status.total),
+        integrity: status.as_ref().map(|status| status.integrity.clone()).unwrap_or_default(),
         standing: status.as_ref().map_or_else(silent, |status| status.standing.clone()),
-        poisoned: status.map(|status| status.poisoned).unwrap_or_default(),
+        poisoned: status.as_ref().map(|status| status.poisoned.clone()).unwrap_or_default(),
+        refused: status.map(|status| status.refused).unwrap_or_default(),
         dir: record.dir,
         reference: record.reference,
         digest: record.digest,
@@ -66,7 +80,7 @@ fn row(state: &State, record: Record) -> Row {
 }
 
 fn table(rows: &[Row]) -> Vec<Vec<String>> {
-    let head = ["DIR", "REFERENCE", "DIGEST", "PID", "LOCAL", "STANDING"];
+    let head = ["DIR", "REFERENCE", "DIGEST", "PID", "LOCAL", "INTEGRITY", "STANDING"];
     let mut table = vec![head.map(str::to_owned).to_vec()];
     table.extend(rows.iter().map(|row| {
         vec![
@@ -75,6 +89,7 @@ fn table(rows: &[Row]) -> Vec<Vec<String>> {
             row.digest.chars().take("sha256:".len() + 12).collect(),
             row.pid.to_string(),
             local(row.kept, row.total),
+            if row.integrity.is_empty() { "-" } else { &row.integrity }.to_owned(),
             row.standing.clone(),
         ]
     }));

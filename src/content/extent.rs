@@ -2,6 +2,7 @@
 //!
 //! Called by the loader and the prover. Blocking where it opens or reads files of the store; each function says so.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::bound::Digests;
 use super::buffer::Pool;
 use super::prefetch::stream::{Plan, Streams};
 use super::prefetch::tensors::Tensors;
@@ -30,10 +32,13 @@ pub(super) struct Extent {
     pub(super) id: ExtentId,
     /// The file's path, for messages and for what its name says about it.
     pub(super) path: String,
+    /// What names its layer in the store.
     pub(super) layer: Digest,
     /// Where it lies in its layer's content.
     pub(super) range: ContentRange,
     pub(super) grid: Grid,
+    /// What its chunks must be, where the artifact says so; then nothing else counts, and the next field is empty.
+    bound: Option<Digests>,
     digests: Mutex<HashMap<u64, Known>>,
     /// Held while files are opened, so never taken by who may not block.
     files: Mutex<Files>,
@@ -51,7 +56,7 @@ struct Known {
 #[derive(Debug, Default)]
 struct Files {
     kept: Weak<KeptFile>,
-    /// Whether the digests on record are those of a proved layer.
+    /// Whether the digests on record are those of a proved layer, or of a bound one.
     vouched: bool,
     /// Chunks not in the store when it was last looked at, less those kept since; `None`: look.
     missing: Option<u64>,
@@ -76,13 +81,20 @@ enum TensorMap {
 }
 
 impl Extent {
-    pub(super) fn new(id: ExtentId, path: String, layer: Digest, range: ContentRange) -> Self {
+    pub(super) fn new(
+        id: ExtentId,
+        path: String,
+        layer: Digest,
+        range: ContentRange,
+        bound: Option<Digests>,
+    ) -> Self {
         Self {
             id,
             path,
             layer,
             range,
             grid: Grid::new(range.len()),
+            bound,
             digests: Mutex::default(),
             files: Mutex::default(),
             readers: Mutex::default(),
@@ -124,9 +136,32 @@ impl Extent {
         self.readers.lock().tensors = TensorMap::Found(Arc::new(tensors));
     }
 
-    /// The files in the store, opened (and made) where they are not open; `None` while the store fails. Blocks.
+    /// Whether the artifact itself says what its chunks must be.
+    pub(super) fn is_bound(&self) -> bool {
+        self.bound.is_some()
+    }
+
+    /// The files in the store, opened (and made) where they are not open; `None` while the store fails. Those of a bound
+    /// layer have the right digests on record once the section is here. Blocks.
     pub(super) fn kept(&self, shelf: &Shelf) -> Option<Arc<KeptFile>> {
         let mut files = self.files.lock();
+        let kept = self.opened(&mut files, shelf)?;
+        let digests = self.bound.as_ref().filter(|_| !files.vouched).and_then(Digests::all);
+        let Some(digests) = digests else { return Some(kept) };
+        match kept.hold_to(&digests) {
+            Ok(()) => {
+                files.vouched = true;
+                Some(kept)
+            }
+            Err(error) => {
+                tracing::warn!(path = self.path, %error, "the store fails; going on without it for a while");
+                *files = Files { failed: Some(Instant::now()), ..Files::default() };
+                None
+            }
+        }
+    }
+
+    fn opened(&self, files: &mut Files, shelf: &Shelf) -> Option<Arc<KeptFile>> {
         if let Some(kept) = files.kept.upgrade().filter(|kept| !kept.removed()) {
             kept.touch();
             return Some(kept);
@@ -157,8 +192,9 @@ impl Extent {
     /// Whether the digests on record are those of a proved layer; they are taken over then, all of them. Looks again while
     /// they are not: another process may have proved the layer since. Blocks.
     pub(super) fn vouched(&self, kept: &KeptFile) -> bool {
-        if self.files.lock().vouched {
-            return true;
+        let vouched = self.files.lock().vouched;
+        if vouched || self.is_bound() {
+            return vouched;
         }
         let vouched = kept.vouched();
         if vouched {
@@ -186,24 +222,36 @@ impl Extent {
 
     /// Whether a digest is known that the chunk must have.
     pub(super) fn knows(&self, chunk: u64) -> bool {
-        self.digests.lock().contains_key(&chunk)
+        match &self.bound {
+            Some(bound) => bound.of(chunk).is_some(),
+            None => self.digests.lock().contains_key(&chunk),
+        }
     }
 
     /// Takes over the digest that the store has on record for the chunk, unless one is known. Blocks.
     pub(super) fn learn(&self, chunk: u64, kept: &KeptFile) {
-        if let Some(digest) = kept.digest(chunk).filter(|_| !self.knows(chunk)) {
+        if self.is_bound() || self.knows(chunk) {
+            return;
+        }
+        if let Some(digest) = kept.digest(chunk) {
             self.digests.lock().entry(chunk).or_insert(Known { digest, seen: false });
         }
     }
 
     /// The chunk, if its bytes are what they must be; on first contact, what they are is what they must be.
     pub(super) fn verify(&self, chunk: u64, bytes: Bytes) -> Option<Verified> {
-        let known = self.digests.lock().get(&chunk).map(|known| known.digest);
+        let known = match &self.bound {
+            Some(bound) => Some(bound.of(chunk)?),
+            None => self.digests.lock().get(&chunk).map(|known| known.digest),
+        };
         Verified::check(bytes, known).filter(|verified| self.agrees(chunk, verified))
     }
 
     /// Whether the chunk has had these bytes all along, as far as is known; they count as seen then.
     fn agrees(&self, chunk: u64, verified: &Verified) -> bool {
+        if let Some(bound) = &self.bound {
+            return bound.of(chunk) == Some(verified.digest());
+        }
         let mut digests = self.digests.lock();
         let known = digests.entry(chunk).or_insert(Known { digest: verified.digest(), seen: true });
         let agrees = known.digest == verified.digest();
@@ -262,12 +310,26 @@ impl Extent {
         pool: &Pool,
         damaged: impl FnOnce(),
     ) -> Option<Verified> {
-        let forget = || {
+        if self.is_bound() && !self.knows(chunk) {
+            return None;
+        }
+        let wrong = Cell::new(false);
+        let found = kept.read(chunk, pool, || wrong.set(true));
+        // What this process saw before, or what the artifact says, counts as well: both must agree.
+        let agreed = found.as_ref().is_none_or(|found| self.agrees(chunk, found));
+        if !agreed && self.is_bound() {
+            // Somebody else has put both there, the bytes and their digest.
+            kept.forget(chunk);
+            wrong.set(true);
+        }
+        if wrong.get() {
             damaged();
-            self.files.lock().missing = None;
-        };
-        // What this process saw before counts as well: both must agree.
-        kept.read(chunk, pool, forget).filter(|verified| self.agrees(chunk, verified))
+            let mut files = self.files.lock();
+            files.missing = None;
+            // The records of a bound layer are written again.
+            files.vouched &= !self.is_bound();
+        }
+        found.filter(|_| agreed)
     }
 
     /// Whether every chunk is said to be in the store. Blocks, but looks at the disk only where it must.

@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The same for what nobody waits for: on a slow line a chunk takes its time in the other process too.
 const LONG_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the store is waited for before the repository is asked instead.
-const LOOK_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// How often a claimed chunk is looked for. Claims have no notification; a look costs two system calls.
 const LOOK: Duration = Duration::from_millis(3);
 
@@ -107,9 +107,14 @@ impl Loader {
         let mut outcome = Ok(());
         for run in runs(&missing.unwrap_or_default(), AHEAD_CHUNKS) {
             while under_way.len() >= AHEAD_REQUESTS {
-                outcome = outcome.and(under_way.next().await.unwrap_or(Ok(())));
+                match under_way.next().await.unwrap_or(Ok(())) {
+                    // A chunk that is wrong keeps nobody from the others.
+                    Err(error) if self.concerns_a_chunk(id.layer, &error) => {
+                        outcome = outcome.and(Err(error))
+                    }
+                    next => next?,
+                }
             }
-            outcome.clone()?;
             under_way.push(self.fetch_run(id, run, lane));
         }
         while let Some(next) = under_way.next().await {
@@ -136,10 +141,11 @@ impl Loader {
         for group in contiguous(flights) {
             self.lead(id, lane, Arc::clone(&urgency), group);
         }
+        let mut outcome = Ok(());
         for flight in aboard {
-            flight.settled().await?;
+            outcome = outcome.and(flight.settled().await);
         }
-        Ok(())
+        outcome
     }
 
     /// The chunks of `range` to be brought; none where nobody waits and nothing can be kept. Blocks.
@@ -164,6 +170,12 @@ impl Loader {
         (chunks.start..end).filter(|chunk| !is_here(*chunk)).collect()
     }
 
+    /// Finds out what may be seen of a layer that is kept, and what its chunks must be.
+    async fn prepare(self: &Arc<Self>, layer: usize) -> Result<()> {
+        self.admit(layer).await?;
+        self.bind(layer).await
+    }
+
     fn lead(
         self: &Arc<Self>,
         id: ExtentId,
@@ -177,6 +189,9 @@ impl Loader {
 
     /// The chunk's bytes as proved by what is known; asked for once more where they are not what they must be.
     async fn verified(self: &Arc<Self>, extent: &Extent, chunk: u64, bytes: Bytes) -> Result<Verified> {
+        if extent.is_bound() {
+            return self.verified_bound(extent, chunk, bytes).await;
+        }
         if !extent.knows(chunk) {
             // The store fails: what it has proved cannot be compared with, so nothing counts as proved.
             self.set_unproved(extent.id.layer);
@@ -237,10 +252,14 @@ impl Loader {
         if said_to_be_here && kept.has(chunk) { Look::Unusable } else { Look::Absent }
     }
 
-    /// Hands a verified chunk to who waits and to the prover.
+    /// Hands a verified chunk to who waits, and to the prover where there is something to prove.
     fn hand_out(&self, key: Key, verified: &Verified) {
-        if self.standing(key.0.layer) != Standing::Poisoned {
+        let standing = self.standing(key.0.layer);
+        if standing != Standing::Poisoned {
+            self.refused.clear(key);
             self.board.publish(key, verified.bytes());
+        }
+        if standing == Standing::Unproved {
             self.prover.arrived(key.0, key.1, verified.bytes());
         }
     }
@@ -278,10 +297,11 @@ impl Request {
         let loader = Arc::clone(&self.loader);
         let Some(extent) = loader.extent(self.id) else { return };
         let ready = loader.refuse_poisoned(self.id.layer);
-        if let Err(error) = async { loader.admit(self.id.layer).await.and(ready) }.await {
+        if let Err(error) = loader.prepare(self.id.layer).await.and(ready) {
             self.give_up(0..u64::MAX, &error);
             return;
         }
+        self.flights.iter().for_each(|(_, flight)| flight.progress());
         let (mut left, mut unusable) = self.take_from_store().await;
         if left.is_empty() {
             return;
@@ -356,12 +376,21 @@ impl Request {
         for chunk in run {
             let len = usize::try_from(extent.grid.range(chunk).len()).unwrap_or(usize::MAX);
             let bytes = self.next_chunk(pieces, len).await?;
-            let verified = self.loader.verified(extent, chunk, bytes).await?;
             let key = (self.id, chunk);
+            let verified = match self.loader.verified(extent, chunk, bytes).await {
+                Err(error) if extent.is_bound() => {
+                    self.give_up(chunk..chunk + 1, &error);
+                    continue;
+                }
+                verified => verified?,
+            };
             self.loader.hand_out(key, &verified);
             self.flights.retain(|(flown, _)| *flown != key);
             let loader = Arc::clone(&self.loader);
-            keeping.spawn_blocking(move || loader.keep(key, &verified));
+            keeping.spawn_blocking(move || {
+                loader.show_origin(key.0.layer);
+                loader.keep(key, &verified);
+            });
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::bound::{Binding, Refused};
 use super::buffer::Pool;
 use super::extent::Extent;
 use super::flight::{Board, Place};
@@ -25,7 +26,7 @@ use super::store::Store;
 use super::store::kept::KeptFile;
 use super::{Config, Integrity};
 use crate::error::{Error, Kind, Result};
-use crate::index::{CHUNK, EntryKind, ExtentId, Index, Layer};
+use crate::index::{CHUNK, EntryKind, ExtentId, Grid, Index, Layer};
 use crate::metrics::Metrics;
 use crate::range::ContentRange;
 use crate::repository::Repository;
@@ -56,7 +57,7 @@ pub enum Warm {
 pub enum Standing {
     /// Not complete yet, so not proved.
     Unproved,
-    /// The layer's digest was proved over its bytes, on this node.
+    /// The layer's digest was proved over its bytes, on this node; or the manifest pins the digests of its chunks.
     Proved,
     /// The bytes are not what the manifest says: reads fail.
     Poisoned,
@@ -85,6 +86,7 @@ pub struct Loader {
     pub(super) prover: Prover,
     pub(super) layers: Vec<Stratum>,
     pub(super) poisoned: Mutex<Poisoned>,
+    pub(super) refused: Refused,
     /// Held by who looks for a file's tensors.
     pub(super) headers: tokio::sync::Mutex<()>,
     tasks: Mutex<JoinSet<()>>,
@@ -98,6 +100,8 @@ pub struct Loader {
 pub(super) struct Stratum {
     pub(super) extents: Vec<Extent>,
     pub(super) standing: watch::Sender<Standing>,
+    /// Of a bound layer, whose standing never changes: what binds it.
+    pub(super) binding: Option<Binding>,
     /// Extents not known to be complete; `None`: not looked at yet.
     pub(super) incomplete: Mutex<Option<BTreeSet<usize>>>,
     /// Set once this mount may see what the store has of the layer.
@@ -150,6 +154,7 @@ impl Loader {
             pool: Pool::default(),
             prover: Prover::default(),
             poisoned: Mutex::default(),
+            refused: Refused::default(),
             headers: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
@@ -307,18 +312,24 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
         }
     }
     let stratum = |(number, layer): (usize, &Layer)| {
+        let binding = layer.bound.as_ref().map(|_| Binding::new(shelf.proved(layer.kept_as())));
+        let mut chunks = 0;
         let extents = layer.extents.iter().enumerate().map(|(extent, range)| {
+            let first = chunks;
+            chunks = first + Grid::new(range.len()).chunks();
+            let digests = binding.as_ref().map(|binding| binding.digests(first..chunks));
             let id = ExtentId { layer: number, extent };
             let path = paths.remove(&id).unwrap_or_else(|| layer.blob.digest.to_string());
-            Extent::new(id, path, layer.blob.digest.clone(), *range)
+            Extent::new(id, path, layer.kept_as().clone(), *range, digests)
         });
         let extents = extents.collect();
-        shelf.store.finish_poisoning(&shelf.who, &layer.blob.digest);
-        let proved = shelf.proved(&layer.blob.digest);
+        shelf.store.finish_poisoning(&shelf.who, layer.kept_as());
+        let proved = binding.is_some() || shelf.proved(layer.kept_as());
         let standing = watch::Sender::new(if proved { Standing::Proved } else { Standing::Unproved });
         Stratum {
             extents,
             standing,
+            binding,
             incomplete: Mutex::default(),
             admitted: OnceCell::new(),
             attempts: watch::Sender::new(0),

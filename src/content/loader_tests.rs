@@ -16,7 +16,7 @@ use crate::repository::memory::Memory;
 use crate::repository::{ByteStream, Pinned, Repository};
 
 /// Bytes that repeat nowhere within a test.
-fn content(seed: u64, len: u64) -> Vec<u8> {
+pub(super) fn content(seed: u64, len: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -107,28 +107,28 @@ impl Model {
     }
 }
 
-fn slice(all: &[u8], range: ContentRange) -> &[u8] {
+pub(super) fn slice(all: &[u8], range: ContentRange) -> &[u8] {
     &all[usize::try_from(range.start()).unwrap()..usize::try_from(range.end()).unwrap()]
 }
 
-const fn id(extent: usize) -> ExtentId {
+pub(super) const fn id(extent: usize) -> ExtentId {
     ExtentId { layer: 0, extent }
 }
 
-fn plain() -> Config {
+pub(super) fn plain() -> Config {
     Config { warm: Warm::None, ..Config::default() }
 }
 
-fn strict() -> Config {
+pub(super) fn strict() -> Config {
     Config { integrity: Integrity::Strict, ..plain() }
 }
 
-async fn read_all(loader: &Arc<Loader>, extent: usize) -> crate::Result<Bytes> {
+pub(super) async fn read_all(loader: &Arc<Loader>, extent: usize) -> crate::Result<Bytes> {
     loader.read(id(extent), ContentRange::new(0, u64::MAX)).await
 }
 
 /// Waits for what another thread does, looking often; half a minute is for machines under load.
-async fn until(what: impl Fn() -> bool) {
+pub(super) async fn until(what: impl Fn() -> bool) {
     for _ in 0..15_000 {
         if what() {
             return;
@@ -138,7 +138,7 @@ async fn until(what: impl Fn() -> bool) {
     panic!("it did not happen");
 }
 
-async fn whole(loader: &Arc<Loader>, extent: usize) -> Held {
+pub(super) async fn whole(loader: &Arc<Loader>, extent: usize) -> Held {
     until(|| loader.hold(id(extent)).whole().is_some()).await;
     loader.hold(id(extent))
 }
@@ -561,7 +561,7 @@ async fn descriptors_stay_few_and_idle_files_are_closed() {
 
 /// The same bytes under another identity.
 #[derive(Debug)]
-struct Elsewhere(Arc<Memory>);
+pub(super) struct Elsewhere(pub(super) Arc<Memory>);
 
 impl Repository for Elsewhere {
     fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, crate::Result<Pinned>> {

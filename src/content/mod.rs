@@ -4,6 +4,9 @@
 //! here unverified, except openly so under [`Integrity::Deferred`].
 
 mod admission;
+mod bound;
+#[cfg(test)]
+mod bound_tests;
 pub mod buffer;
 mod extent;
 mod fetch;
@@ -27,15 +30,19 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What is asked of bytes before they are served, where the artifact brings no chunk digests.
+/// What is asked of bytes before they are served. Chunks of a bound layer are verified when they arrive whatever is set
+/// here: the artifact itself says what they must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Integrity {
-    /// Serve what the registry gives, record its digest, prove the layer when it is complete and poison it
-    /// where the proof fails.
+    /// The strictest that costs no reader the download of a whole layer: verified bytes only of bound layers, as
+    /// `Deferred` of the others.
     #[default]
+    Auto,
+    /// Of a layer that is not bound, serve what the registry gives, record its digest, prove the layer when it is
+    /// complete and poison it where the proof fails.
     Deferred,
-    /// Serve nothing of a layer before the whole of it is here and proved.
+    /// Serve nothing of a layer that is not bound before the whole of it is here and proved.
     Strict,
 }
 

@@ -1,6 +1,6 @@
 //! What is known of each layer's bytes, how that changes, and what follows from it.
 //!
-//! A layer begins unproved, or proved where an earlier process left the proof; it becomes proved or poisoned once
+//! A layer begins unproved, or proved where an earlier process left the proof or the artifact binds it; it becomes proved or poisoned once
 //! all of it has been here. The prover decides; here is what a decision does to readers, store and kernel.
 
 use std::sync::Arc;
@@ -44,10 +44,17 @@ impl Loader {
         receiver
     }
 
+    /// Whether no byte of any file is served before it is verified: by setting, or since all layers are bound.
+    #[must_use]
+    pub fn is_strict(&self) -> bool {
+        let mut files = self.layers.iter().filter(|layer| !layer.extents.is_empty());
+        self.config.integrity == Integrity::Strict || files.all(|layer| layer.binding.is_some())
+    }
+
     pub(super) fn may_serve(&self, layer: usize) -> bool {
         match self.standing(layer) {
             Standing::Proved => true,
-            Standing::Unproved => self.config.integrity == Integrity::Deferred,
+            Standing::Unproved => self.config.integrity != Integrity::Strict,
             Standing::Poisoned => false,
         }
     }
@@ -133,7 +140,7 @@ impl Loader {
     pub(super) fn set_proved(&self, layer: usize) {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
         if stratum.extents.iter().all(|extent| extent.vouch(&self.shelf)) {
-            self.shelf.store.set_proved(&self.shelf.who, &described.blob.digest);
+            self.shelf.store.set_proved(&self.shelf.who, described.kept_as());
         }
         if stratum.become_proved() {
             self.metrics.proved_layers.add(1);
@@ -155,6 +162,10 @@ impl Loader {
     ///
     /// Gives the files to go on with: others than before where these were opened before the proof.
     pub(super) fn reliable(&self, extent: &Extent) -> Option<Arc<KeptFile>> {
+        if extent.is_bound() {
+            self.bind_locally(extent.id.layer);
+            return extent.kept(&self.shelf);
+        }
         let kept = extent.kept(&self.shelf)?;
         if self.standing(extent.id.layer) != Standing::Proved || extent.vouched(&kept) {
             return Some(kept);
@@ -175,8 +186,10 @@ impl Loader {
 
     /// Takes back a proof whose digests cannot be had: without them it proves nothing.
     pub(super) fn set_unproved(&self, layer: usize) {
-        let Some(stratum) = self.layers.get(layer) else { return };
-        stratum.turn(Standing::Proved, Standing::Unproved);
+        // Those of a bound layer are the artifact's and not the store's.
+        if let Some(stratum) = self.layers.get(layer).filter(|layer| layer.binding.is_none()) {
+            stratum.turn(Standing::Proved, Standing::Unproved);
+        }
     }
 
     /// Declares the layer's bytes wrong: from now on its reads fail, and the store has none of them. Blocks.
@@ -192,14 +205,14 @@ impl Loader {
         poisoned.layers.push(layer);
         poisoned.told.retain(|told| told.send(layer).is_ok());
         drop(poisoned);
-        self.shelf.store.poison(&self.shelf.who, &described.blob.digest);
+        self.shelf.store.poison(&self.shelf.who, described.kept_as());
         stratum.extents.iter().for_each(Extent::forget);
     }
 
     /// Removes what the store has of an unproved layer whose records are not what the repository gives. Blocks.
     pub(super) fn discard(&self, layer: usize) {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
-        self.shelf.store.discard(&self.shelf.who, &described.blob.digest);
+        self.shelf.store.discard(&self.shelf.who, described.kept_as());
         stratum.extents.iter().for_each(Extent::forget);
     }
 
@@ -216,9 +229,9 @@ impl Loader {
 
     fn learn(&self, number: usize, stratum: &Stratum) {
         let Some(layer) = self.layer(number) else { return };
-        if self.shelf.store.poisoned_since(&self.shelf.who, &layer.blob.digest, self.began) {
+        if self.shelf.store.poisoned_since(&self.shelf.who, layer.kept_as(), self.began) {
             self.poison(number, "another process found it out");
-        } else if self.shelf.proved(&layer.blob.digest) {
+        } else if self.shelf.proved(layer.kept_as()) {
             self.compare_with_proof(number, stratum);
         } else if stratum.may_be_tried() {
             for extent in stratum.extents.iter().filter(|extent| extent.complete_by_now()) {
@@ -270,7 +283,7 @@ impl Loader {
     pub(super) fn not_proved(&self, layer: usize) {
         if let Some(stratum) = self.layers.get(layer) {
             *stratum.incomplete.lock() = None;
-            *stratum.tried.lock() = Some(Instant::now());
+            stratum.note_attempt();
             stratum.attempts.send_modify(|attempts| *attempts += 1);
         }
     }
@@ -278,8 +291,12 @@ impl Loader {
 
 impl Stratum {
     /// Whether the last attempt to prove the layer is long enough ago for another one by nobody's wish.
-    fn may_be_tried(&self) -> bool {
+    pub(super) fn may_be_tried(&self) -> bool {
         self.tried.lock().is_none_or(|tried| tried.elapsed() >= RETRY)
+    }
+
+    pub(super) fn note_attempt(&self) {
+        *self.tried.lock() = Some(Instant::now());
     }
 
     /// Whether the layer was unproved before.

@@ -1,17 +1,20 @@
 //! Floor 2: the map from files to bytes. It answers everything before the first read.
 //!
 //! An [`Index`] has the entries of an artifact (names, sizes, links) and, for each layer, which stretches of
-//! its content are files. How it is found: [`find()`] derives it for raw and tar layers from their descriptors
-//! and headers.
+//! its content are files. How it is found: [`find()`] takes it from the artifact's [bound](bound) index, and derives it for
+//! raw and tar layers from their descriptors and headers where there is none. How it is published: [`format`](mod@format).
 
+pub mod bound;
+mod cover;
 mod digest;
 pub mod find;
+pub mod format;
 mod grid;
 mod plain;
 mod window;
 
 pub use digest::ChunkDigest;
-pub use find::find;
+pub use find::{find, find_with};
 pub use grid::Grid;
 
 use bytes::Bytes;
@@ -123,6 +126,13 @@ pub enum Coding {
 }
 
 impl Layer {
+    /// The name under which the layer's chunks are kept: its digest, or, for a bound layer, one that its chunk digests
+    /// are part of.
+    #[must_use]
+    pub fn kept_as(&self) -> &Digest {
+        self.bound.as_ref().map_or(&self.blob.digest, |bound| &bound.kept_as)
+    }
+
     /// Where the content range lies among the stored bytes. Both spaces agree under [`Coding::Stored`].
     #[must_use]
     pub fn stored(&self, content: ContentRange) -> StoredRange {

@@ -49,10 +49,16 @@ pub struct Status {
     pub kept: u64,
     /// All content bytes.
     pub total: u64,
+    /// `strict`: every byte is verified before it is served; `deferred`: some are once their layer is complete.
+    #[serde(default)]
+    pub integrity: String,
     /// `deferred` (not all proved yet), `verified` or `poisoned`.
     pub standing: String,
     /// Files whose layer is poisoned, each with the layer's digest.
     pub poisoned: Vec<String>,
+    /// What was wrong in the repository when it was last asked for and is not served, as `PATH bytes A-B`.
+    #[serde(default)]
+    pub refused: Vec<String>,
     /// Name and value of each counter in `metrics`.
     pub metrics: std::collections::BTreeMap<String, u64>,
 }

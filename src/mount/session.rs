@@ -83,8 +83,10 @@ impl Mount {
             digest: self.model.digest.to_string(),
             kept: share.kept,
             total: share.total,
+            integrity: self.model.integrity().to_owned(),
             standing: self.model.standing().to_owned(),
             poisoned: self.poisoned(),
+            refused: self.model.refused(),
             metrics: counters.map(|counter| (counter.name.to_owned(), counter.value)).collect(),
         }
     }

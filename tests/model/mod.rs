@@ -1,6 +1,7 @@
 //! A reference model: random small artifacts and random operations, through a real mount and in memory side by side.
 //!
-//! Sizes lie around the borders where mistakes live (nothing, one byte, a page, a chunk of 1 MiB, each with its neighbours).
+//! Half of the artifacts bring their own chunk digests; their registry is wrong now and then, which may cost an error and never
+//! a wrong byte. Sizes lie around the borders where mistakes live (nothing, one byte, a page, a chunk of 1 MiB, each with its neighbours).
 //! The seed is printed; `WEIGHTFS_TEST_SEED=N` repeats a run, `PROPTEST_CASES` sets the number of cases (64).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,6 +9,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use nix::libc::EIO;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
@@ -15,22 +17,33 @@ use crate::support::pack::{self, Content, Dialect, Packing};
 use crate::support::place::Place;
 use crate::support::read::{self, Mapping};
 use crate::support::registry::Registry;
-use crate::support::{heavy, sample};
+use crate::support::{bound, heavy, sample};
 
 const CHUNK: u64 = 1 << 20;
 
 /// What is done with one of the files, chosen by its number.
 #[derive(Clone, Debug)]
 enum Step {
-    Read { offset: u64, size: u64 },
+    Read {
+        offset: u64,
+        size: u64,
+    },
     Direct,
-    Map { how: Mapping, offset: u64, size: u64 },
+    Map {
+        how: Mapping,
+        offset: u64,
+        size: u64,
+    },
     Whole,
     Stat,
     List,
     Forget,
     Reopen,
     Remount,
+    /// A byte of the file's layer is flipped in the registry, or flipped back.
+    Flip {
+        offset: u64,
+    },
 }
 
 /// An artifact and what is done with it.
@@ -39,6 +52,8 @@ struct Case {
     files: BTreeMap<String, (u64, u64)>,
     packing: Packing,
     dialect: Dialect,
+    /// Whether it brings its own chunk digests. Only then can the registry be wrong and the mount none the worse.
+    bound: bool,
     steps: Vec<(usize, Step)>,
 }
 
@@ -77,6 +92,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Forget),
         2 => Just(Step::Reopen),
         1 => Just(Step::Remount),
+        3 => place().prop_map(|offset| Step::Flip { offset }),
     ]
 }
 
@@ -90,8 +106,8 @@ fn case() -> impl Strategy<Value = Case> {
         (Packing::OneTar, Dialect::Upstream),
     ]);
     let steps = prop::collection::vec((0..6_usize, step()), 1..25);
-    (files, packing, steps)
-        .prop_map(|(files, (packing, dialect), steps)| Case { files, packing, dialect, steps })
+    (files, packing, any::<bool>(), steps)
+        .prop_map(|(files, (packing, dialect), bound, steps)| Case { files, packing, dialect, bound, steps })
         .prop_filter("a file at least", |case| !case.files.is_empty())
 }
 
@@ -109,6 +125,11 @@ struct Twin<'a> {
     reference: String,
     files: Vec<(String, Vec<u8>)>,
     open: BTreeMap<usize, File>,
+    registry: &'a Registry,
+    /// Of a bound artifact: for each file the digest of its layer, and where in it the file begins.
+    layers: Vec<(String, u64)>,
+    /// Which bytes of which layers are wrong in the registry.
+    wrong: BTreeSet<(String, u64)>,
 }
 
 impl Twin<'_> {
@@ -122,18 +143,20 @@ impl Twin<'_> {
         };
         match *step {
             Step::Read { offset, size } => {
-                let got = read::range(self.file(number), offset, size).unwrap();
-                read::assert_same(&path, offset, &got, &right[span(offset, size)]);
+                let got = read::range(self.file(number), offset, size);
+                self.assert_right(number, offset, got, &right[span(offset, size)]);
             }
             // A mapping of nothing is an error everywhere.
             Step::Map { .. } if right.is_empty() => {}
+            // It would raise SIGBUS.
+            Step::Map { offset, size, .. } if self.is_wrong(number, offset, size) => {}
             Step::Map { how, offset, size } => {
                 let map = read::map_as(&path, how).unwrap();
                 assert_eq!(map.len(), right.len());
                 read::assert_same(&path, offset, &map[span(offset, size)], &right[span(offset, size)]);
             }
-            Step::Direct => read::assert_same(&path, 0, &read::direct(&path).unwrap(), &right),
-            Step::Whole => read::assert_same(&path, 0, &fs::read(&path).unwrap(), &right),
+            Step::Direct => self.assert_right(number, 0, read::direct(&path), &right),
+            Step::Whole => self.assert_right(number, 0, fs::read(&path), &right),
             Step::Stat => {
                 let found = path.metadata().unwrap();
                 assert_eq!(
@@ -150,6 +173,39 @@ impl Twin<'_> {
                 self.open.clear();
                 self.place.unmount();
                 self.place.mount(&self.reference, &[]);
+            }
+            Step::Flip { offset } => {
+                if let Some((digest, start)) = self.layers.get(number).filter(|_| !right.is_empty()) {
+                    self.flip((digest.clone(), start + offset % right.len() as u64));
+                }
+            }
+        }
+    }
+
+    fn flip(&mut self, byte: (String, u64)) {
+        self.registry.corrupt(&byte.0, byte.1);
+        if !self.wrong.remove(&byte) {
+            self.wrong.insert(byte);
+        }
+    }
+
+    /// Whether a byte of a MiB that the stretch touches is wrong in the registry.
+    fn is_wrong(&self, number: usize, offset: u64, size: u64) -> bool {
+        let Some((digest, start)) = self.layers.get(number) else { return false };
+        let touched = offset / CHUNK * CHUNK..offset.saturating_add(size).next_multiple_of(CHUNK);
+        let len = self.files[number].1.len() as u64;
+        let mine = |at: &u64| *at >= *start && *at < start + len && touched.contains(&(at - start));
+        self.wrong.iter().any(|(layer, at)| layer == digest && mine(at))
+    }
+
+    /// Right bytes, or EIO where what was asked for is wrong in the registry.
+    fn assert_right(&self, number: usize, offset: u64, got: std::io::Result<Vec<u8>>, right: &[u8]) {
+        let (path, wrong) =
+            (self.place.path(&self.files[number].0), self.is_wrong(number, offset, right.len() as u64));
+        match got {
+            Ok(got) => read::assert_same(&path, offset, &got, right),
+            Err(error) => {
+                assert!(wrong && error.raw_os_error() == Some(EIO), "{}: {error}", path.display());
             }
         }
     }
@@ -190,18 +246,25 @@ fn run(registry: &Registry, number: u32, case: &Case) {
         .iter()
         .map(|(path, bytes)| pack::File { path: path.clone(), content: Content::Bytes(bytes.clone()) })
         .collect();
-    let artifact = pack::pack(&packed, case.packing, case.dialect, Path::new("/nowhere"));
+    let plain = pack::pack(&packed, case.packing, case.dialect, Path::new("/nowhere"));
+    let artifact = if case.bound { bound::bind(&plain, &packed, case.packing) } else { plain };
+    let layers = if case.bound { bound::places(&artifact, &packed, case.packing) } else { Vec::new() };
     let name = format!("random/case-{number}");
     registry.push(&name, "v1", &artifact);
     let (place, reference) = (Place::new(), registry.reference(&format!("{name}:v1")));
     place.mount(&reference, &[]);
-    let mut twin = Twin { place: &place, reference, files, open: BTreeMap::new() };
+    let (open, wrong) = (BTreeMap::new(), BTreeSet::new());
+    let mut twin = Twin { place: &place, reference, files, open, registry, layers, wrong };
     for (number, step) in &case.steps {
         twin.take(*number, step);
+    }
+    for byte in twin.wrong.clone() {
+        twin.flip(byte);
     }
     for number in 0..twin.files.len() {
         twin.take(number, &Step::Whole);
     }
+    assert_ne!(place.status()["standing"], "poisoned");
     twin.take(0, &Step::List);
     twin.open.clear();
     place.unmount();

@@ -40,6 +40,13 @@ pub(super) fn random_faults() {
     });
 }
 
+/// Maps a file and touches one byte.
+pub(super) fn touch_once() {
+    let map = read::map(Path::new(&given("PART_FILE")));
+    let offset: usize = given("PART_OFFSET").parse().unwrap();
+    println!("TOUCHED {}", std::hint::black_box(map[offset]));
+}
+
 /// Maps a file, touches one page, says so, waits, and touches the page again.
 pub(super) fn touch_twice() {
     let map = read::map(Path::new(&given("PART_FILE")));

@@ -5,6 +5,7 @@
 //! hide on both sides.
 
 pub(crate) mod artifacts;
+pub mod bound;
 pub mod child;
 mod dialects;
 pub mod http;

@@ -293,6 +293,26 @@ impl KeptFile {
         read.is_ok() && self.records().is_ok_and(|records| *blake3::hash(&records).as_bytes() == voucher)
     }
 
+    /// Makes these the digests on record (32 bytes a chunk) and vouches for them: for a bound layer, whose digests are
+    /// the artifact's. Writes only where the records are others. Not synced: what is lost is written again.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn hold_to(&self, digests: &[u8]) -> io::Result<()> {
+        let mut right = Vec::with_capacity(digests.len() / 4 * 5 + 32);
+        for (chunk, digest) in (0..).zip(digests.as_chunks::<32>().0) {
+            right.extend_from_slice(digest);
+            right.extend_from_slice(&record_check(chunk, digest));
+        }
+        let voucher = blake3::hash(&right);
+        right.extend_from_slice(voucher.as_bytes());
+        let mut found = vec![0; right.len()];
+        if self.digests.read_exact_at(&mut found, 0).is_ok() && found == right {
+            return Ok(());
+        }
+        self.digests.write_all_at(&right, 0)
+    }
+
     fn records(&self) -> io::Result<Vec<u8>> {
         let len = usize::try_from(record_at(self.grid.chunks())).map_err(io::Error::other)?;
         let mut records = vec![0; len];
@@ -344,6 +364,20 @@ pub fn kept_bytes(stem: &Path, len: u64) -> u64 {
     let Ok(kept) = File::open(stem.with_added_extension("kept")) else { return 0 };
     let here = read_kept(&kept, 0..grid.chunks());
     (0..).zip(here).filter(|(_, here)| *here).map(|(chunk, _)| grid.range(chunk).len()).sum()
+}
+
+/// The digests on record at `stem`, one after the other; `None` where one is missing or damaged. Takes no lock.
+#[must_use]
+pub fn recorded(stem: &Path, len: u64) -> Option<Vec<u8>> {
+    let file = File::open(stem.with_added_extension("digests")).ok()?;
+    let mut records = vec![0; usize::try_from(record_at(Grid::new(len).chunks())).ok()?];
+    file.read_exact_at(&mut records, 0).ok()?;
+    let records = (0..).zip(records.as_chunks::<RECORD>().0);
+    let digests = records.map(|(chunk, record)| {
+        let (digest, check) = record.split_first_chunk::<32>()?;
+        (check == record_check(chunk, digest)).then_some(*digest)
+    });
+    digests.collect::<Option<Vec<_>>>().map(|digests| digests.concat())
 }
 
 fn read_kept(kept: &File, chunks: Range<u64>) -> Vec<bool> {
@@ -547,6 +581,31 @@ mod tests {
             std::fs::write(&path, &bytes).unwrap();
         }
         assert!(kept.vouched());
+    }
+
+    #[test]
+    fn records_that_are_lost_damaged_or_of_others_give_way_to_those_the_artifact_brings() {
+        let (_dir, stem) = fresh();
+        let digests: Vec<u8> =
+            [1, 2, 3].iter().flat_map(|byte| *chunk_of(*byte, 100).digest().bytes()).collect();
+        let kept = KeptFile::open(&stem, LEN).unwrap();
+        assert_eq!(recorded(&stem, LEN), None);
+        kept.record(1, chunk_of(9, 100).digest()).unwrap();
+        kept.hold_to(&digests).unwrap();
+        assert!(kept.vouched());
+        assert_eq!(recorded(&stem, LEN).unwrap(), digests);
+        let path = stem.with_added_extension("digests");
+        for at in 0..std::fs::metadata(&path).unwrap().len() {
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[usize::try_from(at).unwrap()] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(recorded(&stem, LEN).is_none_or(|found| found == digests), "byte {at}");
+            kept.hold_to(&digests).unwrap();
+            assert!(kept.vouched(), "byte {at}");
+        }
+        std::fs::write(&path, b"").unwrap();
+        kept.hold_to(&digests).unwrap();
+        assert_eq!(kept.digest(2).unwrap().bytes(), &digests[64..]);
     }
 
     #[test]

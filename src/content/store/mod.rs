@@ -1,7 +1,7 @@
 //! What is kept on disk, shared by the processes of one user.
 //!
 //! ```text
-//! STORE/layers/ALGORITHM/HEX/            a layer that was proved: shared by all who can have it
+//! STORE/layers/ALGORITHM/HEX/            a layer that was proved, or that is bound: shared by all who can have it
 //!     OFFSET-LEN.{data,digests,kept}     one file's content (see [`kept`])
 //!     gaps                               archive headers (see [`gaps`])
 //!     proved                             says so
@@ -10,9 +10,12 @@
 //! STORE/layers/ALGORITHM/HEX.WHO/        one that was not proved yet: for the one who fetches it
 //!     …                                  as above, but for the last two
 //!     poisoned                           it was disproved; when, is the file's time
-//! STORE/small/WHO/ALGORITHM/HEX          manifests and configs
+//! STORE/small/WHO/ALGORITHM/HEX          manifests, configs, and the parts of bound indexes
 //! STORE/admitted/KEY                     who was given which manifest (see [`Store::admit`])
 //! ```
+//!
+//! HEX is the layer's digest; for a bound layer it is one that the digests of its chunks are part of, so that nothing is
+//! left to prove: such a layer is shared once its first chunk was fetched.
 //!
 //! WHO stands for a place and the credentials used there. What nobody has proved yet is never shown to another, and
 //! can do him no harm: a registry of somebody's own making may give anything under any digest.
@@ -45,13 +48,17 @@ use crate::index::ChunkDigest;
 use crate::index::Layer;
 use crate::oci::{Digest, Reference};
 use crate::range::{ContentRange, StoredRange};
-use crate::repository::{MANIFEST_LIMIT, Pinned};
+use crate::repository::Pinned;
 
 /// How long an admission counts while the registry cannot be asked: seven days.
 pub const GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Room for the headers of a very large archive: index/plain stops reading them at 64 MiB.
 const GAPS_LIMIT: u64 = 80 << 20;
+
+/// Room for the largest of the blobs that are kept whole: the chunk digests of a layer of 16 TiB, 32 bytes for each MiB.
+/// A bound index's head has at most 128 MiB, manifests and configs 4.
+const SMALL_LIMIT: u64 = 512 << 20;
 
 /// Where the store is and how much it may hold.
 #[derive(Clone, Debug)]
@@ -135,6 +142,14 @@ impl Store {
         kept::kept_bytes(&stem(&self.home(who, layer), extent), extent.len())
     }
 
+    /// The digests on record of all chunks of these extents, in order; `None` where one is missing. Proof of nothing.
+    #[must_use]
+    pub fn records(&self, who: &str, layer: &Digest, extents: &[ContentRange]) -> Option<Vec<u8>> {
+        let home = self.home(who, layer);
+        let records = extents.iter().map(|extent| kept::recorded(&stem(&home, *extent), extent.len()));
+        records.collect::<Option<Vec<_>>>().map(|records| records.concat())
+    }
+
     /// Whether the layer's digest was proved over its bytes here before, so that its vouched-for chunk digests are
     /// as good as the manifest's, and `who` may have it.
     #[must_use]
@@ -151,7 +166,7 @@ impl Store {
 
     /// Records that `who` has proved the layer's digest over what is kept for him: it is shared from now on.
     ///
-    /// Every file's digests must have been vouched for before.
+    /// Every file's digests must have been vouched for before, or be part of the name that is given as `layer`.
     pub fn set_proved(&self, who: &str, layer: &Digest) {
         let own = self.own(who, layer);
         self.alone(layer, || {
@@ -293,11 +308,11 @@ impl Store {
         }
     }
 
-    /// Keeps a small blob (a manifest, a config) under its digest for `who`.
+    /// Keeps a small blob (a manifest, a config, the head or a section of a bound index) under its digest for `who`.
     pub fn keep_small(&self, who: &str, digest: &Digest, bytes: &Bytes) {
         let path = self.small_path(who, digest);
         if !path.exists() {
-            self.note(private::write_small(&path, bytes), "keep a manifest or config");
+            self.note(private::write_small(&path, bytes), "keep a small blob");
         }
     }
 
@@ -305,7 +320,7 @@ impl Store {
     #[must_use]
     pub fn small(&self, who: &str, digest: &Digest) -> Option<Bytes> {
         let path = self.small_path(who, digest);
-        let bytes = private::read_small(&path, MANIFEST_LIMIT).ok()?;
+        let bytes = private::read_small(&path, SMALL_LIMIT).ok()?;
         if digest.matches(&bytes) {
             return Some(bytes.into());
         }

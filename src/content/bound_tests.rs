@@ -1,0 +1,667 @@
+//! What the loader promises of bound layers: verified from the first byte, and a wrong chunk refused by itself.
+
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::lanes::Lane;
+use super::loader_tests::{Elsewhere, content, id, plain, read_all, slice, strict, until, whole};
+use super::store::kept::KeptFile;
+use super::{Config, Integrity, Loader, Standing, Store, StoreConfig, Warm};
+use crate::error::Kind;
+use crate::index::{Bound, CHUNK, ChunkDigest, Coding, Entry, EntryKind, ExtentId, Gap, Grid, Index, Layer};
+use crate::metrics::Metrics;
+use crate::oci::{Blob, Digest};
+use crate::range::{ContentRange, StoredRange};
+use crate::repository::Repository;
+use crate::repository::memory::Memory;
+
+/// Something before the section in the blob of the index.
+const HEAD: usize = 64;
+/// A chunk's length, as slices count.
+const MIB: usize = 1 << 20;
+
+/// One bound layer with files of these sizes and archive headers between them that nobody has read.
+struct Packed {
+    repository: Arc<Memory>,
+    layer: Vec<u8>,
+    index_blob: Vec<u8>,
+    index: Arc<Index>,
+    dir: tempfile::TempDir,
+    budget: u64,
+}
+
+impl Packed {
+    fn new(sizes: &[u64]) -> Self {
+        let (mut at, mut extents, mut gaps, mut entries) = (0, Vec::new(), Vec::new(), Vec::new());
+        let gap = |at: u64| Gap { range: ContentRange::new(at, at + 512), bytes: None };
+        for (extent, size) in sizes.iter().enumerate() {
+            gaps.push(gap(at));
+            extents.push(ContentRange::new(at + 512, at + 512 + size));
+            at += 512 + size;
+            let kind = EntryKind::File { extent: Some(id(extent)), size: *size };
+            entries.push(Entry { path: format!("{extent}.safetensors"), kind, mode: 0, mtime: 0, layer: 0 });
+        }
+        gaps.push(gap(at));
+        let layer = content(sizes.len() as u64 + 100, at + 512);
+        let section: Vec<u8> = extents
+            .iter()
+            .flat_map(|extent| slice(&layer, *extent).chunks(MIB))
+            .flat_map(|chunk| *ChunkDigest::of(chunk).bytes())
+            .collect();
+        let mut index_blob = vec![7; HEAD];
+        index_blob.extend_from_slice(&section);
+        let repository = Arc::new(Memory::new());
+        let (blob, pinned) = (repository.put(layer.clone()), repository.put(index_blob.clone()));
+        let digest = Digest::of(&section);
+        let kept_as = Digest::of(format!("{} {digest}", blob.digest).as_bytes());
+        let range = StoredRange::new(HEAD as u64, pinned.size);
+        let bound = Some(Bound { blob: pinned, range, digest, bytes: None, kept_as });
+        let described = Layer {
+            blob,
+            media_type: String::new(),
+            diff_id: None,
+            coding: Coding::Stored,
+            extents,
+            gaps,
+            bound,
+        };
+        let index = Arc::new(Index { entries, layers: vec![described], warnings: Vec::new() });
+        Self { repository, layer, index_blob, index, dir: tempfile::tempdir().unwrap(), budget: 1 << 30 }
+    }
+
+    fn loader(&self, config: Config) -> Arc<Loader> {
+        self.loader_of(Arc::clone(&self.repository) as _, config)
+    }
+
+    /// A loader for another place on the same store.
+    fn elsewhere(&self, repository: &Arc<Memory>) -> Arc<Loader> {
+        self.loader_of(Arc::new(Elsewhere(Arc::clone(repository))), plain())
+    }
+
+    fn loader_of(&self, repository: Arc<dyn Repository>, config: Config) -> Arc<Loader> {
+        let folder = self.dir.path().join("store");
+        let store = Store::open(&StoreConfig { folder, size: Some(self.budget) }).unwrap();
+        Loader::new(repository, Arc::clone(&self.index), store, config, Arc::new(Metrics::default()))
+    }
+
+    fn blob(&self) -> &Blob {
+        &self.index.layers[0].blob
+    }
+
+    fn bound(&self) -> &Bound {
+        self.index.layers[0].bound.as_ref().unwrap()
+    }
+
+    fn file(&self, extent: usize) -> &[u8] {
+        slice(&self.layer, self.index.layers[0].extents[extent])
+    }
+
+    /// Where the layer is kept for all who can have it.
+    fn shared(&self) -> PathBuf {
+        self.dir.path().join("store/layers/sha256").join(self.bound().kept_as.hex())
+    }
+
+    fn kept(&self, extent: usize, ending: &str) -> PathBuf {
+        let range = self.index.layers[0].extents[extent];
+        self.shared().join(format!("{}-{}.{ending}", range.start(), range.len()))
+    }
+
+    /// Serves the layer with these bytes of files flipped.
+    fn corrupt(&self, places: &[(usize, u64)]) {
+        let mut wrong = self.layer.clone();
+        for (extent, at) in places {
+            wrong[usize::try_from(self.index.layers[0].extents[*extent].start() + at).unwrap()] ^= 1;
+        }
+        self.repository.replace(&self.blob().digest, wrong);
+    }
+
+    /// Serves the index with its section as `change` leaves it.
+    fn change_section(&self, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut wrong = self.index_blob.clone();
+        change(&mut wrong);
+        self.repository.replace(&self.bound().blob.digest, wrong);
+    }
+
+    /// How often the blob was asked for.
+    fn asked(&self, blob: &Blob) -> usize {
+        self.repository.ranges().iter().filter(|(digest, _)| *digest == blob.digest).count()
+    }
+
+    /// How many of the layer's bytes were asked for.
+    fn fetched(&self) -> u64 {
+        let ranges = self.repository.ranges();
+        let layer = ranges.iter().filter(|(digest, _)| *digest == self.blob().digest);
+        layer.map(|(_, range)| range.len()).sum()
+    }
+
+    fn forget_section(&self) {
+        std::fs::remove_dir_all(self.dir.path().join("store/small")).unwrap();
+    }
+}
+
+fn chunk(number: u64) -> ContentRange {
+    ContentRange::new(number * CHUNK, (number + 1) * CHUNK)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bound_layer_is_proved_before_its_first_byte_and_any_range_is_right() {
+    let packed = Packed::new(&[1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 7]);
+    for integrity in [Integrity::Auto, Integrity::Deferred, Integrity::Strict] {
+        let loader = packed.loader(Config { integrity, ..plain() });
+        assert_eq!(loader.standing(0), Standing::Proved);
+        assert!(loader.is_strict());
+        for extent in 0..5 {
+            let len = packed.file(extent).len() as u64;
+            let edges = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, len.saturating_sub(1), len];
+            for (start, end) in edges.iter().flat_map(|start| edges.map(|end| (*start, end))) {
+                let range = ContentRange::new(start, end);
+                let expected = ContentRange::new(start.min(len), end.min(len));
+                let bytes = loader.read(id(extent), range).await.unwrap();
+                assert_eq!(bytes, slice(packed.file(extent), expected), "{extent} {range}");
+                if let Some(ready) = loader.ready(id(extent), range) {
+                    assert_eq!(ready, bytes);
+                }
+            }
+        }
+        loader.close().await;
+    }
+    assert_eq!(packed.asked(&packed.bound().blob), 1, "the section is kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_request_brings_the_section_however_many_read_and_a_byte_costs_one_chunk_even_under_strict() {
+    let packed = Packed::new(&[64 * CHUNK]);
+    let gate = packed.repository.gate();
+    let loader = packed.loader(strict());
+    let readers: Vec<_> = (0..32)
+        .map(|reader| {
+            let loader = Arc::clone(&loader);
+            tokio::spawn(async move { loader.read(id(0), ContentRange::new(reader, reader + 1)).await })
+        })
+        .collect();
+    packed.repository.requested(1).await;
+    gate.close();
+    for reader in readers {
+        reader.await.unwrap().unwrap();
+    }
+    assert_eq!((packed.asked(&packed.bound().blob), packed.fetched()), (1, CHUNK));
+    assert_eq!(loader.metrics.proved_layers.value(), 0, "nothing is hashed as a whole");
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_section_that_came_along_with_the_index_is_not_asked_for() {
+    let mut packed = Packed::new(&[CHUNK, 10]);
+    let bytes = Bytes::copy_from_slice(&packed.index_blob[HEAD..]);
+    Arc::get_mut(&mut packed.index).unwrap().layers[0].bound.as_mut().unwrap().bytes = Some(bytes);
+    let loader = packed.loader(plain());
+    assert_eq!(read_all(&loader, 1).await.unwrap(), packed.file(1));
+    assert_eq!(packed.asked(&packed.bound().blob), 0);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_chunk_is_refused_alone_and_served_once_it_is_right() {
+    let packed = Packed::new(&[10 * CHUNK + 5]);
+    packed.corrupt(&[(0, 2 * CHUNK + 9), (0, 10 * CHUNK)]);
+    let loader = packed.loader(plain());
+    // Runs of four chunks in one request, a wrong one in the midst of the first.
+    let whole_file = ContentRange::new(0, u64::MAX);
+    let error = loader.fetch_missing(id(0), whole_file, Lane::Background).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Integrity);
+    until(|| loader.share().kept == 9 * CHUNK).await;
+    let asked = packed.fetched();
+    assert_eq!(asked, 10 * CHUNK + 5 + CHUNK + 5, "each wrong chunk once more, no other");
+    for number in (0..10).filter(|number| *number != 2) {
+        assert_eq!(loader.read(id(0), chunk(number)).await.unwrap(), slice(packed.file(0), chunk(number)));
+    }
+    assert_eq!(packed.fetched(), asked, "the neighbours came with the wrong one");
+    assert_eq!(loader.refused(), [(id(0), 2), (id(0), 10)]);
+    let error = loader.read(id(0), ContentRange::new(2 * CHUNK, 2 * CHUNK + 1)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Integrity);
+    for word in ["0.safetensors", "2097152-3145727", &packed.blob().digest.to_string(), "memory"] {
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    assert!(loader.ready(id(0), chunk(2)).is_none());
+    assert_eq!((loader.metrics.refused_chunks.value(), loader.metrics.fetch_mismatches.value()), (3, 6));
+    assert_eq!(loader.standing(0), Standing::Proved);
+    assert_eq!(loader.share().kept, 9 * CHUNK, "nothing wrong is kept");
+    packed.corrupt(&[]);
+    assert_eq!(read_all(&loader, 0).await.unwrap(), packed.file(0));
+    assert!(loader.refused().is_empty());
+    whole(&loader, 0).await;
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_is_wrong_once_is_asked_for_once_more_and_served() {
+    let packed = Packed::new(&[4 * CHUNK]);
+    packed.corrupt(&[(0, CHUNK)]);
+    let (repository, digest, right) =
+        (Arc::downgrade(&packed.repository), packed.blob().digest.clone(), packed.layer.clone());
+    let asked = AtomicBool::new(false);
+    packed.repository.fail_with(move |blob, _| {
+        // The first answer is made of what is there when it is asked for.
+        if blob.digest == digest && asked.swap(true, Ordering::SeqCst) {
+            repository.upgrade().unwrap().replace(&digest, right.clone());
+        }
+        None
+    });
+    let loader = packed.loader(plain());
+    assert_eq!(loader.read(id(0), chunk(1)).await.unwrap(), slice(packed.file(0), chunk(1)));
+    assert_eq!((loader.metrics.fetch_mismatches.value(), loader.metrics.refused_chunks.value()), (1, 0));
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_section_that_cannot_be_had_is_an_error_under_its_name_and_the_next_read_tries_again() {
+    let packed = Packed::new(&[3 * CHUNK]);
+    let flip = |blob: &mut Vec<u8>| *blob.last_mut().unwrap() ^= 1;
+    let shorten = |blob: &mut Vec<u8>| blob.truncate(70);
+    let loader = packed.loader(plain());
+    for (change, kind, times) in
+        [(&flip as &dyn Fn(&mut Vec<u8>), Kind::Integrity, 2), (&shorten, Kind::Broken, 1)]
+    {
+        packed.change_section(change);
+        let before = packed.asked(&packed.bound().blob);
+        let error = read_all(&loader, 0).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        for word in ["the bound index", &packed.blob().digest.to_string(), "0.safetensors"] {
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        assert!(packed.asked(&packed.bound().blob) - before <= 3 * times, "bounded");
+        assert_eq!(packed.fetched(), 0, "nothing is fetched that nothing is known of");
+    }
+    packed.change_section(|_| ());
+    assert_eq!(read_all(&loader, 0).await.unwrap(), packed.file(0));
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_section_of_another_length_than_the_chunks_need_is_refused_unasked() {
+    let mut packed = Packed::new(&[3 * CHUNK]);
+    let bound = Arc::get_mut(&mut packed.index).unwrap().layers[0].bound.as_mut().unwrap();
+    bound.range = StoredRange::new(HEAD as u64, HEAD as u64 + 64);
+    bound.digest = Digest::of(&packed.index_blob[HEAD..HEAD + 64]);
+    let loader = packed.loader(plain());
+    let error = read_all(&loader, 0).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Integrity);
+    assert!(error.to_string().contains("bound index"), "{error}");
+    assert_eq!(packed.repository.requests(), 0);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_process_needs_neither_the_registry_nor_the_section() {
+    let packed = Packed::new(&[2 * CHUNK, 100]);
+    let loader = packed.loader(plain());
+    for extent in 0..2 {
+        read_all(&loader, extent).await.unwrap();
+        whole(&loader, extent).await;
+    }
+    loader.close().await;
+    packed.repository.fail_with(|_, _| Some(crate::Error::new(Kind::Unreachable, "gone")));
+    for forget in [false, true] {
+        if forget {
+            // The records of what is kept are the section as well.
+            packed.forget_section();
+        }
+        let loader = packed.loader(plain());
+        assert!(loader.hold(id(0)).whole().is_some(), "known at once");
+        for extent in 0..2 {
+            assert_eq!(read_all(&loader, extent).await.unwrap(), packed.file(extent));
+        }
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_place_sees_nothing_before_its_own_repository_gave_a_chunk_and_then_everything() {
+    let packed = Packed::new(&[3 * CHUNK, 100]);
+    let first = packed.loader(plain());
+    read_all(&first, 0).await.unwrap();
+    whole(&first, 0).await;
+    // One that knows the digests and has not the bytes.
+    let liar = Arc::new(Memory::new());
+    liar.replace(&packed.blob().digest, vec![0; packed.layer.len()]);
+    liar.replace(&packed.bound().blob.digest, packed.index_blob.clone());
+    let thief = packed.elsewhere(&liar);
+    for _ in 0..2 {
+        assert_eq!(read_all(&thief, 0).await.unwrap_err().kind(), Kind::Integrity);
+        assert!(thief.hold(id(0)).whole().is_none());
+        assert_eq!(thief.share().kept, 0);
+    }
+    thief.close().await;
+    // One that has them: the first chunk is its own, the others it is shown.
+    let before = packed.fetched();
+    let second = packed.elsewhere(&packed.repository);
+    assert!(second.hold(id(0)).whole().is_none());
+    second.read(id(1), ContentRange::new(0, 1)).await.unwrap();
+    until(|| second.share().kept == 3 * CHUNK + 100).await;
+    assert_eq!(read_all(&second, 0).await.unwrap(), packed.file(0));
+    assert_eq!(packed.fetched() - before, 100);
+    assert!(second.hold(id(0)).whole().is_some() && first.hold(id(0)).whole().is_some());
+    for loader in [first, second] {
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn places_and_processes_that_read_at_once_end_with_one_shared_layer() {
+    let packed = Packed::new(&[24 * CHUNK, 10]);
+    let loaders = [
+        packed.loader(Config::default()),
+        packed.loader(Config::default()),
+        packed.elsewhere(&packed.repository),
+        packed.elsewhere(&packed.repository),
+    ];
+    let read = |loader: Arc<Loader>| async move {
+        for number in 0..24 {
+            loader.read(id(0), chunk(number)).await.unwrap();
+        }
+    };
+    futures_util::future::join_all(loaders.iter().map(|loader| read(Arc::clone(loader)))).await;
+    for loader in &loaders {
+        assert_eq!(read_all(loader, 0).await.unwrap(), packed.file(0));
+        until(|| loader.share().kept >= 24 * CHUNK).await;
+        loader.close().await;
+    }
+    assert!(packed.shared().join("proved").exists());
+    let before = packed.fetched();
+    for loader in [packed.loader(plain()), packed.elsewhere(&packed.repository)] {
+        assert_eq!(read_all(&loader, 0).await.unwrap(), packed.file(0));
+        whole(&loader, 0).await;
+        loader.close().await;
+    }
+    assert_eq!(packed.fetched(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_that_read_at_once_fetch_once_but_for_what_came_before_the_layer_was_shared() {
+    let packed = Packed::new(&[24 * CHUNK]);
+    let (one, two) = (packed.loader(Config::default()), packed.loader(Config::default()));
+    let read = |loader: Arc<Loader>| async move {
+        for number in 0..24 {
+            loader.read(id(0), chunk(number)).await.unwrap();
+        }
+    };
+    tokio::join!(read(Arc::clone(&one)), read(Arc::clone(&two)));
+    assert!(packed.fetched() <= 28 * CHUNK, "{}", packed.fetched() / CHUNK);
+    for loader in [one, two] {
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_damaged_costs_a_fetch_and_never_an_error_or_a_wrong_byte() {
+    for ending in ["data", "digests", "kept"] {
+        let packed = Packed::new(&[3 * CHUNK]);
+        let loader = packed.loader(plain());
+        read_all(&loader, 0).await.unwrap();
+        whole(&loader, 0).await;
+        loader.close().await;
+        let right = std::fs::read(packed.kept(0, ending)).unwrap();
+        for number in 0..5 {
+            let mut wrong = right.clone();
+            match number {
+                0 => wrong[0] ^= 1,
+                1 => *wrong.last_mut().unwrap() ^= 1,
+                2 => wrong[45] ^= 0xff,
+                3 => wrong.truncate(50),
+                _ => wrong.fill(1),
+            }
+            std::fs::write(packed.kept(0, ending), wrong).unwrap();
+            let loader = packed.loader(plain());
+            if ending == "data" {
+                assert!(loader.hold(id(0)).whole().is_none(), "{number}");
+            }
+            assert_eq!(read_all(&loader, 0).await.unwrap(), packed.file(0), "{ending} {number}");
+            assert_eq!((loader.standing(0), loader.refused()), (Standing::Proved, Vec::new()));
+            whole(&loader, 0).await;
+            assert_eq!(std::fs::read(packed.kept(0, "data")).unwrap(), packed.file(0), "mended");
+            loader.close().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_and_digests_that_somebody_else_has_put_into_the_store_are_not_served() {
+    let packed = Packed::new(&[4 * CHUNK]);
+    let loader = packed.loader(plain());
+    read_all(&loader, 0).await.unwrap();
+    whole(&loader, 0).await;
+    loader.close().await;
+    let forged = vec![9; MIB];
+    let forge = || {
+        let kept = KeptFile::open(&packed.kept(0, "data").with_extension(""), 4 * CHUNK).unwrap();
+        let mut digests = ChunkDigest::of(&forged).bytes().to_vec();
+        for right in packed.file(0).chunks(MIB).skip(1) {
+            digests.extend_from_slice(ChunkDigest::of(right).bytes());
+        }
+        kept.hold_to(&digests).unwrap();
+        kept.image().write_all_at(&forged, 0).unwrap();
+        kept.seal(kept.prepare_seal().unwrap()).unwrap();
+        assert!(kept.vouched() && kept.sealed());
+    };
+    // Before the process looks, and behind its back.
+    forge();
+    let loader = packed.loader(Config { memory: 0, ..plain() });
+    assert_eq!(read_all(&loader, 0).await.unwrap(), packed.file(0));
+    let held = whole(&loader, 0).await;
+    assert_eq!(std::fs::read(packed.kept(0, "data")).unwrap(), packed.file(0));
+    forge();
+    for _ in 0..2 {
+        assert_eq!(read_all(&loader, 0).await.unwrap(), packed.file(0));
+    }
+    until(|| std::fs::read(packed.kept(0, "data")).unwrap() == packed.file(0)).await;
+    drop(held);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_vanishes_or_has_no_room_costs_no_byte_and_no_standing() {
+    let mut packed = Packed::new(&[6 * CHUNK]);
+    packed.budget = 2 * CHUNK;
+    let loader = packed.loader(Config { memory: 0, ..strict() });
+    for _ in 0..2 {
+        assert_eq!(read_all(&loader, 0).await.unwrap(), packed.file(0));
+    }
+    until(|| std::fs::remove_dir_all(packed.dir.path().join("store")).is_ok()).await;
+    std::fs::write(packed.dir.path().join("store"), b"a file in its place").unwrap();
+    // One after the other, so that the first is not in memory any more.
+    for number in 0..6 {
+        assert_eq!(loader.read(id(0), chunk(number)).await.unwrap(), slice(packed.file(0), chunk(number)));
+    }
+    packed.corrupt(&[(0, 5)]);
+    assert_eq!(read_all(&loader, 0).await.unwrap_err().kind(), Kind::Integrity, "still held to the section");
+    assert_eq!(loader.standing(0), Standing::Proved);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_layer_beside_a_bound_one_is_served_as_it_is_set() {
+    let packed = Packed::new(&[2 * CHUNK, CHUNK]);
+    let mut index = Index::clone(&packed.index);
+    let plain_layer = Layer { bound: None, ..index.layers[0].clone() };
+    index.layers.push(plain_layer);
+    let fetched_for_a_byte = |integrity| {
+        let (index, repository) = (Arc::new(index.clone()), Arc::clone(&packed.repository));
+        async move {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(&StoreConfig { folder: dir.path().join("store"), size: None }).unwrap();
+            let config = Config { integrity, ..plain() };
+            let loader = Loader::new(repository, index, store, config, Arc::default());
+            assert_eq!(loader.is_strict(), integrity == Integrity::Strict);
+            let second = ExtentId { layer: 1, extent: 0 };
+            loader.read(second, ContentRange::new(0, 1)).await.unwrap();
+            let fetched = loader.metrics.fetched_bytes.value();
+            loader.close().await;
+            fetched
+        }
+    };
+    for (integrity, fetched) in
+        [(Integrity::Auto, CHUNK), (Integrity::Deferred, CHUNK), (Integrity::Strict, 3 * CHUNK)]
+    {
+        assert_eq!(fetched_for_a_byte(integrity).await, fetched, "{integrity:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn warming_all_brings_all_but_what_is_wrong() {
+    let packed = Packed::new(&[40 * CHUNK, 10, 2 * CHUNK]);
+    packed.corrupt(&[(0, 5), (0, 20 * CHUNK)]);
+    let loader = packed.loader(Config { warm: Warm::All, ..Config::default() });
+    loader.warm();
+    until(|| loader.share().kept == 40 * CHUNK + 10).await;
+    assert_eq!(loader.refused(), [(id(0), 0), (id(0), 20)]);
+    loader.close().await;
+}
+
+/// What happens to a bound layer, its registry and its store, in any order.
+#[derive(Clone, Debug)]
+enum Step {
+    Read { extent: usize, start: u64, len: u64 },
+    Warm { extent: usize },
+    Hold { extent: usize },
+    Corrupt { extent: usize, at: u64 },
+    LoseSection,
+    Mend,
+    Damage { ending: usize, extent: usize, at: u64 },
+    Wipe,
+    Restart { elsewhere: bool },
+}
+
+const SIZES: [u64; 3] = [2 * CHUNK + 7, 100, CHUNK];
+
+fn step() -> impl Strategy<Value = Step> {
+    let place = || prop_oneof![Just(0), Just(CHUNK - 1), Just(CHUNK), 0..3 * CHUNK];
+    prop_oneof![
+        8 => (0..3_usize, place(), place()).prop_map(|(extent, start, len)| Step::Read { extent, start, len }),
+        2 => (0..3_usize).prop_map(|extent| Step::Warm { extent }),
+        2 => (0..3_usize).prop_map(|extent| Step::Hold { extent }),
+        3 => (0..3_usize, place()).prop_map(|(extent, at)| Step::Corrupt { extent, at }),
+        1 => Just(Step::LoseSection),
+        2 => Just(Step::Mend),
+        4 => (0..3_usize, 0..3_usize, place()).prop_map(|(ending, extent, at)| Step::Damage { ending, extent, at }),
+        1 => Just(Step::Wipe),
+        3 => any::<bool>().prop_map(|elsewhere| Step::Restart { elsewhere }),
+    ]
+}
+
+/// A bound layer, what is wrong with its registry at the moment, and the processes that read it at once: of two places.
+struct Trial {
+    packed: Packed,
+    wrong: Vec<(usize, u64)>,
+    section_lost: bool,
+    loaders: [Arc<Loader>; 2],
+}
+
+impl Trial {
+    async fn take(&mut self, step: &Step) {
+        match *step {
+            Step::Read { extent, start, len } => {
+                let [one, two] = &self.loaders;
+                tokio::join!(self.read(one, extent, start, len), self.read(two, extent, start, len));
+            }
+            Step::Warm { extent } => {
+                let all = ContentRange::new(0, u64::MAX);
+                drop(self.loaders[0].fetch_missing(id(extent), all, Lane::Ahead).await);
+            }
+            Step::Hold { extent } => {
+                for held in self.loaders.iter().map(|loader| loader.hold(id(extent))) {
+                    let Some(file) = held.whole() else { continue };
+                    let mut found = vec![0; self.packed.file(extent).len()];
+                    file.read_exact_at(&mut found, 0).unwrap();
+                    assert!(found == self.packed.file(extent), "handed to the kernel");
+                }
+            }
+            Step::Corrupt { extent, at } => {
+                self.wrong.push((extent, at % SIZES[extent]));
+                self.packed.corrupt(&self.wrong);
+            }
+            Step::LoseSection => {
+                self.section_lost = true;
+                self.packed.change_section(|blob| blob[HEAD] ^= 1);
+            }
+            Step::Mend => {
+                self.wrong.clear();
+                self.section_lost = false;
+                self.packed.corrupt(&[]);
+                self.packed.change_section(|_| ());
+            }
+            Step::Damage { ending, extent, at } => {
+                let path = self.packed.kept(extent, ["data", "digests", "kept"][ending]);
+                if let Ok(mut file) = std::fs::read(&path)
+                    && !file.is_empty()
+                {
+                    let at = usize::try_from(at).unwrap() % file.len();
+                    file[at] ^= 1;
+                    let writing = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+                    writing.write_all_at(&file[at..=at], at as u64).unwrap();
+                }
+            }
+            Step::Wipe => {
+                let _nothing_there = std::fs::remove_dir_all(self.packed.dir.path().join("store/layers"));
+            }
+            Step::Restart { elsewhere } => {
+                let loader = &mut self.loaders[usize::from(elsewhere)];
+                loader.close().await;
+                *loader = match elsewhere {
+                    true => self.packed.elsewhere(&self.packed.repository),
+                    false => self.packed.loader(plain()),
+                };
+            }
+        }
+    }
+
+    /// Right bytes, or an error where something of what is read is wrong in the registry.
+    async fn read(&self, loader: &Arc<Loader>, extent: usize, start: u64, len: u64) {
+        let range = ContentRange::new(start, start + len);
+        let grid = Grid::new(SIZES[extent]);
+        match loader.read(id(extent), range).await {
+            Ok(bytes) => {
+                let expected = range.meet(ContentRange::new(0, SIZES[extent]));
+                let expected =
+                    if expected.is_empty() { &[][..] } else { slice(self.packed.file(extent), expected) };
+                assert!(bytes == expected, "{extent} {range}");
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Integrity, "{error}");
+                let chunks = grid.covering(range);
+                let touched =
+                    self.wrong.iter().any(|(file, at)| *file == extent && chunks.contains(&(at / CHUNK)));
+                assert!(touched || self.section_lost, "{error}");
+            }
+        }
+        assert_eq!(loader.standing(0), Standing::Proved);
+    }
+}
+
+#[test]
+fn whatever_happens_a_read_of_a_bound_layer_is_right_or_an_error_that_the_registry_is_to_blame_for() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let config = ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(steps in prop::collection::vec(step(), 1..30))| {
+        runtime.block_on(async {
+            let packed = Packed::new(&SIZES);
+            let loaders = [packed.loader(plain()), packed.elsewhere(&packed.repository)];
+            let mut trial = Trial { packed, wrong: Vec::new(), section_lost: false, loaders };
+            for step in &steps {
+                trial.take(step).await;
+            }
+            trial.take(&Step::Mend).await;
+            for loader in &trial.loaders {
+                for extent in 0..SIZES.len() {
+                    assert_eq!(read_all(loader, extent).await.unwrap(), trial.packed.file(extent));
+                }
+                assert!(loader.refused().is_empty());
+                loader.close().await;
+            }
+        });
+    });
+}
