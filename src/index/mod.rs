@@ -2,10 +2,11 @@
 //!
 //! An [`Index`] has the entries of an artifact (names, sizes, links) and, for each layer, which stretches of
 //! its content are files. How it is found: [`find()`] derives it for raw and tar layers from their descriptors
-//! and headers.
+//! and headers. How it is published: [`format`].
 
 mod digest;
 pub mod find;
+pub mod format;
 mod grid;
 mod plain;
 mod window;
