@@ -71,6 +71,19 @@ impl Registry {
         format!("127.0.0.1:{}", self.relay.port())
     }
 
+    /// What goes before `/` in a reference that is pushed to: past the relay, which expects requests without a body.
+    pub fn direct(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// How many uploads to a repository are under way, or were left lying. Of one that was cancelled this registry keeps
+    /// a folder without a beginning.
+    pub fn uploads(&self, repository: &str) -> usize {
+        let folder = self.storage().join("docker/registry/v2/repositories").join(repository).join("_uploads");
+        let uploads = fs::read_dir(folder).into_iter().flatten().flatten();
+        uploads.filter(|upload| upload.path().join("startedat").exists()).count()
+    }
+
     /// `HOST/what`.
     pub fn reference(&self, what: &str) -> String {
         format!("{}/{what}", self.host())
