@@ -22,7 +22,10 @@ pub fn headers(path: &str, size: u64, mode: u32, mtime: u64) -> Vec<u8> {
     let fits = path.is_ascii() && (path.len() <= NAME || split(path).is_some());
     if fits && size < OCTAL_LIMIT {
         let (prefix, name) = split(path).unwrap_or(("", path));
-        return Block::new(name.as_bytes(), b'0').of_file(size, mode, mtime).put(345, prefix.as_bytes()).finish();
+        return Block::new(name.as_bytes(), b'0')
+            .of_file(size, mode, mtime)
+            .put(345, prefix.as_bytes())
+            .finish();
     }
     let mut records = String::new();
     if !path.is_ascii() || path.len() > NAME {

@@ -28,7 +28,8 @@ fn of(files: &[(&str, Vec<u8>)]) -> Described {
     described(folder(files).path())
 }
 
-const CONFIG: &str = r#"{"model_type":"llama","architectures":["LlamaForCausalLM"],"torch_dtype":"bfloat16"}"#;
+const CONFIG: &str =
+    r#"{"model_type":"llama","architectures":["LlamaForCausalLM"],"torch_dtype":"bfloat16"}"#;
 
 #[test]
 fn a_folder_of_safetensors_is_described_by_its_config_and_its_tensors() {
@@ -110,7 +111,8 @@ fn a_gguf_file_is_described_by_its_keys() {
 #[test]
 fn of_several_gguf_files_only_what_all_say_is_said() {
     let one = |file_type| {
-        let keys = [("general.architecture", Value::Text("llama")), ("general.file_type", Value::U32(file_type))];
+        let keys =
+            [("general.architecture", Value::Text("llama")), ("general.file_type", Value::U32(file_type))];
         gguf(&keys, &[&[1_000, 135_000]])
     };
     let described = of(&[("a-Q4_K_M.gguf", one(15)), ("a-Q8_0.gguf", one(7))]);
@@ -126,12 +128,14 @@ fn the_parts_of_a_split_gguf_are_one_model() {
     };
     let described = of(&[("a-00001-of-00002.gguf", part(0)), ("a-00002-of-00002.gguf", part(1))]);
     assert_eq!(described.param_size.as_deref(), Some("1b"));
+    assert_eq!(of(&[("a-00001-of-00002.gguf", part(0))]).param_size, None, "a part is not all of it");
 }
 
 #[test]
 fn nothing_is_said_of_what_nothing_is_known_of() {
     assert_eq!(of(&[("x.bin", vec![1; 9]), ("notes.txt", vec![2])]), Described::default());
-    let broken = [("config.json", b"{".to_vec()), ("m.safetensors", vec![0xff; 20]), ("m.gguf", b"GGUF".to_vec())];
+    let broken =
+        [("config.json", b"{".to_vec()), ("m.safetensors", vec![0xff; 20]), ("m.gguf", b"GGUF".to_vec())];
     assert_eq!(of(&broken), Described::default());
     let onnx = of(&[("model.onnx", vec![1]), ("model.onnx_data", vec![1])]);
     assert_eq!(onnx, Described { format: Some("onnx".into()), ..Described::default() });
@@ -157,7 +161,8 @@ fn parameters_are_counted_as_people_do() {
 
 #[test]
 fn what_is_typed_overrules_what_is_found() {
-    let typed = Described { family: Some("mine".into()), licenses: vec!["MIT".into()], ..Described::default() };
+    let typed =
+        Described { family: Some("mine".into()), licenses: vec!["MIT".into()], ..Described::default() };
     let found = Described {
         family: Some("theirs".into()),
         precision: Some("int8".into()),

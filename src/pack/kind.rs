@@ -9,8 +9,14 @@ use crate::oci::artifact::LayerKind;
 const WEIGHTY: u64 = 128 << 20;
 
 /// What belongs to the tokenizer or the prompt although its ending says weights or text.
-const CONFIG_NAMES: [&str; 6] =
-    ["merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "modelcard"];
+const CONFIG_NAMES: [&str; 6] = [
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "modelcard",
+];
 
 const CODE_NAMES: [&str; 9] = [
     "requirements.txt",
@@ -24,7 +30,8 @@ const CODE_NAMES: [&str; 9] = [
     "cargo.toml",
 ];
 
-const DOC_PREFIXES: [&str; 7] = ["readme", "license", "licence", "notice", "copying", "changelog", "use_policy"];
+const DOC_PREFIXES: [&str; 7] =
+    ["readme", "license", "licence", "notice", "copying", "changelog", "use_policy"];
 
 const CONFIGS: &str = " json jsonl json5 jsonc yaml yml toml ini config cfg conf properties props xml jinja jinja2 j2 \
     tiktoken spm bpe vocab modelcard hparams params imatrix ";

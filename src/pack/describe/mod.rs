@@ -112,8 +112,8 @@ fn format_of(path: &str) -> Option<String> {
     let name = path.rsplit('/').next().unwrap_or(path).to_ascii_lowercase();
     let ending = name.rsplit_once('.')?.1;
     let format = match ending {
-        "safetensors" | "gguf" | "ggml" | "tflite" | "ckpt" | "h5" | "keras" | "msgpack" | "npz" | "mlmodel"
-        | "llamafile" => ending,
+        "safetensors" | "gguf" | "ggml" | "tflite" | "ckpt" | "h5" | "keras" | "msgpack" | "npz"
+        | "mlmodel" | "llamafile" => ending,
         "onnx" | "onnx_data" => "onnx",
         "pt" | "pth" => "pt",
         "bin" if name.starts_with("pytorch_model") => "pt",
@@ -142,7 +142,10 @@ fn of_config(json: &Value) -> Described {
         architecture: text(&["/architectures/0"]),
         precision: text(&["/torch_dtype", "/dtype", "/text_config/torch_dtype", "/text_config/dtype"])
             .map(|dtype| dtype.strip_prefix("torch.").unwrap_or(&dtype).to_owned()),
-        quantization: text(&["/quantization_config/quant_method", "/text_config/quantization_config/quant_method"]),
+        quantization: text(&[
+            "/quantization_config/quant_method",
+            "/text_config/quantization_config/quant_method",
+        ]),
         ..Described::default()
     }
 }
@@ -152,7 +155,9 @@ fn of_safetensors(files: &[&File], is_quantized: bool) -> Described {
     let Some(shards) = shards(files) else { return Described::default() };
     let mut counts = safetensors::Counts::new();
     for shard in shards {
-        let Some(some) = fs::File::open(&shard.place).ok().and_then(|file| safetensors::counts(BufReader::new(file))) else {
+        let Some(some) =
+            fs::File::open(&shard.place).ok().and_then(|file| safetensors::counts(BufReader::new(file)))
+        else {
             return Described::default();
         };
         for (dtype, count) in some {
@@ -160,14 +165,16 @@ fn of_safetensors(files: &[&File], is_quantized: bool) -> Described {
             *sum = sum.saturating_add(count);
         }
     }
-    let Some(dominant) = counts.iter().max_by_key(|(_, count)| **count).map(|(dtype, _)| dtype.as_str()) else {
+    let Some(dominant) = counts.iter().max_by_key(|(_, count)| **count).map(|(dtype, _)| dtype.as_str())
+    else {
         return Described::default();
     };
     let total = counts.values().fold(0, |sum: u64, count| sum.saturating_add(*count));
     // Quantizers put several numbers into one integer: the shapes then say nothing of how many there are.
     let is_packed = is_quantized && precision(dominant).is_none_or(|name| name.contains("int"));
     let param_size = (!is_packed).then(|| short(total));
-    Described { param_size, precision: precision(dominant).map(str::to_owned), ..Described::default() }
+    let precision = precision(dominant).filter(|_| !is_packed).map(str::to_owned);
+    Described { param_size, precision, ..Described::default() }
 }
 
 /// The safetensors files that are the model once: those that the index of shards names, or else the only one, or the
@@ -242,20 +249,24 @@ fn of_gguf(weights: &[&File]) -> Described {
     }
 }
 
-/// The parts of one split model as if they were one file; `None` where they are not.
+/// The parts of one split model as if they were one file, and one file as itself; `None` where they are not one model.
 fn as_one(facts: &[gguf::Facts]) -> Option<gguf::Facts> {
+    if let [one] = facts {
+        return Some(one.clone());
+    }
     let shards = u64::try_from(facts.len()).ok()?;
     let first = facts.iter().find(|facts| facts.shard == Some(0))?;
     let numbers = facts.iter().fold(0_u64, |sum, facts| sum.saturating_add(facts.numbers));
     let is_whole = facts.iter().all(|facts| facts.shards == Some(shards));
-    is_whole.then(|| gguf::Facts { numbers, ..first.clone() })
+    is_whole.then(|| gguf::Facts { numbers, shards: None, ..first.clone() })
 }
 
 fn of_facts(facts: &gguf::Facts) -> Described {
     let kind = facts.file_type.and_then(gguf::file_type);
     let precision = kind.and_then(|kind| precision(kind).map(str::to_owned));
     let label = facts.size_label.as_ref().map(|label| label.to_ascii_lowercase());
-    let counted = (facts.numbers > 0).then(|| short(facts.numbers));
+    let is_part = facts.shards.is_some_and(|shards| shards > 1);
+    let counted = (facts.numbers > 0 && !is_part).then(|| short(facts.numbers));
     Described {
         name: facts.name.clone(),
         family: facts.architecture.clone(),

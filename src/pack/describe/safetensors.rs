@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufReader, Read};
 
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 /// The largest header that is read: 100 MB, the format's own limit.
 const HEADER_LIMIT: u64 = 100_000_000;
@@ -18,8 +18,8 @@ pub(super) type Counts = BTreeMap<String, u64>;
 
 /// The types of the format; another name is somebody else's word, and counted under none.
 const TYPES: [&str; 16] = [
-    "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F4", "I16", "U16", "F16", "BF16", "I32", "U32", "F32",
-    "F64", "I64",
+    "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F4", "I16", "U16", "F16", "BF16", "I32", "U32",
+    "F32", "F64", "I64",
 ];
 
 /// The counts of the file that `reader` stands at the start of; `None` where it is no safetensors file.
@@ -115,14 +115,17 @@ pub(super) mod tests {
 
     #[test]
     fn numbers_are_counted_by_type() {
-        let file = file(&[("a", "BF16", &[3, 4]), ("b", "F32", &[5]), ("c", "BF16", &[]), ("d", "ODD", &[9])]);
+        let file =
+            file(&[("a", "BF16", &[3, 4]), ("b", "F32", &[5]), ("c", "BF16", &[]), ("d", "ODD", &[9])]);
         let counts = counts(file.as_slice()).unwrap();
         assert_eq!(counts, Counts::from([("BF16".into(), 13), ("F32".into(), 5)]));
     }
 
     #[test]
     fn what_is_no_header_counts_nothing_and_is_not_believed() {
-        for bad in [&b""[..], b"1234567", &u64::MAX.to_le_bytes(), b"\x02\0\0\0\0\0\0\0[]", b"\x40\0\0\0\0\0\0\0{}"] {
+        for bad in
+            [&b""[..], b"1234567", &u64::MAX.to_le_bytes(), b"\x02\0\0\0\0\0\0\0[]", b"\x40\0\0\0\0\0\0\0{}"]
+        {
             let counted = counts(bad);
             assert!(counted.is_none() || counted.is_some_and(|counts| counts.is_empty()), "{bad:?}");
         }

@@ -1,0 +1,1 @@
+//! Tests of adding an index, over a repository in memory.
