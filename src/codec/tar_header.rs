@@ -164,6 +164,24 @@ mod tests {
         }
     }
 
+    /// The SHA-256 of what `archive/tar` of Go 1.27 wrote for these headers.
+    #[test]
+    fn the_bytes_are_those_that_go_writes() {
+        let deep = "sub/".repeat(30) + "b.bin";
+        let deeper = "folder/".repeat(60) + "z";
+        for (path, size, digest) in [
+            ("a.bin", 5, "fa9ade14a295fef9d88f23701bf430aa11f6bc99a9f1569a8bca855549791c65"),
+            ("a.bin", 1 << 33, "da6996e1f99a3240219192deb5539e7e466ca01b8312a5979b9c05e78c98a2a4"),
+            (&deep, 5, "35e5226dce04af6b87bb6957d956d4f954df43515d1ccb5bfc074a0b53ea7332"),
+            (&deeper, 0, "2f8677a0c0cd38499f4ac75bf64ac67c1061be74e89e074b24bb8e151756bf36"),
+            ("\u{e9}/c.bin", 5, "f96e93a3dc8b9e9821f425819246e45f233f1bc9fde01af4df13b1e865b70270"),
+            ("a/\u{e9}/b", 1 << 40, "7289fd956b52fdd2007ca60adbf13a6a1d1e6edab16640abc1dacb1bca1ccf38"),
+        ] {
+            let bytes = headers(path, size, 0o755, 7);
+            assert_eq!(crate::oci::Digest::of(&bytes).hex(), digest, "{path} {size}");
+        }
+    }
+
     #[test]
     fn an_ordinary_file_has_one_block_before_it_and_one_that_needs_an_extension_three() {
         assert_eq!(headers("sub/model.safetensors", OCTAL_LIMIT - 1, 0o644, 0).len(), 512);

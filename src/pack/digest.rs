@@ -222,17 +222,16 @@ mod tests {
             ContentRange::new(8, CHUNK + 8),
             ContentRange::new(CHUNK + 9, 3 * CHUNK + 3000),
         ];
-        let expected: Vec<ChunkDigest> = extents
-            .iter()
-            .flat_map(|extent| {
-                let file = &content[extent.start() as usize..extent.end() as usize];
-                let grid = Grid::new(extent.len());
-                let chunk = |n| grid.range(n);
-                (0..grid.chunks())
-                    .map(|n| ChunkDigest::of(&file[chunk(n).start() as usize..chunk(n).end() as usize]))
-                    .collect::<Vec<_>>()
-            })
-            .collect();
+        let part = |range: ContentRange, of: &[u8]| {
+            let [start, end] = [range.start(), range.end()].map(|at| usize::try_from(at).unwrap());
+            of[start..end].to_vec()
+        };
+        let of_file = |extent: &ContentRange| {
+            let (file, grid) = (part(*extent, &content), Grid::new(extent.len()));
+            let chunks = (0..grid.chunks()).map(|chunk| ChunkDigest::of(&part(grid.range(chunk), &file)));
+            chunks.collect::<Vec<_>>()
+        };
+        let expected: Vec<ChunkDigest> = extents.iter().flat_map(of_file).collect();
         for len in [1 << 20, 4 << 20, 100_003, 513] {
             let mut chunks = Chunks::new(extents.clone());
             content.chunks(len).for_each(|part| chunks.update(part));

@@ -170,8 +170,10 @@ impl Registry {
 
     /// The digests of all blobs it keeps, manifests among them, sorted.
     pub fn blobs(&self) -> Vec<String> {
-        let folders = fs::read_dir(self.storage().join("docker/registry/v2/blobs/sha256")).into_iter().flatten();
-        let blobs = folders.flatten().flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
+        let folders =
+            fs::read_dir(self.storage().join("docker/registry/v2/blobs/sha256")).into_iter().flatten();
+        let blobs =
+            folders.flatten().flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
         let whole = blobs.filter(|blob| blob.path().join("data").is_file());
         let mut digests: Vec<_> =
             whole.map(|blob| format!("sha256:{}", blob.file_name().to_string_lossy())).collect();

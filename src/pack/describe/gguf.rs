@@ -265,7 +265,7 @@ pub(super) mod tests {
         }
         for shape in shapes {
             text(&mut out, "tensor");
-            out.extend((shape.len() as u32).to_le_bytes());
+            out.extend(u32::try_from(shape.len()).unwrap().to_le_bytes());
             shape.iter().for_each(|size| out.extend(size.to_le_bytes()));
             out.extend([0; 12]);
         }
