@@ -1,6 +1,6 @@
 //! `weightfs pack`: a folder of a model becomes an artifact with an index, in a registry or an image layout folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
@@ -12,7 +12,7 @@ use super::{print, reference, runtime};
 use crate::config::{Environment, Flags, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::Packaging;
-use crate::oci::{Reference, Which};
+use crate::oci::{Place, Reference, Which};
 use crate::pack::publish::Done;
 use crate::pack::{self, Described, Destination, Options, Plan, Published, Times, Watch};
 use crate::repository::push::Target;
@@ -160,6 +160,8 @@ impl Pack {
 pub(super) fn run(command: &Pack, settings: &Settings, environment: &Environment) -> Result<()> {
     let begun = Instant::now();
     let (reference, tag) = target(&command.target)?;
+    refuse_inside(&reference.place, &command.folder)?;
+    command.mount_from.iter().try_for_each(|from| check_repository(&reference.place, from))?;
     let plan = pack::plan(&command.folder, &command.options(environment)?)?;
     if command.dry_run {
         return show(command, &plan);
@@ -169,6 +171,7 @@ pub(super) fn run(command: &Pack, settings: &Settings, environment: &Environment
         let target = Target::open(&reference, &settings.repository)?;
         let destination = Destination::new(target, Some(tag), command.mount_from.clone());
         let progress = Progress::of("reading and uploading", plan.bytes().saturating_mul(2));
+        progress.name(&reference.to_string());
         let bar = progress.clone();
         let watch: Watch = std::sync::Arc::new(move |bytes| bar.add(bytes));
         let published = pack::publish(&plan, &destination, &watch).await;
@@ -195,6 +198,34 @@ pub(super) fn target(text: &str) -> Result<(Reference, String)> {
             Err(Error::new(Kind::Invalid, doing)
                 .hint("leave off what begins with '@', or write a tag, after ':'"))
         }
+    }
+}
+
+/// Refuses an image layout folder inside of the folder that is packed: the next time it would be packed too.
+fn refuse_inside(target: &Place, folder: &Path) -> Result<()> {
+    let Place::Layout { folder: layout } = target else { return Ok(()) };
+    // Of what is not there yet, the part that is.
+    let real = layout.ancestors().find_map(|path| Some((path, path.canonicalize().ok()?)));
+    let inside =
+        |(_, real): (&Path, PathBuf)| folder.canonicalize().is_ok_and(|folder| real.starts_with(folder));
+    if !real.is_some_and(inside) {
+        return Ok(());
+    }
+    let doing = format!("{} is inside of the folder that is packed", layout.display());
+    Err(Error::new(Kind::Invalid, doing).hint("name a folder elsewhere"))
+}
+
+/// Refuses what is no repository of the target's registry.
+fn check_repository(target: &Place, from: &str) -> Result<()> {
+    let refused = |why: &str| {
+        Error::new(Kind::Invalid, format!("--mount-from {from:?}: {why}"))
+            .hint("write it as acme/base, without a host")
+    };
+    let Place::Registry { host, .. } = target else { return Err(refused("the target is no registry")) };
+    let parsed = format!("{host}/{from}").parse::<Reference>().ok();
+    match parsed.map(|parsed| parsed.place) {
+        Some(Place::Registry { repository, .. }) if repository == from => Ok(()),
+        _ => Err(refused("it is no repository's name")),
     }
 }
 
