@@ -6,7 +6,7 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
-use super::args::{REFERENCE, set_switch};
+use super::args::set_switch;
 use super::progress::Progress;
 use super::{print, reference, runtime};
 use crate::config::{Environment, Flags, Settings};
@@ -25,7 +25,8 @@ pub(super) struct Pack {
     /// The folder that has the model's files
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
-    #[arg(value_name = "TARGET", help = REFERENCE)]
+    /// HOST[:PORT]/REPOSITORY[:TAG], or oci:FOLDER[:TAG] for an image layout on disk; without a tag, latest
+    #[arg(value_name = "TARGET")]
     target: String,
     /// Make each file a tar of its own instead of a layer as it is
     #[arg(long)]
@@ -42,14 +43,15 @@ pub(super) struct Pack {
     /// Say what would be packed, without reading it all and without the registry
     #[arg(long)]
     dry_run: bool,
-    #[command(flatten)]
-    description: Description,
     /// Ask a registry that is not on this machine over HTTP, without TLS
     #[arg(long)]
     plain_http: bool,
     /// Answer with a JSON object
     #[arg(long)]
     json: bool,
+    // Last, since what follows would stand under its heading.
+    #[command(flatten)]
+    description: Description,
 }
 
 /// What a person says of the model, whatever its files say.
@@ -65,7 +67,7 @@ struct Description {
     /// As llama
     #[arg(long)]
     family: Option<String>,
-    /// As transformer
+    /// As LlamaForCausalLM
     #[arg(long)]
     architecture: Option<String>,
     /// As safetensors
