@@ -335,7 +335,8 @@ fn show(command: &Pack, plan: &Plan) -> Result<()> {
     let said = serde_json::to_value(planned.model).unwrap_or_default();
     let mut rows: Vec<Vec<String>> = Vec::new();
     for (name, value) in said.as_object().into_iter().flatten() {
-        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let all = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let value = all.iter().filter_map(serde_json::Value::as_str).collect::<Vec<_>>().join(", ");
         rows.push(vec![name.clone(), print::safe(&value)]);
     }
     rows.push(vec!["files".into(), format!("{}, {}", planned.files.len(), print::size(planned.bytes))]);

@@ -167,7 +167,9 @@ fn a_dry_run_shows_the_plan_and_asks_nobody() {
     assert_eq!(plan["model"]["format"], "safetensors");
     let first = &plan["files"][0];
     assert_eq!((&first["path"], &first["kind"]), (&json!("config.json"), &json!("weight.config")));
-    let text = pack(&place, folder.path(), target, &["--dry-run"]).ok().stdout;
+    let licenses = ["--dry-run", "--license", "MIT", "--license", "Apache-2.0"];
+    let text = pack(&place, folder.path(), target, &licenses).ok().stdout;
+    assert!(text.contains("MIT, Apache-2.0"), "{text}");
     for word in ["train.parquet", "dataset", "LICENSE", "doc", "run.sh", "code", "bfloat16", ".gitattributes"]
     {
         assert!(text.contains(word), "{word} in {text}");
