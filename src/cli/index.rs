@@ -102,6 +102,7 @@ fn add(command: &Add, settings: &Settings) -> Result<()> {
             sharing(&source, &target),
         );
         let progress = Progress::of("reading", plain.bytes().saturating_mul(2));
+        progress.name(&source.to_string());
         let bar = progress.clone();
         let watch: Watch = std::sync::Arc::new(move |bytes| bar.add(bytes));
         let added = plain.add(&destination, &watch).await;

@@ -1,18 +1,18 @@
 //! `weightfs pack`: a folder of a model becomes an artifact with an index, in a registry or an image layout folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
 
-use super::args::{REFERENCE, set_switch};
+use super::args::set_switch;
 use super::progress::Progress;
 use super::{print, reference, runtime};
 use crate::config::{Environment, Flags, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::Packaging;
-use crate::oci::{Reference, Which};
+use crate::oci::{Place, Reference, Which};
 use crate::pack::publish::Done;
 use crate::pack::{self, Described, Destination, Options, Plan, Published, Times, Watch};
 use crate::repository::push::Target;
@@ -25,7 +25,8 @@ pub(super) struct Pack {
     /// The folder that has the model's files
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
-    #[arg(value_name = "TARGET", help = REFERENCE)]
+    /// HOST[:PORT]/REPOSITORY[:TAG], or oci:FOLDER[:TAG] for an image layout on disk; without a tag, latest
+    #[arg(value_name = "TARGET")]
     target: String,
     /// Make each file a tar of its own instead of a layer as it is
     #[arg(long)]
@@ -42,14 +43,15 @@ pub(super) struct Pack {
     /// Say what would be packed, without reading it all and without the registry
     #[arg(long)]
     dry_run: bool,
-    #[command(flatten)]
-    description: Description,
     /// Ask a registry that is not on this machine over HTTP, without TLS
     #[arg(long)]
     plain_http: bool,
     /// Answer with a JSON object
     #[arg(long)]
     json: bool,
+    // Last, since what follows would stand under its heading.
+    #[command(flatten)]
+    description: Description,
 }
 
 /// What a person says of the model, whatever its files say.
@@ -65,7 +67,7 @@ struct Description {
     /// As llama
     #[arg(long)]
     family: Option<String>,
-    /// As transformer
+    /// As LlamaForCausalLM
     #[arg(long)]
     architecture: Option<String>,
     /// As safetensors
@@ -160,6 +162,8 @@ impl Pack {
 pub(super) fn run(command: &Pack, settings: &Settings, environment: &Environment) -> Result<()> {
     let begun = Instant::now();
     let (reference, tag) = target(&command.target)?;
+    refuse_inside(&reference.place, &command.folder)?;
+    command.mount_from.iter().try_for_each(|from| check_repository(&reference.place, from))?;
     let plan = pack::plan(&command.folder, &command.options(environment)?)?;
     if command.dry_run {
         return show(command, &plan);
@@ -169,6 +173,7 @@ pub(super) fn run(command: &Pack, settings: &Settings, environment: &Environment
         let target = Target::open(&reference, &settings.repository)?;
         let destination = Destination::new(target, Some(tag), command.mount_from.clone());
         let progress = Progress::of("reading and uploading", plan.bytes().saturating_mul(2));
+        progress.name(&reference.to_string());
         let bar = progress.clone();
         let watch: Watch = std::sync::Arc::new(move |bytes| bar.add(bytes));
         let published = pack::publish(&plan, &destination, &watch).await;
@@ -195,6 +200,34 @@ pub(super) fn target(text: &str) -> Result<(Reference, String)> {
             Err(Error::new(Kind::Invalid, doing)
                 .hint("leave off what begins with '@', or write a tag, after ':'"))
         }
+    }
+}
+
+/// Refuses an image layout folder inside of the folder that is packed: the next time it would be packed too.
+fn refuse_inside(target: &Place, folder: &Path) -> Result<()> {
+    let Place::Layout { folder: layout } = target else { return Ok(()) };
+    // Of what is not there yet, the part that is.
+    let real = layout.ancestors().find_map(|path| Some((path, path.canonicalize().ok()?)));
+    let inside =
+        |(_, real): (&Path, PathBuf)| folder.canonicalize().is_ok_and(|folder| real.starts_with(folder));
+    if !real.is_some_and(inside) {
+        return Ok(());
+    }
+    let doing = format!("{} is inside of the folder that is packed", layout.display());
+    Err(Error::new(Kind::Invalid, doing).hint("name a folder elsewhere"))
+}
+
+/// Refuses what is no repository of the target's registry.
+fn check_repository(target: &Place, from: &str) -> Result<()> {
+    let refused = |why: &str| {
+        Error::new(Kind::Invalid, format!("--mount-from {from:?}: {why}"))
+            .hint("write it as acme/base, without a host")
+    };
+    let Place::Registry { host, .. } = target else { return Err(refused("the target is no registry")) };
+    let parsed = format!("{host}/{from}").parse::<Reference>().ok();
+    match parsed.map(|parsed| parsed.place) {
+        Some(Place::Registry { repository, .. }) if repository == from => Ok(()),
+        _ => Err(refused("it is no repository's name")),
     }
 }
 
@@ -302,7 +335,8 @@ fn show(command: &Pack, plan: &Plan) -> Result<()> {
     let said = serde_json::to_value(planned.model).unwrap_or_default();
     let mut rows: Vec<Vec<String>> = Vec::new();
     for (name, value) in said.as_object().into_iter().flatten() {
-        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let all = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let value = all.iter().filter_map(serde_json::Value::as_str).collect::<Vec<_>>().join(", ");
         rows.push(vec![name.clone(), print::safe(&value)]);
     }
     rows.push(vec!["files".into(), format!("{}, {}", planned.files.len(), print::size(planned.bytes))]);

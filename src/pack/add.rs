@@ -28,8 +28,8 @@ use crate::repository::{Pinned, Repository, read_all};
 /// How many layers are read at once.
 const SIDE_BY_SIDE: usize = 4;
 
-/// How many pieces of a layer wait for being digested, of a few hundred KiB each.
-const WAITING: usize = 16;
+/// How many pieces of a layer, of at most 1 MiB, wait for being digested.
+const WAITING: usize = 4;
 
 /// An artifact without an index, opened to get one.
 #[derive(Debug)]

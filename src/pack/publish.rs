@@ -127,7 +127,7 @@ impl Destination {
 /// more: once where they are digested, once where they are uploaded.
 ///
 /// The same files give the same digest. A run that was ended before leaves blobs that the next one finds. Must be called
-/// within a tokio runtime; holds about 30 MiB and a number of threads as large as the machine's of cores.
+/// within a tokio runtime; holds 12 MiB for each core, and what four uploads hold.
 ///
 /// # Errors
 /// `Busy` where a file changed meanwhile, naming it; `Storage` where one can't be read; those of the target;

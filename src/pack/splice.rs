@@ -158,4 +158,24 @@ mod tests {
             assert_eq!(append(broken, &["a"], "0"), None, "{broken}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_survived(text in r#"[\[\]{}:,"\\ab 1]{0,40}"#) {
+            let _whatever = (append(&text, &["a"], "0"), replace(&text, &["a", "b"], "0"), replace(&text, &[], "0"));
+        }
+
+        #[test]
+        fn what_is_appended_is_all_that_changes(
+            before in proptest::collection::vec(r#"[a-c"\\\]\[{}]{0,4}"#, 0..4),
+            list in proptest::collection::vec(r#"["\\\]a,]{0,4}"#, 0..4),
+        ) {
+            let mut value = serde_json::json!({"zz": before, "layers": list, "more": {"layers": before}});
+            for text in [value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
+                let new = append(&text, &["layers"], "\"new\"").unwrap();
+                value["layers"] = list.iter().map(String::as_str).chain(["new"]).collect();
+                proptest::prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&new).unwrap(), value.clone());
+            }
+        }
+    }
 }

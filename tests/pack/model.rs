@@ -27,6 +27,24 @@ fn every_file_comes_back_byte_for_byte_raw_and_from_tar() {
 }
 
 #[test]
+fn a_packed_model_is_mounted_as_the_folder_it_was_made_of() {
+    let (place, files) = (Place::new(), files());
+    let folder = folder(&files);
+    for options in [&[][..], &["--tar"]] {
+        let target = layout(&place, "layout");
+        pack(&place, folder.path(), &target, options).ok();
+        place.mount(&target, &[]);
+        for (path, content) in &files {
+            assert!(fs::read(place.path(path)).unwrap() == *content, "{path}");
+        }
+        assert!(!place.path(".weightfs").exists(), "the index is no part of the tree");
+        let mode = |path: &str| place.path(path).metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("config.json"), mode("nested")), (0o444, 0o555));
+        place.unmount();
+    }
+}
+
+#[test]
 fn the_same_files_give_the_same_digest_whoever_has_them_and_since_when() {
     let (place, files) = (Place::new(), files());
     let (one, other) = (folder(&files), folder(&files));
@@ -127,6 +145,13 @@ fn what_cannot_be_packed_is_named() {
     pack(&place, folder.path(), &digest, &[]).failed(2, &["at a digest"]);
     pack(&place, folder.path(), "nowhere", &[]).failed(2, &["nowhere"]);
     pack(&place, &place.folder("empty"), &target, &[]).failed(3, &["nothing to pack"]);
+    let inside = format!("oci:{}", folder.path().join("out/layout").display());
+    pack(&place, folder.path(), &inside, &[]).failed(2, &["out/layout", "inside of the folder"]);
+    pack(&place, folder.path(), &target, &["--mount-from", "a/b"]).failed(2, &["a/b", "no registry"]);
+    for odd in ["host:5000/a/b", "A", "a:v1", ""] {
+        let ran = pack(&place, folder.path(), "127.0.0.1:1/a/b:v1", &["--mount-from", odd]);
+        ran.failed(2, &["no repository's name"]);
+    }
     pack(&place, Path::new("/nowhere/at/all"), &target, &[]).failed(3, &["/nowhere/at/all"]);
     pack(&place, &folder.path().join("config.json"), &target, &[]).failed(2, &["is no folder"]);
 }
@@ -142,7 +167,9 @@ fn a_dry_run_shows_the_plan_and_asks_nobody() {
     assert_eq!(plan["model"]["format"], "safetensors");
     let first = &plan["files"][0];
     assert_eq!((&first["path"], &first["kind"]), (&json!("config.json"), &json!("weight.config")));
-    let text = pack(&place, folder.path(), target, &["--dry-run"]).ok().stdout;
+    let licenses = ["--dry-run", "--license", "MIT", "--license", "Apache-2.0"];
+    let text = pack(&place, folder.path(), target, &licenses).ok().stdout;
+    assert!(text.contains("MIT, Apache-2.0"), "{text}");
     for word in ["train.parquet", "dataset", "LICENSE", "doc", "run.sh", "code", "bfloat16", ".gitattributes"]
     {
         assert!(text.contains(word), "{word} in {text}");

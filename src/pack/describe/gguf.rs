@@ -308,4 +308,18 @@ pub(super) mod tests {
             assert_eq!(Facts::read(Cursor::new(file)), None, "{at}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_header_with_any_bytes_changed_is_survived(
+            changes in proptest::collection::vec((0_usize..200, proptest::num::u8::ANY), 1..8)
+        ) {
+            let mut file = sample();
+            for (at, byte) in changes {
+                let len = file.len();
+                file[at % len] = byte;
+            }
+            let _whatever = Facts::read(Cursor::new(file));
+        }
+    }
 }
