@@ -11,7 +11,8 @@ use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, LOCATION, RANGE, WWW_AUTHENTICATE,
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST, HeaderName, LOCATION, RANGE,
+    WWW_AUTHENTICATE,
 };
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
@@ -24,6 +25,8 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use weightfs::cli::demo::registry::{Serving, router, serve, serve_on};
 use weightfs::oci::Reference;
+
+use super::uploads::{self, Habits, Uploads};
 
 /// What is done to an answer.
 #[derive(Clone, Debug)]
@@ -54,6 +57,16 @@ pub(crate) enum Fault {
     Html206,
     /// The right headers, and one byte of the body another.
     Flip(usize),
+    /// An upload takes so many bytes, and then the connection closes; the end of one is taken, and not answered.
+    BreakBody(usize),
+    /// An upload takes so many bytes, and then no more, and the connection stays open.
+    StallBody(usize),
+    /// An upload is forgotten.
+    Lose,
+    /// An upload loses so many bytes of what it has.
+    Forget(usize),
+    /// All tokens given out so far are refused from now on.
+    Revoke,
 }
 
 /// Which requests get a fault.
@@ -66,17 +79,17 @@ pub(crate) struct Rule {
 }
 
 impl Rule {
-    /// Every request whose path contains `path`.
+    /// Every request whose method, path and query (`PUT /v2/…`) contain `path`.
     pub(crate) fn always(path: &'static str, fault: Fault) -> Self {
         Self::times(path, usize::MAX, fault)
     }
 
-    /// The next request whose path contains `path`.
+    /// The next such request.
     pub(crate) fn once(path: &'static str, fault: Fault) -> Self {
         Self::times(path, 1, fault)
     }
 
-    /// The next so many requests whose path contains `path`.
+    /// The next so many such requests.
     pub(crate) fn times(path: &'static str, times: usize, fault: Fault) -> Self {
         Self { path, skip: 0, times, fault }
     }
@@ -106,8 +119,11 @@ impl Tokens {
 /// A request as it came in.
 #[derive(Clone, Debug)]
 pub(crate) struct Logged {
+    pub(crate) method: String,
     /// Path and query.
     pub(crate) path: String,
+    pub(crate) host: Option<String>,
+    pub(crate) content_range: Option<String>,
     pub(crate) range: Option<String>,
     pub(crate) authorization: Option<String>,
 }
@@ -124,6 +140,7 @@ struct Shared {
     log: Mutex<Vec<Logged>>,
     tokens: Option<Tokens>,
     given: Mutex<Given>,
+    uploads: Option<Arc<Uploads>>,
 }
 
 #[derive(Default)]
@@ -150,6 +167,19 @@ impl Server {
     pub(crate) async fn with_tokens(layout: &Path, tokens: Tokens) -> Self {
         let shared = Shared { tokens: Some(tokens), ..Shared::default() };
         Self::over(router(layout.to_owned()).unwrap(), shared).await
+    }
+
+    /// Serves it to everyone, or to those who bring a token, and takes pushes into it.
+    pub(crate) async fn with_uploads(layout: &Path, habits: Habits, tokens: Option<Tokens>) -> Self {
+        let uploads = Arc::new(Uploads::new(layout.to_owned(), habits));
+        let router = router(layout.to_owned()).unwrap();
+        let router = router.layer(from_fn_with_state(uploads.clone(), uploads::around));
+        Self::over(router, Shared { tokens, uploads: Some(uploads), ..Shared::default() }).await
+    }
+
+    /// What was pushed to a registry that takes pushes.
+    pub(crate) fn uploads(&self) -> &Uploads {
+        self.shared.uploads.as_ref().unwrap()
     }
 
     /// Serves it over connections that end with a reset, so that [`Fault::Truncate`] is one.
@@ -214,9 +244,12 @@ fn faulty_router(router: Router, shared: &Arc<Shared>) -> Router {
 async fn around(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let logged = logged(&request);
     let (path, authorization) = (logged.path.clone(), logged.authorization.clone());
+    let fault = shared.fault(&format!("{} {path}", logged.method));
     shared.log.lock().push(logged);
-    let fault = shared.fault(&path);
-    match (fault, &shared.tokens) {
+    if matches!(fault, Some(Fault::Revoke)) {
+        shared.given.lock().valid.clear();
+    }
+    match (fault.filter(|fault| !matches!(fault, Fault::Revoke)), &shared.tokens) {
         (Some(fault), _) => faulty(fault, &path, request, next).await,
         (None, Some(tokens)) if path.starts_with("/token") => shared.token(tokens, authorization.as_deref()),
         (None, Some(_)) if !shared.admits(authorization.as_deref()) => challenge(request.headers()),
@@ -227,7 +260,14 @@ async fn around(State(shared): State<Arc<Shared>>, request: Request, next: Next)
 fn logged(request: &Request) -> Logged {
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-    Logged { path, range: header(RANGE), authorization: header(AUTHORIZATION) }
+    Logged {
+        method: request.method().to_string(),
+        path,
+        host: header(HOST),
+        content_range: header(CONTENT_RANGE),
+        range: header(RANGE),
+        authorization: header(AUTHORIZATION),
+    }
 }
 
 impl Shared {
@@ -273,7 +313,7 @@ fn challenge(headers: &HeaderMap) -> Response {
     )
 }
 
-fn answer(status: u16, headers: &[(HeaderName, &str)], body: &str) -> Response {
+pub(crate) fn answer(status: u16, headers: &[(HeaderName, &str)], body: &str) -> Response {
     let builder = Response::builder().status(status);
     let builder = headers.iter().fold(builder, |builder, (name, value)| builder.header(name, *value));
     builder.body(Body::from(body.to_owned())).unwrap()
@@ -286,11 +326,20 @@ async fn faulty(fault: Fault, path: &str, mut request: Request, next: Next) -> R
             return answer(*status, &[(HeaderName::from_static("retry-after"), wait)], "");
         }
         Fault::Redirect(origin) => {
-            return answer(307, &[(LOCATION, &format!("{origin}{path}?signature=canary-signature"))], "");
+            let mark = if path.contains('?') { '&' } else { '?' };
+            return answer(
+                307,
+                &[(LOCATION, &format!("{origin}{path}{mark}signature=canary-signature"))],
+                "",
+            );
         }
         Fault::RedirectTo(location) => return answer(307, &[(LOCATION, location)], ""),
         Fault::IgnoreRange => {
             request.headers_mut().remove(RANGE);
+        }
+        Fault::BreakBody(_) | Fault::StallBody(_) | Fault::Lose | Fault::Forget(_) => {
+            request.extensions_mut().insert(fault);
+            return next.run(request).await;
         }
         _ => {}
     }

@@ -234,7 +234,10 @@ impl Way<'_> {
             Setback::Misplaced(error) => Error::from_source(Kind::Broken, "out of step", error),
             Setback::Lost(error) if self.session.is_none() => error,
             Setback::Lost(error) => {
-                (self.session, self.lost) = (None, self.lost + 1);
+                // Each that got further than all before it was worth it: some registries lose an upload with any
+                // connection that breaks.
+                let further = self.went.high.load(Ordering::Relaxed) > self.counted;
+                (self.session, self.lost) = (None, if further { 1 } else { self.lost + 1 });
                 if self.lost >= SESSIONS {
                     return self.give_parts_up(error).await;
                 }
@@ -256,7 +259,9 @@ impl Way<'_> {
             return Err(error);
         }
         match self.tries.pause(error, &doing).await {
-            Err(error) if error.kind() == Kind::Protocol => self.give_parts_up(error).await,
+            Err(error) if error.kind() == Kind::Protocol && self.session.is_some() => {
+                self.give_parts_up(error).await
+            }
             paused => paused,
         }
     }

@@ -146,8 +146,13 @@ impl Registry {
         let ask =
             Ask::new(Method::PATCH, &self.auth).header(CONTENT_TYPE, OCTETS).header(CONTENT_RANGE, range);
         let (hop, response) = self.follow(session.hop.clone(), &ask.body(Body::Blob(part))).await?;
-        if !response.status().is_success() {
-            return Err(self.setback(response).await);
+        match response.status() {
+            status if status.is_success() => {}
+            // It took the upload: it is parts that it does not take.
+            status @ (StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) => {
+                return Err(wire::protocol(format!("{status}: it takes no parts")).into());
+            }
+            _ => return Err(self.setback(response).await),
         }
         if let Some(next) = self.place_of(&hop, response.headers())? {
             session.hop = next;
