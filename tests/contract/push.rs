@@ -172,6 +172,15 @@ async fn an_image_layout_keeps_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_wants_tokens_keeps_the_contract() {
+    use crate::registry::{sample::Sample, server::Server, server::Tokens, uploads::Habits};
+    let sample = Sample::new();
+    let server = Server::with_uploads(sample.folder(), Habits::default(), Some(Tokens::for_everyone())).await;
+    let (target, reader) = opened(&server.reference().to_string());
+    holds(target, &*reader).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_real_registry_keeps_the_contract() {
     let registry = support::registry::Registry::start();
     let (target, reader) = opened(&format!("{}/team/model", registry.direct()));

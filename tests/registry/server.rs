@@ -11,8 +11,7 @@ use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST, HeaderName, LOCATION, RANGE,
-    WWW_AUTHENTICATE,
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, LOCATION, RANGE, WWW_AUTHENTICATE,
 };
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
@@ -122,7 +121,6 @@ pub(crate) struct Logged {
     pub(crate) method: String,
     /// Path and query.
     pub(crate) path: String,
-    pub(crate) host: Option<String>,
     pub(crate) content_range: Option<String>,
     pub(crate) range: Option<String>,
     pub(crate) authorization: Option<String>,
@@ -263,7 +261,6 @@ fn logged(request: &Request) -> Logged {
     Logged {
         method: request.method().to_string(),
         path,
-        host: header(HOST),
         content_range: header(CONTENT_RANGE),
         range: header(RANGE),
         authorization: header(AUTHORIZATION),

@@ -2,6 +2,7 @@
 //! registries have. What is pushed lies in the image layout folder that the other half serves from.
 //!
 //! Strict where a client may be lax: a part at another place, or under an address that is not the latest, is refused.
+#![allow(clippy::result_large_err, reason = "a refusal is an answer, and answers are large")]
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
