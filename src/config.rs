@@ -40,6 +40,21 @@ impl Environment {
         self.path("TMPDIR").unwrap_or_else(|| "/tmp".into())
     }
 
+    /// The time that what is made is to be of, in seconds since 1970, if `SOURCE_DATE_EPOCH` says so
+    /// (reproducible-builds.org, "SOURCE_DATE_EPOCH").
+    ///
+    /// # Errors
+    /// `Invalid` where it is no number.
+    pub fn source_date_epoch(&self) -> Result<Option<u64>> {
+        const NAME: &str = "SOURCE_DATE_EPOCH";
+        let Some(value) = self.get(NAME) else { return Ok(None) };
+        let number = value.to_str().and_then(|text| text.parse().ok());
+        number.map(Some).ok_or_else(|| {
+            let doing = format!("{NAME}: {value:?} is no number of seconds since 1970");
+            Error::new(Kind::Invalid, doing)
+        })
+    }
+
     /// A variable that is set and not empty.
     fn get(&self, name: &str) -> Option<&OsString> {
         self.variables.get(name).filter(|value| !value.is_empty())

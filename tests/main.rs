@@ -24,4 +24,5 @@ mod house;
 mod index;
 mod model;
 mod mount;
+mod pack;
 mod registry;

@@ -52,11 +52,15 @@ pub(super) enum Command {
     Cat(Cat),
     /// Say what the model REF is made of
     Inspect(Inspect),
+    /// Make an artifact of the model in FOLDER, with an index, and put it at TARGET
+    Pack(Box<super::pack::Pack>),
+    /// Work with the index of a model
+    Index(super::index::Index),
     /// Mount a sample model behind a slow line on this machine, and measure
     Demo(Demo),
 }
 
-const REFERENCE: &str =
+pub(super) const REFERENCE: &str =
     "HOST[:PORT]/REPOSITORY[:TAG][@DIGEST], or oci:FOLDER[:TAG] for an image layout on disk";
 
 #[derive(Debug, Args)]
@@ -201,6 +205,8 @@ impl CommandLine {
             Command::Ls(ls) => ls.reading.set(&mut flags),
             Command::Cat(cat) => cat.reading.set(&mut flags),
             Command::Inspect(inspect) => inspect.reading.set(&mut flags),
+            Command::Pack(pack) => pack.set(&mut flags),
+            Command::Index(index) => index.set(&mut flags),
             Command::Demo(_) => {}
         }
         let filter = match self.common.verbose {
@@ -243,11 +249,11 @@ impl State {
     }
 }
 
-fn set(flags: &mut Flags, key: &'static str, value: Option<&String>) {
+pub(super) fn set(flags: &mut Flags, key: &'static str, value: Option<&String>) {
     flags.extend(value.map(|value| (key, value.clone())));
 }
 
-fn set_switch(flags: &mut Flags, key: &'static str, on: bool) {
+pub(super) fn set_switch(flags: &mut Flags, key: &'static str, on: bool) {
     set(flags, key, on.then(|| "true".to_owned()).as_ref());
 }
 

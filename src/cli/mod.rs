@@ -7,11 +7,13 @@ mod args;
 mod background;
 mod cat;
 pub mod demo;
+mod index;
 mod inspect;
 mod list;
 mod logging;
 mod ls;
 mod mount;
+mod pack;
 mod print;
 mod progress;
 mod state;
@@ -66,6 +68,8 @@ fn run(line: &CommandLine, begun: Instant) -> Result<()> {
         Command::Ls(command) => ls::run(command, &settings),
         Command::Cat(command) => cat::run(command, &settings),
         Command::Inspect(command) => inspect::run(command, &settings),
+        Command::Pack(command) => pack::run(command, &settings, &environment),
+        Command::Index(command) => index::run(command, &settings),
         Command::Demo(command) => demo::run(command.json, &environment),
     }
 }

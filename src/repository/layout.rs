@@ -195,7 +195,7 @@ fn file_stream(file: Arc<File>, range: StoredRange, piece: u64) -> ByteStream {
     .boxed()
 }
 
-fn read_piece(file: &File, range: StoredRange) -> Result<Bytes> {
+pub(super) fn read_piece(file: &File, range: StoredRange) -> Result<Bytes> {
     let len =
         usize::try_from(range.len()).map_err(|error| Error::from_source(Kind::Invalid, "a piece", error))?;
     let mut bytes = vec![0; len];
@@ -216,7 +216,7 @@ fn open_sized(path: &Path, size: u64, place: &str) -> Result<File> {
 }
 
 /// A manifest or another JSON file, at most [`MANIFEST_LIMIT`] bytes.
-fn read_small(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn read_small(path: &Path) -> Result<Vec<u8>> {
     use std::io::Read;
     let file = File::open(path).map_err(|error| file_error(path, error))?;
     let mut bytes = Vec::new();
@@ -237,10 +237,12 @@ fn file_error(path: &Path, error: std::io::Error) -> Error {
     Error::from_source(kind, format!("cannot read {}", path.display()), error)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        Err(error) => Err(Error::from_source(Kind::Storage, "a read of a local file did not end", error)),
+        Err(error) => Err(Error::from_source(Kind::Storage, "work on a local file did not end", error)),
     }
 }
 

@@ -1,10 +1,12 @@
 //! Floor 1: stored bytes. A place in a registry, or a folder, that has manifests and blobs.
 //!
 //! [`Repository`] is the one trait; registry, layout folder and memory implement it, and what goes around
-//! them (trying again, limits) implements it by wrapping another. Nothing here knows what a blob means.
+//! them (trying again, limits) implements it by wrapping another. [`push`] is the other direction. Nothing here
+//! knows what a blob means.
 
 pub mod layout;
 pub mod memory;
+pub mod push;
 pub mod registry;
 pub mod retry;
 pub mod secret;

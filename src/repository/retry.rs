@@ -1,8 +1,8 @@
 //! A repository that is asked again where that may help.
 //!
 //! A stream that breaks goes on at the byte where it broke, so that its reader sees one unbroken stream. What
-//! may be asked again is [`Kind::may_retry`]'s to say; this file says when, and when to give up. It wraps
-//! the registry in [`super::connect`]; folders and memory need none of it.
+//! may be asked again is [`Kind::may_retry`]'s to say; this file says when, and when to give up ([`Tries`], which
+//! pushing uses too). It wraps the registry in [`super::connect`]; folders and memory need none of it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ const PROTOCOL_RETRIES: u32 = 3;
 
 /// How long a manifest is asked for where nobody answers at all, with [`UNREACHABLE_ATTEMPTS`] made: long
 /// enough for a registry that restarts, short enough for a person who mistyped a host.
-const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(5);
 const UNREACHABLE_ATTEMPTS: u32 = 3;
 
 /// Asks `R` again after failures that may pass, until a deadline without progress.
@@ -45,7 +45,7 @@ impl<R: Repository + 'static> Retrying<R> {
     }
 
     async fn pin(&self, which: &Which) -> Result<Pinned> {
-        let doing = format!("the manifest {which} of {}", self.inner.place());
+        let doing = format!("reading the manifest {which} of {}", self.inner.place());
         let mut tries = Tries::new(self.setup_deadline, UNREACHABLE_PATIENCE);
         loop {
             match tries.bounded(self.inner.manifest(which)).await {
@@ -140,7 +140,7 @@ impl<R: Repository + 'static> Reading<R> {
         if len > self.rest.len() {
             return Err(Error::new(
                 Kind::Protocol,
-                format!("more bytes than asked for while reading {}", self.doing()),
+                format!("more bytes than asked for while {}", self.doing()),
             ));
         }
         self.rest = StoredRange::new(self.rest.start().saturating_add(len), self.rest.end());
@@ -148,7 +148,7 @@ impl<R: Repository + 'static> Reading<R> {
     }
 
     fn doing(&self) -> String {
-        format!("{} bytes {} from {}", self.blob.digest, self.rest, self.inner.place())
+        format!("reading {} bytes {} from {}", self.blob.digest, self.rest, self.inner.place())
     }
 }
 
@@ -165,7 +165,7 @@ async fn some_bytes(stream: &mut ByteStream, at: u64) -> Result<Bytes> {
 }
 
 /// The attempts at one thing since its last progress.
-struct Tries {
+pub(super) struct Tries {
     since: Instant,
     deadline: Duration,
     unreachable_patience: Duration,
@@ -176,7 +176,8 @@ struct Tries {
 }
 
 impl Tries {
-    fn new(deadline: Duration, unreachable_patience: Duration) -> Self {
+    /// None yet. `unreachable_patience` is how long it is tried where nobody answers at all.
+    pub(super) fn new(deadline: Duration, unreachable_patience: Duration) -> Self {
         // Each pause is drawn from its value here to twice that: 25 ms to 3 s.
         let backoff = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(25))
@@ -196,7 +197,7 @@ impl Tries {
     }
 
     /// What `attempt` gives, or a `Deadline` error where the time is over first.
-    async fn bounded<T>(&mut self, attempt: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn bounded<T>(&mut self, attempt: impl Future<Output = Result<T>>) -> Result<T> {
         let over =
             self.since.checked_add(self.deadline).unwrap_or_else(|| self.since + Duration::from_secs(86_400));
         match timeout_at(over, attempt).await {
@@ -205,8 +206,19 @@ impl Tries {
         }
     }
 
+    /// How many attempts have failed.
+    pub(super) fn failed(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Starts the deadline anew, and neither the pauses nor what was counted: bytes moved, and nobody has said yet
+    /// that they came in.
+    pub(super) fn moved(&mut self) {
+        self.since = Instant::now();
+    }
+
     /// Waits until the next attempt is due, or gives up with the reason.
-    async fn pause(&mut self, error: Error, doing: &str) -> Result<()> {
+    pub(super) async fn pause(&mut self, error: Error, doing: &str) -> Result<()> {
         if error.kind() == Kind::Deadline {
             return Err(self.overdue(doing));
         }
@@ -244,12 +256,12 @@ impl Tries {
         asked.map_or(own, |asked| asked.min(latest).max(own))
     }
 
-    /// The end at the deadline; the last failure, where there was one, names what was read from where.
+    /// The end at the deadline; the last failure, where there was one, names what was done where.
     fn overdue(&self, doing: &str) -> Error {
         let sentence = format!("no progress for {} s", self.deadline.as_secs_f32());
         match &self.last {
             Some(last) => Error::from_source(Kind::Deadline, sentence, last.clone()),
-            None => Error::new(Kind::Deadline, format!("{sentence} reading {doing}")),
+            None => Error::new(Kind::Deadline, format!("{sentence} {doing}")),
         }
     }
 }

@@ -71,6 +71,19 @@ impl Registry {
         format!("127.0.0.1:{}", self.relay.port())
     }
 
+    /// What goes before `/` in a reference that is pushed to past the relay, which counts what passes it.
+    pub fn direct(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// How many uploads to a repository are under way, or were left lying. Of one that was cancelled this registry keeps
+    /// a folder without a beginning.
+    pub fn uploads(&self, repository: &str) -> usize {
+        let folder = self.storage().join("docker/registry/v2/repositories").join(repository).join("_uploads");
+        let uploads = fs::read_dir(folder).into_iter().flatten().flatten();
+        uploads.filter(|upload| upload.path().join("startedat").exists()).count()
+    }
+
     /// `HOST/what`.
     pub fn reference(&self, what: &str) -> String {
         format!("{}/{what}", self.host())
@@ -148,6 +161,24 @@ impl Registry {
         };
         let reply = self.send("PUT", &target, "Content-Type: application/octet-stream\r\n", body);
         assert_eq!(reply.status, 201, "blob refused: {}", String::from_utf8_lossy(&reply.body));
+    }
+
+    /// The configuration file, for the registry's own commands.
+    pub fn config(&self) -> PathBuf {
+        self.home.path().join("config.yml")
+    }
+
+    /// The digests of all blobs it keeps, manifests among them, sorted.
+    pub fn blobs(&self) -> Vec<String> {
+        let folders =
+            fs::read_dir(self.storage().join("docker/registry/v2/blobs/sha256")).into_iter().flatten();
+        let blobs =
+            folders.flatten().flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
+        let whole = blobs.filter(|blob| blob.path().join("data").is_file());
+        let mut digests: Vec<_> =
+            whole.map(|blob| format!("sha256:{}", blob.file_name().to_string_lossy())).collect();
+        digests.sort();
+        digests
     }
 
     fn send(&self, method: &str, target: &str, headers: &str, body: Body<'_>) -> http::Reply {

@@ -1,7 +1,7 @@
 //! A relay in front of the registry that counts what passes and can spoil the line.
 //!
-//! Not a proxy: it reads the heads of requests, to know and to hold them, and passes every byte on as it is. Requests
-//! are expected to have no body, as those of a reader have none.
+//! Not a proxy: it reads the heads of requests, to know and to hold them, and passes every byte on as it is. A request's
+//! body is passed on by its `Content-Length`; one that is chunked is not understood.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -124,6 +124,13 @@ fn accept(listener: &TcpListener, line: &Arc<Line>) {
     }
 }
 
+/// The length of the body that follows a request's head; 0 where there is none.
+fn content_length(head: &[u8]) -> usize {
+    let head = String::from_utf8_lossy(head).to_ascii_lowercase();
+    let value = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    value.map_or(0, |value| value.trim().parse().unwrap())
+}
+
 impl Line {
     fn serve(self: Arc<Self>, client: TcpStream) -> Option<()> {
         let upstream = u16::try_from(self.upstream.load(Ordering::SeqCst)).ok()?;
@@ -143,14 +150,22 @@ impl Line {
     }
 
     fn pass_requests(&self, mut from: TcpStream, mut to: TcpStream) {
-        let (mut pending, mut part) = (Vec::new(), [0; 16 << 10]);
+        let (mut pending, mut part, mut body) = (Vec::new(), [0; 64 << 10], 0);
         while let Ok(count @ 1..) = from.read(&mut part) {
             pending.extend_from_slice(&part[..count]);
-            while let Some(end) = pending.windows(4).position(|four| four == b"\r\n\r\n") {
+            loop {
+                let of_body: Vec<u8> = pending.drain(..body.min(pending.len())).collect();
+                body -= of_body.len();
+                if to.write_all(&of_body).is_err() {
+                    return;
+                }
+                let end = pending.windows(4).position(|four| four == b"\r\n\r\n").filter(|_| body == 0);
+                let Some(end) = end else { break };
                 let head: Vec<u8> = pending.drain(..end + 4).collect();
                 if !self.admit(&head) || to.write_all(&head).is_err() {
                     return;
                 }
+                body = content_length(&head);
             }
         }
         let _already_closed = to.shutdown(Shutdown::Write);

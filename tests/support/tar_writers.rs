@@ -70,8 +70,10 @@ fn go(name: &str, size: u64) -> Vec<u8> {
         records.extend(record("size", &size.to_string()));
     }
     let ascii: String = name.chars().filter(char::is_ascii).collect();
-    let (folder, base) = ascii.rsplit_once('/').map_or(("", ascii.as_str()), |(folder, base)| (folder, base));
-    let of_extension = format!("{folder}{}PaxHeaders.0/{base}", if folder.is_empty() { "" } else { "/" });
+    let of_extension = match ascii.rsplit_once('/') {
+        Some((folder, base)) => format!("{folder}/PaxHeaders.0/{base}"),
+        None => format!("PaxHeaders.0/{ascii}"),
+    };
     let length = records.len() as u64;
     let mut bytes = Block::new(cut(&of_extension), b'x').mode("0000000").numbers(length, 0).finish();
     bytes.extend(records);

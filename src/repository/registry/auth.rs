@@ -36,7 +36,8 @@ pub(super) struct Generation(u64);
 /// The authorization of one repository.
 pub(super) struct Auth {
     credentials: Option<Credentials>,
-    scope: String,
+    /// What is asked for, as `repository:acme/llm:pull`.
+    scopes: Vec<String>,
     /// The registry's own URL: where the password may go, and whether TLS may be missing.
     registry: Url,
     stall: Duration,
@@ -123,14 +124,23 @@ struct TokenAnswer {
 }
 
 impl Auth {
+    /// For `actions` (as `pull,push`) on `repository`.
     pub(super) fn new(
         credentials: Option<Credentials>,
-        repository: &str,
+        (repository, actions): (&str, &str),
         registry: Url,
         stall: Duration,
     ) -> Self {
-        let scope = format!("repository:{repository}:pull");
-        Self { credentials, scope, registry, stall, state: Mutex::default(), flight: Arc::default() }
+        let scopes = vec![format!("repository:{repository}:{actions}")];
+        Self { credentials, scopes, registry, stall, state: Mutex::default(), flight: Arc::default() }
+    }
+
+    /// The same, and leave to read `repository` besides; with a token of its own.
+    pub(super) fn and_pull(&self, repository: &str) -> Self {
+        let scopes = self.scopes.iter().cloned().chain([format!("repository:{repository}:pull")]).collect();
+        let (credentials, registry) = (self.credentials.clone(), self.registry.clone());
+        let stall = self.stall;
+        Self { credentials, scopes, registry, stall, state: Mutex::default(), flight: Arc::default() }
     }
 
     /// The user's name, or `anonymous`.
@@ -234,7 +244,9 @@ impl Auth {
         if let Some(service) = &realm.service {
             url.query_pairs_mut().append_pair("service", service);
         }
-        url.query_pairs_mut().append_pair("scope", &self.scope);
+        for scope in &self.scopes {
+            url.query_pairs_mut().append_pair("scope", scope);
+        }
         let mut request = client.get(url);
         if let Some(credentials) = &self.credentials {
             request = request.header(AUTHORIZATION, sensitive(credentials.basic().expose())?);
@@ -296,7 +308,10 @@ fn sensitive(text: &str) -> Result<HeaderValue> {
 
 impl std::fmt::Debug for Auth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Auth").field("user", &self.user()).field("scope", &self.scope).finish_non_exhaustive()
+        f.debug_struct("Auth")
+            .field("user", &self.user())
+            .field("scopes", &self.scopes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -305,7 +320,7 @@ mod tests {
     use super::*;
 
     fn auth(registry: &str) -> Auth {
-        Auth::new(None, "a/b", Url::parse(registry).unwrap(), Duration::from_secs(1))
+        Auth::new(None, ("a/b", "pull"), Url::parse(registry).unwrap(), Duration::from_secs(1))
     }
 
     fn challenged(registry: &str, values: &[&'static str]) -> Result<Challenge> {

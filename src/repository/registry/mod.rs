@@ -2,12 +2,14 @@
 //!
 //! Every call is one attempt: asking again is [`super::Retrying`]'s. Blobs are read by single ranges that are
 //! checked to the byte (`wire`), redirects are followed by hand (`hops`) and remembered (`found`),
-//! credentials stay with the registry (`auth`).
+//! credentials stay with the registry (`auth`). What is pushed goes by `upload`; `ask` is any one request.
 
+mod ask;
 mod auth;
 mod credentials;
 mod found;
 mod hops;
+mod upload;
 mod wire;
 
 use std::fmt;
@@ -16,16 +18,19 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
+use parking_lot::Mutex;
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RANGE,
 };
-use reqwest::{Client, Response, StatusCode};
-use tokio::time::timeout;
+use reqwest::{Client, Method, Response, StatusCode};
 use url::Url;
 
+use self::ask::Ask;
+pub(super) use self::ask::Stretch;
 use self::auth::{Auth, Renewed};
 use self::found::Found;
 use self::hops::{Carries, Hop};
+pub(super) use self::upload::{Session, Setback};
 use super::{ByteStream, Config, MANIFEST_LIMIT, Pinned, PlainHttp, Repository};
 use crate::error::{Error, Kind, Result};
 use crate::oci::digest::{Algorithm, Hasher};
@@ -55,6 +60,8 @@ pub struct Registry {
     host: String,
     repository: String,
     auth: Arc<Auth>,
+    /// Leave to read another repository too, from which blobs are mounted: its name, and who asks there.
+    mounting: Mutex<Option<(String, Arc<Auth>)>>,
     stall: Duration,
     found: Found,
 }
@@ -67,6 +74,15 @@ impl Registry {
     /// # Errors
     /// `Invalid` where host or configuration cannot be meant.
     pub fn new(host: &str, repository: &str, config: &Config) -> Result<Self> {
+        Self::for_actions("pull", host, repository, config)
+    }
+
+    /// The same, for pushing: asks for leave to write too.
+    pub(super) fn pushing(host: &str, repository: &str, config: &Config) -> Result<Self> {
+        Self::for_actions("pull,push", host, repository, config)
+    }
+
+    fn for_actions(actions: &str, host: &str, repository: &str, config: &Config) -> Result<Self> {
         let (wire_host, wire_repository) = names_on_the_wire(host, repository);
         let base = base_url(&wire_host, &wire_repository, config.plain_http)?;
         let credentials = match &config.docker_config {
@@ -75,7 +91,8 @@ impl Registry {
         };
         Ok(Self {
             client: client(config, &base)?,
-            auth: Arc::new(Auth::new(credentials, &wire_repository, base.clone(), config.stall)),
+            auth: Arc::new(Auth::new(credentials, (&wire_repository, actions), base.clone(), config.stall)),
+            mounting: Mutex::default(),
             base,
             host: host.to_owned(),
             repository: repository.to_owned(),
@@ -86,8 +103,8 @@ impl Registry {
 
     async fn pin(&self, which: &Which) -> Result<Pinned> {
         let url = self.url(&format!("manifests/{which}"))?;
-        let headers = [(ACCEPT, HeaderValue::from_static(MANIFESTS))].into_iter().collect();
-        let (_, response) = self.follow(Hop::first(url), &headers).await?;
+        let ask = Ask::new(Method::GET, &self.auth).header(ACCEPT, HeaderValue::from_static(MANIFESTS));
+        let (_, response) = self.follow(Hop::first(url), &ask).await?;
         if response.status() != StatusCode::OK {
             return Err(self.refusal(response).await);
         }
@@ -129,9 +146,9 @@ impl Registry {
     async fn answer(&self, blob: &Blob, range: StoredRange) -> Result<(Hop, Response)> {
         let asked = HeaderValue::from_str(&format!("bytes={range}"))
             .map_err(|error| Error::from_source(Kind::Invalid, format!("the range {range}"), error))?;
-        let headers = [(RANGE, asked)].into_iter().collect();
+        let ask = Ask::new(Method::GET, &self.auth).header(RANGE, asked);
         if let Some(hop) = self.found.get(&blob.digest) {
-            match self.follow(hop.clone(), &headers).await {
+            match self.follow(hop.clone(), &ask).await {
                 Ok((_, response)) if !is_expired(response.status()) => return Ok((hop, response)),
                 failed => {
                     self.found.forget(&blob.digest, &hop);
@@ -144,7 +161,7 @@ impl Registry {
             }
         }
         let first = Hop::first(self.url(&format!("blobs/{}", blob.digest))?);
-        let (last, response) = self.follow(first.clone(), &headers).await?;
+        let (last, response) = self.follow(first.clone(), &ask).await?;
         if response.status().is_success() && last != first {
             self.found.put(&blob.digest, last.clone());
         }
@@ -152,17 +169,20 @@ impl Registry {
     }
 
     /// Follows redirects from `hop` on; gives the last hop and its answer, of whatever status.
-    async fn follow(&self, mut hop: Hop, headers: &HeaderMap) -> Result<(Hop, Response)> {
+    async fn follow(&self, mut hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
         for _ in 0..=hops::MOST {
             let response = match hop.carries {
-                Carries::Credentials => self.send_authorized(&hop.url, headers).await?,
-                Carries::Nothing => self.send(&hop.url, headers, None).await?,
+                Carries::Credentials => self.send_authorized(&hop.url, ask).await?,
+                Carries::Nothing => self.send(&hop.url, ask, None).await?,
             };
             if !response.status().is_redirection() {
                 return Ok((hop, response));
             }
             let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
             let status = response.status();
+            if !ask.is_question() && !matches!(status.as_u16(), 307 | 308) {
+                return Err(wire::protocol(format!("{status} where something was sent")));
+            }
             let location =
                 location.ok_or_else(|| wire::protocol(format!("{status} without a usable Location")))?;
             hop = hop.next(&self.base, location)?;
@@ -171,42 +191,31 @@ impl Registry {
     }
 
     /// Sends with the header of the moment; after a 401 again with a new one, which is renewed once here.
-    async fn send_authorized(&self, url: &Url, headers: &HeaderMap) -> Result<Response> {
+    async fn send_authorized(&self, url: &Url, ask: &Ask<'_>) -> Result<Response> {
         let mut left = AUTH_ATTEMPTS;
         loop {
-            let (authorization, used) =
-                self.auth.header(&self.client).await.map_err(|e| self.explained(e))?;
-            let response = self.send(url, headers, authorization).await?;
+            let (authorization, used) = ask.auth.header(&self.client).await.map_err(|e| self.explained(e))?;
+            let response = self.send(url, ask, authorization).await?;
             left = left.saturating_sub(1);
             if response.status() != StatusCode::UNAUTHORIZED || left == 0 {
                 return Ok(response);
             }
-            let renewed = self.auth.refused(&self.client, used, response.headers()).await;
+            let renewed = ask.auth.refused(&self.client, used, response.headers()).await;
             if renewed.map_err(|error| self.explained(error))? == Renewed::Here {
                 left = 1;
             }
         }
     }
 
-    async fn send(
-        &self,
-        url: &Url,
-        headers: &HeaderMap,
-        authorization: Option<HeaderValue>,
-    ) -> Result<Response> {
+    async fn send(&self, url: &Url, ask: &Ask<'_>, authorization: Option<HeaderValue>) -> Result<Response> {
         let mut request = self
             .client
-            .get(url.clone())
-            .headers(headers.clone())
+            .request(ask.method.clone(), url.clone())
             .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        let answer = match timeout(self.stall, request.send()).await {
-            Ok(answer) => answer.map_err(wire::transport),
-            Err(_) => Err(Error::new(Kind::Broken, format!("no answer for {} s", self.stall.as_secs_f32()))),
-        };
-        answer.map_err(|error| self.elsewhere(url, error))
+        ask.send(request, self.stall).await.map_err(|error| self.elsewhere(url, error))
     }
 
     /// Names the host where it is not the registry's own.

@@ -85,9 +85,24 @@ pub(super) fn protocol(doing: impl Into<String>) -> Error {
 
 /// The error that a status other than success means, with the registry's own words.
 pub(super) async fn refusal(response: Response, stall: Duration) -> Error {
+    refused(response, stall).await.error
+}
+
+/// A refusal in its parts, for who tells more cases apart than [`Kind`] does.
+pub(super) struct Refused {
+    pub(super) status: StatusCode,
+    pub(super) error: Error,
+    /// The registry's error codes (distribution specification, "Error codes").
+    pub(super) codes: Vec<String>,
+    /// Whether it says that its disk is full: it has no code for that.
+    pub(super) no_room: bool,
+}
+
+/// What a status other than success means.
+pub(super) async fn refused(response: Response, stall: Duration) -> Refused {
     let (status, wait) = (response.status(), retry_after(response.headers(), SystemTime::now()));
-    let words = message(response, stall).await;
-    let doing = words.map_or_else(|| status.to_string(), |words| format!("{status}: {words}"));
+    let words = words(response, stall).await.unwrap_or_default();
+    let doing = words.text.map_or_else(|| status.to_string(), |words| format!("{status}: {words}"));
     let error = Error::new(kind_of(status), doing);
     let error = match error.kind() {
         Kind::NotFound => error.hint(
@@ -96,7 +111,9 @@ pub(super) async fn refusal(response: Response, stall: Duration) -> Error {
         ),
         _ => error,
     };
-    wait.map_or(error.clone(), |wait| error.retry_after(wait))
+    let error = wait.map_or(error.clone(), |wait| error.retry_after(wait));
+    let no_room = words.no_room || status == StatusCode::INSUFFICIENT_STORAGE;
+    Refused { status, error, codes: words.codes, no_room }
 }
 
 fn kind_of(status: StatusCode) -> Kind {
@@ -133,13 +150,26 @@ struct OneError {
     message: String,
 }
 
-/// The `errors[].message` of a registry's answer (distribution specification, "Error codes").
-async fn message(response: Response, stall: Duration) -> Option<String> {
+/// What an answer other than success says of itself.
+#[derive(Default)]
+struct Words {
+    text: Option<String>,
+    codes: Vec<String>,
+    no_room: bool,
+}
+
+/// The `errors[]` of a registry's answer (distribution specification, "Error codes").
+async fn words(response: Response, stall: Duration) -> Option<Words> {
     let body = limited(response, ERROR_BODY_LIMIT, stall).await.ok()?;
-    let errors: Errors = serde_json::from_slice(&body).ok()?;
+    let no_room = String::from_utf8_lossy(&body).to_ascii_lowercase().contains("no space left");
+    let Ok(errors) = serde_json::from_slice::<Errors>(&body) else {
+        return Some(Words { no_room, ..Words::default() });
+    };
+    let codes = errors.errors.iter().map(|one| one.code.clone()).collect();
     let text = |one: OneError| if one.message.is_empty() { one.code } else { one.message };
     let words: Vec<_> = errors.errors.into_iter().take(4).map(text).collect();
-    Some(clean(&words.join(", "))).filter(|words| !words.is_empty())
+    let text = Some(clean(&words.join(", "))).filter(|words| !words.is_empty());
+    Some(Words { text, codes, no_room })
 }
 
 /// The same text without control characters and not too long: it comes from outside and goes to a terminal.

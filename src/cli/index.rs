@@ -1,0 +1,172 @@
+//! `weightfs index …`: what is done with an artifact's index. `index add` gives one to an artifact that has none.
+
+use std::time::Instant;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::args::{REFERENCE, set, set_switch};
+use super::progress::Progress;
+use super::{pack, print, reference, runtime};
+use crate::config::{Flags, Settings};
+use crate::error::{Error, Kind, Result};
+use crate::oci::{Place, Reference};
+use crate::pack::add::{Added, Plain};
+use crate::pack::{Destination, Watch};
+use crate::repository::push::Target;
+
+#[derive(Debug, Args)]
+pub(super) struct Index {
+    #[command(subcommand)]
+    command: Which,
+}
+
+#[derive(Debug, Subcommand)]
+enum Which {
+    /// Give the model REF an index, which lets readers verify every chunk as it arrives
+    Add(Add),
+}
+
+/// Reads every layer of REF once, verifies it, and publishes the same layers with an index, under a new digest.
+#[derive(Debug, Args)]
+struct Add {
+    #[arg(value_name = "REF", help = REFERENCE)]
+    reference: String,
+    /// Where the model with its index is put; where this is not given REF's tag is moved to it
+    #[arg(value_name = "TARGET")]
+    target: Option<String>,
+    /// Ask a registry that is not on this machine over HTTP, without TLS
+    #[arg(long)]
+    plain_http: bool,
+    /// How long a read may go without progress before it fails, as 60s
+    #[arg(long, value_name = "TIME")]
+    read_deadline: Option<String>,
+    /// Answer with a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Index {
+    /// What the flags set.
+    pub(super) fn set(&self, flags: &mut Flags) {
+        let Which::Add(add) = &self.command;
+        set_switch(flags, "registry.plain_http", add.plain_http);
+        set(flags, "content.read_deadline", add.read_deadline.as_ref());
+    }
+}
+
+/// Does what the subcommand says.
+///
+/// # Errors
+/// Those of the subcommand.
+pub(super) fn run(command: &Index, settings: &Settings) -> Result<()> {
+    let Which::Add(command) = &command.command;
+    add(command, settings)
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    reference: String,
+    target: String,
+    /// The manifest's digest before.
+    old: String,
+    /// The manifest's digest with the index.
+    new: String,
+    index: String,
+    index_bytes: u64,
+    /// Of the layers that were read.
+    bytes: u64,
+    uploaded_bytes: u64,
+    mounted_bytes: u64,
+    seconds: f64,
+}
+
+/// Gives an artifact an index.
+///
+/// # Errors
+/// `Invalid` where REF or TARGET can't be meant, or REF has an index; those of reading and publishing.
+fn add(command: &Add, settings: &Settings) -> Result<()> {
+    let begun = Instant::now();
+    let source = reference(&command.reference)?;
+    let (target, tag) = target(command, &source)?;
+    let report = runtime()?.block_on(async {
+        let repository = crate::repository::connect(&source, &settings.repository)?;
+        let plain = Plain::open(repository, &source).await?;
+        for warning in plain.warnings() {
+            tracing::warn!("{source}: {}", print::safe(warning));
+        }
+        let destination = Destination::new(
+            Target::open(&target, &settings.repository)?,
+            Some(tag),
+            sharing(&source, &target),
+        );
+        let progress = Progress::of("reading", plain.bytes().saturating_mul(2));
+        progress.name(&source.to_string());
+        let bar = progress.clone();
+        let watch: Watch = std::sync::Arc::new(move |bytes| bar.add(bytes));
+        let added = plain.add(&destination, &watch).await;
+        progress.finish();
+        Ok::<_, Error>(report(&source, &target, &plain, &added?, &destination, begun))
+    })?;
+    if command.json { print::json(&report) } else { print::line(text(&report)) }
+}
+
+/// Where it goes: what was typed, else the tag it came from.
+fn target(command: &Add, source: &Reference) -> Result<(Reference, String)> {
+    match &command.target {
+        Some(target) => pack::target(target),
+        None if source.tag.is_none() && source.digest.is_some() => {
+            let doing = format!("{source} has no tag that could be moved to the model with its index");
+            Err(Error::new(Kind::Invalid, doing).hint("name a TARGET, as HOST/REPOSITORY:TAG"))
+        }
+        None => {
+            let moved = Reference { digest: None, ..source.clone() };
+            pack::target(&moved.to_string())
+        }
+    }
+}
+
+/// The repository that the blobs need not be uploaded from.
+fn sharing(source: &Reference, target: &Reference) -> Vec<String> {
+    match (&source.place, &target.place) {
+        (Place::Registry { host, repository }, Place::Registry { host: other, repository: into })
+            if host == other && repository != into =>
+        {
+            vec![repository.clone()]
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn report(
+    source: &Reference,
+    target: &Reference,
+    plain: &Plain,
+    added: &Added,
+    destination: &Destination,
+    begun: Instant,
+) -> Report {
+    Report {
+        reference: source.to_string(),
+        target: target.to_string(),
+        old: added.old.to_string(),
+        new: added.new.to_string(),
+        index: added.index.digest.to_string(),
+        index_bytes: added.index.size,
+        bytes: plain.bytes(),
+        uploaded_bytes: destination.done().uploaded,
+        mounted_bytes: destination.done().mounted,
+        seconds: begun.elapsed().as_secs_f64(),
+    }
+}
+
+fn text(report: &Report) -> String {
+    let seconds = print::seconds(std::time::Duration::from_secs_f64(report.seconds));
+    let (bytes, index) = (print::size(report.bytes), print::size(report.index_bytes));
+    let rows = [
+        vec!["before".to_owned(), report.old.clone()],
+        vec!["now".to_owned(), format!("{}@{}", report.target, report.new)],
+    ];
+    format!("{}\n{bytes} read, index {index}, {seconds}", print::table(&rows))
+}

@@ -1,0 +1,275 @@
+//! An index for an artifact that is in a repository already: the same layers and one more, under a new digest.
+//!
+//! Every layer goes by once, and nothing is published before all of them were what their digests say. Manifest and
+//! config stay as their writer wrote them but for what the index adds. Called by the command `index add`.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::Watch;
+use super::digest::{Chunks, Digested};
+use super::manifest::{Written, json};
+use super::publish::{Destination, UPLOADS};
+use super::splice;
+use crate::error::{Error, Kind, Result};
+use crate::index::format::{Encoded, encode};
+use crate::index::{self, Index};
+use crate::oci::artifact::Family;
+use crate::oci::config::{CONFIG_LIMIT, Description};
+use crate::oci::digest::Hasher;
+use crate::oci::manifest::{Document, LAYER_LIMIT, Manifest, OCI_MANIFEST};
+use crate::oci::{Artifact, Blob, Descriptor, Digest, Reference};
+use crate::range::{ContentRange, StoredRange};
+use crate::repository::push::Piece;
+use crate::repository::{Pinned, Repository, read_all};
+
+/// How many layers are read at once.
+const SIDE_BY_SIDE: usize = 4;
+
+/// How many pieces of a layer, of at most 1 MiB, wait for being digested.
+const WAITING: usize = 4;
+
+/// An artifact without an index, opened to get one.
+#[derive(Debug)]
+pub struct Plain {
+    repository: Arc<dyn Repository>,
+    pinned: Pinned,
+    manifest: Manifest,
+    artifact: Artifact,
+    index: Index,
+    config: Option<Bytes>,
+}
+
+/// The artifact with its index.
+#[derive(Clone, Debug)]
+pub struct Added {
+    /// The manifest's digest before.
+    pub old: Digest,
+    /// The manifest's digest now.
+    pub new: Digest,
+    /// The index.
+    pub index: Blob,
+}
+
+impl Plain {
+    /// Opens the artifact that `reference` names in `repository`, and finds out where its files lie.
+    ///
+    /// Costs a request for the manifest, one for the config, and those of [`find`](index::find()).
+    ///
+    /// # Errors
+    /// `Invalid` where it has an index, where the reference leads to a list of manifests, or the manifest has as many
+    /// layers as it may; those of the repository and of finding files; `Integrity` where the config's bytes are not
+    /// what its digest says.
+    pub async fn open(repository: Arc<dyn Repository>, reference: &Reference) -> Result<Self> {
+        let opening = |error: Error| error.context(format!("cannot open {reference}"));
+        let pinned = repository.manifest(&reference.which()).await.map_err(opening)?;
+        let manifest = match Document::parse(&pinned.bytes, &pinned.media_type).map_err(opening)? {
+            Document::Manifest(manifest) => manifest,
+            Document::Index(_) => {
+                let doing = format!("{reference} is a list of manifests, which would stay without an index");
+                return Err(Error::new(Kind::Invalid, doing)
+                    .hint("name one of them by its digest, after '@', and a TARGET"));
+            }
+        };
+        let artifact = Artifact::read(manifest.clone()).map_err(opening)?;
+        refuse_indexed(reference, &artifact)?;
+        let mut index = index::find(&*repository, &artifact, &|_| Vec::new()).await.map_err(opening)?;
+        let config = match &manifest.config {
+            Some(config) => small(&*repository, config).await.map_err(opening)?,
+            None => None,
+        };
+        let diff_ids = config.as_ref().map(|config| Description::parse(config).diff_ids).unwrap_or_default();
+        if diff_ids.len() == artifact.layers.len() {
+            let shown = artifact.layers.iter().zip(diff_ids).filter(|(layer, _)| !layer.hidden);
+            for (layer, (_, diff_id)) in index.layers.iter_mut().zip(shown) {
+                layer.diff_id = Some(diff_id);
+            }
+        }
+        Ok(Self { repository, pinned, manifest, artifact, index, config })
+    }
+
+    /// How many stored bytes are read.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.index.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.blob.size))
+    }
+
+    /// What a person should know of the artifact.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.index.warnings
+    }
+
+    /// Reads every layer once, and publishes the artifact with its index. `watch` is told of twice the bytes: once
+    /// where they are digested, once where they are uploaded or need not be. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// `Integrity` where a layer's bytes are not what its digest says, naming it: nothing is published then. Those of
+    /// reading and of the destination.
+    pub async fn add(&self, destination: &Destination, watch: &Watch) -> Result<Added> {
+        let digested = stream::iter(0..self.index.layers.len())
+            .map(|number| self.digested(number, watch))
+            .buffered(SIDE_BY_SIDE);
+        let chunks: Vec<_> = digested.map_ok(|digested| digested.chunks).try_collect().await?;
+        let encoded =
+            encode(&self.index, &chunks).map_err(|error| error.context("cannot write the index"))?;
+        let config = self.config_with(&encoded.blob.digest);
+        let manifest = self.manifest_with(&encoded, config.as_ref())?;
+        self.copy_blobs(destination, watch).await?;
+        destination.put_bytes("the index", &encoded.bytes, watch).await?;
+        if let Some(config) = &config {
+            destination.put_bytes("the config", config, watch).await?;
+        }
+        let new = destination.tag(self.media_type(), &manifest).await?;
+        Ok(Added { old: self.pinned.digest.clone(), new, index: encoded.blob })
+    }
+
+    fn media_type(&self) -> &str {
+        if self.manifest.media_type.is_empty() { OCI_MANIFEST } else { &self.manifest.media_type }
+    }
+
+    /// The layer's chunks, once all of it was found right.
+    async fn digested(&self, number: usize, watch: &Watch) -> Result<Digested> {
+        let layer = self.index.layers.get(number);
+        let layer = layer.ok_or_else(|| Error::new(Kind::Invalid, "there is no such layer"))?;
+        let reading = |error: Error| error.context(format!("cannot read layer {}", layer.blob.digest));
+        let whole = StoredRange::new(0, layer.blob.size);
+        let mut bytes = self.repository.read(&layer.blob, whole).await.map_err(reading)?;
+        let (give, take) = tokio::sync::mpsc::channel::<Bytes>(WAITING);
+        let (blob, extents) = (layer.blob.clone(), layer.extents.clone());
+        let digesting = tokio::task::spawn_blocking(move || digest(&blob, extents, take));
+        while let Some(piece) = bytes.next().await {
+            let piece = piece.map_err(reading)?;
+            watch(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+            if give.send(piece).await.is_err() {
+                break;
+            }
+        }
+        drop(give);
+        let digested = digesting.await;
+        digested.map_err(|error| Error::from_source(Kind::Kernel, "digesting was interrupted", error))?
+    }
+
+    /// All that the old manifest names, the config too: the new one may name it still.
+    async fn copy_blobs(&self, destination: &Destination, watch: &Watch) -> Result<()> {
+        let all = self.manifest.config.iter().chain(&self.manifest.layers);
+        let copies = all.map(|descriptor| self.copy(descriptor.blob(), destination, watch));
+        let copies: Vec<_> = copies.collect();
+        stream::iter(copies).buffer_unordered(UPLOADS).try_collect().await
+    }
+
+    async fn copy(&self, blob: Blob, destination: &Destination, watch: &Watch) -> Result<()> {
+        let piece = Piece::Blob { repository: self.repository.clone(), blob: blob.clone() };
+        let put = destination.put(&blob, vec![piece], watch).await;
+        put.map_err(|error| error.context(format!("cannot copy {} to {}", blob.digest, destination.place())))
+    }
+
+    /// The config with the index's diffID after the others; `None` where it stays as it is, since it gives none, or
+    /// not one for each layer.
+    fn config_with(&self, diff_id: &Digest) -> Option<Bytes> {
+        let old = self.config.as_ref()?;
+        let diff_ids = Description::parse(old).diff_ids;
+        if diff_ids.is_empty() || diff_ids.len() != self.artifact.layers.len() {
+            return None;
+        }
+        let text = std::str::from_utf8(old).ok()?;
+        let element = format!("\"{diff_id}\"");
+        let written = |key| splice::append(text, &["modelfs", key], &element);
+        let new = Bytes::from(written("diffIds").or_else(|| written("diff_ids"))?);
+        let expected: Vec<Digest> = diff_ids.into_iter().chain([diff_id.clone()]).collect();
+        (Description::parse(&new).diff_ids == expected).then_some(new)
+    }
+
+    /// The manifest with the index as its last layer and, where there is one, the new config.
+    fn manifest_with(&self, index: &Encoded, config: Option<&Bytes>) -> Result<Bytes> {
+        let dialect = self.dialect();
+        let layer = Written::index(index, dialect, 0)?;
+        let layer = String::from_utf8_lossy(&json(&layer)?).into_owned();
+        let text = std::str::from_utf8(&self.pinned.bytes).ok();
+        let mut new = text.and_then(|text| splice::append(text, &["layers"], &layer));
+        if let Some(config) = config {
+            let (digest, size) = (format!("\"{}\"", Digest::of(config)), config.len().to_string());
+            let changed =
+                new.as_deref().and_then(|text| splice::replace(text, &["config", "digest"], &digest));
+            new = changed.as_deref().and_then(|text| splice::replace(text, &["config", "size"], &size));
+        }
+        new.map(Bytes::from).filter(|new| self.is_extended_by(new, index, config)).ok_or_else(|| {
+            Error::new(Kind::Unsupported, format!("the manifest {} can't be added to", self.pinned.digest))
+                .hint("pack the model's files with 'weightfs pack'")
+        })
+    }
+
+    /// The `cncf.model` dialect where it is of none that has words for files.
+    fn dialect(&self) -> Family {
+        if self.artifact.family == Family::Cnai { Family::Cnai } else { Family::Cncf }
+    }
+
+    /// Whether `new` is read as the old manifest with the index, the config and nothing else changed.
+    fn is_extended_by(&self, new: &Bytes, index: &Encoded, config: Option<&Bytes>) -> bool {
+        let Ok(Document::Manifest(mut new)) = Document::parse(new, &self.pinned.media_type) else {
+            return false;
+        };
+        let bound = Artifact::read(new.clone()).ok().and_then(|artifact| artifact.bound_index().ok()?);
+        let is_bound = bound.is_some_and(|bound| bound.blob == index.blob && bound.head == index.head);
+        new.layers.pop();
+        let mut old = self.manifest.clone();
+        if let (Some(config), Some(descriptor)) = (config, &mut old.config) {
+            descriptor.digest = Digest::of(config);
+            descriptor.size = u64::try_from(config.len()).unwrap_or(u64::MAX);
+        }
+        is_bound && new == old
+    }
+}
+
+fn refuse_indexed(reference: &Reference, artifact: &Artifact) -> Result<()> {
+    let bound = artifact.bound_index().map_err(|error| error.context(format!("{reference} has an index")))?;
+    if let Some(bound) = bound {
+        let doing = format!("{reference} has an index already: {}", bound.blob.digest);
+        return Err(Error::new(Kind::Invalid, doing));
+    }
+    if artifact.layers.len() < LAYER_LIMIT {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Invalid, format!("{reference} has {LAYER_LIMIT} layers, and can have no more")))
+}
+
+/// The config's bytes; `None` where it is larger than any that is read.
+async fn small(repository: &dyn Repository, config: &Descriptor) -> Result<Option<Bytes>> {
+    if config.size > CONFIG_LIMIT {
+        return Ok(None);
+    }
+    let bytes = read_all(repository, &config.blob(), StoredRange::new(0, config.size)).await?;
+    match config.digest.matches(&bytes) {
+        true => Ok(Some(bytes)),
+        false => {
+            let doing = format!("the bytes of the config are not what {} names", config.digest);
+            Err(Error::new(Kind::Integrity, doing))
+        }
+    }
+}
+
+/// Digests what comes, to its end. Blocks.
+fn digest(
+    blob: &Blob,
+    extents: Vec<ContentRange>,
+    mut take: tokio::sync::mpsc::Receiver<Bytes>,
+) -> Result<Digested> {
+    let (mut stored, mut chunks) = (Hasher::new(blob.digest.algorithm()), Chunks::new(extents));
+    let mut size = 0_u64;
+    while let Some(piece) = take.blocking_recv() {
+        stored.update(&piece);
+        chunks.update(&piece);
+        size = size.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+    }
+    if stored.finish() != blob.digest || size != blob.size {
+        let doing = format!("the bytes of layer {} are not what its digest says", blob.digest);
+        return Err(Error::new(Kind::Integrity, doing).hint("push the layer again; nothing was changed"));
+    }
+    Ok(Digested { blob: blob.clone(), chunks: chunks.finish() })
+}
+
+#[cfg(test)]
+#[path = "add_tests.rs"]
+mod tests;

@@ -1,0 +1,100 @@
+//! Tests of adding an index to artifacts in memory: what is asked of the repository, and what stays as it was.
+
+use super::*;
+use crate::pack::publish::unwatched;
+use crate::repository::push::Target;
+use crate::repository::{Config, Memory};
+
+const WEIGHT: &str = "application/vnd.cncf.model.weight.v1.raw";
+
+/// An artifact of raw layers, under the tag `v1`, whose config says `config` and whose manifest has these layers more.
+fn memory(layers: &[&[u8]], config: &str, more: &str) -> Arc<Memory> {
+    let memory = Memory::new();
+    let config = memory.put(config.as_bytes().to_vec());
+    let layers = layers.iter().enumerate().map(|(number, bytes)| {
+        let blob = memory.put(bytes.to_vec());
+        format!(
+            r#"{{"mediaType":"{WEIGHT}","digest":"{}","size":{},"annotations":{{"org.cncf.model.filepath":"{number}"}}}}"#,
+            blob.digest, blob.size
+        )
+    });
+    let layers: Vec<String> = layers.collect();
+    let manifest = format!(
+        r#"{{"schemaVersion":2,{more}"config":{{"mediaType":"x","digest":"{}","size":{}}},"layers":[{}]}}"#,
+        config.digest,
+        config.size,
+        layers.join(",")
+    );
+    memory.put_manifest("v1", OCI_MANIFEST, manifest.into_bytes());
+    Arc::new(memory)
+}
+
+fn reference() -> Reference {
+    "127.0.0.1:1/a/b:v1".parse().unwrap()
+}
+
+/// Adds an index, and gives what was added and the new manifest.
+async fn add(memory: &Arc<Memory>) -> Result<(Added, String)> {
+    let folder = tempfile::tempdir().unwrap();
+    let target: Reference = format!("oci:{}:v1", folder.path().display()).parse().unwrap();
+    let destination =
+        Destination::new(Target::open(&target, &Config::default()).unwrap(), Some("v1".into()), Vec::new());
+    let plain = Plain::open(memory.clone(), &reference()).await?;
+    let added = plain.add(&destination, &unwatched()).await?;
+    let manifest = folder.path().join("blobs/sha256").join(added.new.hex());
+    Ok((added, std::fs::read_to_string(manifest).unwrap()))
+}
+
+#[tokio::test]
+async fn the_config_gets_a_diff_id_only_where_it_has_one_for_each_layer() {
+    let id = Digest::of(b"a");
+    for (config, changes) in [
+        (format!(r#"{{"modelfs":{{"type":"layers","diffIds":["{id}"]}},"x":1}}"#), true),
+        (format!(r#"{{"modelfs":{{"diff_ids":[ "{id}" ]}}}}"#), true),
+        (format!(r#"{{"modelfs":{{"diffIds":["{id}","{id}"]}}}}"#), false),
+        (r#"{"modelfs":{"diffIds":[]}}"#.to_owned(), false),
+        ("{}".to_owned(), false),
+        ("no JSON".to_owned(), false),
+    ] {
+        let memory = memory(&[b"a"], &config, "");
+        let (_, manifest) = add(&memory).await.unwrap();
+        let old = Digest::of(config.as_bytes()).to_string();
+        assert_eq!(!manifest.contains(&old), changes, "{config}");
+    }
+}
+
+#[tokio::test]
+async fn every_layer_is_read_once_before_it_is_copied_and_none_where_it_is_refused() {
+    let memory = memory(&[b"abc", b"", b"defg"], "{}", "");
+    let (added, manifest) = add(&memory).await.unwrap();
+    assert!(manifest.contains(&added.index.digest.to_string()));
+    // The config is read for its diffIDs; it and the layers are read once more where the target has none of them.
+    assert_eq!(memory.bytes(), 2 * (2 + 3 + 4));
+}
+
+#[tokio::test]
+async fn bytes_that_are_not_the_layers_are_refused_by_its_digest() {
+    let memory = memory(&[b"abc"], "{}", "");
+    memory.replace(&Digest::of(b"abc"), b"abd".to_vec());
+    let error = add(&memory).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Integrity);
+    assert!(error.to_string().contains(&Digest::of(b"abc").to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn an_artifact_that_has_an_index_or_is_a_list_gets_none() {
+    let more = r#""annotations":{"a":"b"},"#;
+    let memory = memory(&[b"abc"], "{}", more);
+    let (_, manifest) = add(&memory).await.unwrap();
+    assert!(manifest.contains(more), "what is not known stays");
+    memory.put_manifest("v1", OCI_MANIFEST, manifest.into_bytes());
+    let error = add(&memory).await.unwrap_err();
+    assert!(error.kind() == Kind::Invalid && error.to_string().contains("has an index already"), "{error}");
+    memory.put_manifest(
+        "v1",
+        crate::oci::manifest::OCI_INDEX,
+        br#"{"schemaVersion":2,"manifests":[]}"#.to_vec(),
+    );
+    let error = add(&memory).await.unwrap_err();
+    assert!(error.to_string().contains("a list of manifests"), "{error}");
+}

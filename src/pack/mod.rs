@@ -1,0 +1,37 @@
+//! Floor 5, beside the kernel's door: a folder becomes an artifact, and an artifact that has no index gets one.
+//!
+//! | room | what happens there |
+//! |---|---|
+//! | [`walk`] | which files the folder has |
+//! | [`mod@kind`] | weights, configuration, code, document or data set, by name |
+//! | [`mod@describe`] | what config and headers say of the model |
+//! | [`layer`] | a file as a layer: raw, or the only member of a tar |
+//! | [`mod@plan`] | these four put together: all that is known before any content is read |
+//! | [`digest`] | one pass over a layer's bytes: its digest and those of its chunks |
+//! | [`manifest`] | config and manifest as JSON, in the words of the specification |
+//! | [`publish`] | layers digested and uploaded side by side, then index, config, manifest |
+//! | [`add`] | an index for an artifact that is in a repository already |
+//! | `splice` | JSON changed as text, so that nothing else of it changes |
+//!
+//! Not a packer for other formats, and nothing that reads artifacts: that is what the floors below do. Called by the
+//! commands `pack` and `index add`.
+
+pub mod add;
+pub mod describe;
+pub mod digest;
+pub mod kind;
+pub mod layer;
+pub mod manifest;
+pub mod plan;
+pub mod publish;
+mod splice;
+pub mod walk;
+
+pub use describe::Described;
+pub use plan::{Options, Plan, Times, plan};
+pub use publish::{Destination, Published, publish};
+
+use std::sync::Arc;
+
+/// Is told of every so many bytes that have been digested, and of every so many that have been uploaded or need not be.
+pub type Watch = Arc<dyn Fn(u64) + Send + Sync>;

@@ -1,0 +1,299 @@
+//! Pushing to a registry: which request comes next, and after a failure from where on.
+//!
+//! Small blobs go in one request; others in parts, so that little is sent twice when a connection breaks. A registry
+//! that takes no parts gets the blob in one request too. The requests themselves are `registry::upload`'s.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use super::Upload;
+use super::source::Source;
+use crate::error::{Error, Kind, Result};
+use crate::oci::{Blob, Digest, Which};
+use crate::range::StoredRange;
+use crate::repository::registry::{Session, Setback, Stretch};
+use crate::repository::retry::{Tries, UNREACHABLE_PATIENCE};
+use crate::repository::{Config, Registry, Repository};
+
+/// Up to here a blob goes in one request, which costs a round trip less and no more than this when it breaks.
+const SMALL: u64 = 4 << 20;
+/// The size of a part: a second of a fast line.
+const PART: u64 = 64 << 20;
+/// The smallest part that is tried where a proxy takes no larger ones.
+const LEAST_PART: u64 = 1 << 20;
+/// How many sessions a registry may lose before parts are given up, and then the blob.
+const SESSIONS: u32 = 5;
+/// How often in a row a step may fail where the registry never says that bytes came in.
+const ATTEMPTS: u32 = 40;
+
+/// A request that can be made again.
+type Ask<'a, T> = &'a (dyn Fn() -> BoxFuture<'a, Result<T>> + Send + Sync);
+
+/// A repository of a registry that is pushed to.
+#[derive(Debug)]
+pub(super) struct Pushing {
+    registry: Registry,
+    setup_deadline: Duration,
+    deadline: Duration,
+}
+
+impl Pushing {
+    /// As [`Registry::new`], with leave to write.
+    pub(super) fn new(host: &str, repository: &str, config: &Config) -> Result<Self> {
+        let registry = Registry::pushing(host, repository, config)?;
+        Ok(Self { registry, setup_deadline: config.setup_deadline, deadline: config.read_deadline })
+    }
+
+    pub(super) fn place(&self) -> String {
+        self.registry.place()
+    }
+
+    pub(super) async fn has(&self, blob: &Blob) -> Result<bool> {
+        self.asked(&format!("look for {} in", blob.digest), &|| Box::pin(self.registry.has(blob))).await
+    }
+
+    pub(super) async fn mount(&self, blob: &Blob, from: &str) -> Result<bool> {
+        let doing = format!("mount {} from {from} in", blob.digest);
+        self.asked(&doing, &|| Box::pin(self.registry.mounted(blob, from))).await
+    }
+
+    pub(super) async fn tag(&self, tag: Option<&str>, media_type: &str, manifest: &Bytes) -> Result<Digest> {
+        let digest = Digest::of(manifest);
+        let which = tag.map_or_else(|| Which::Digest(digest.clone()), |tag| Which::Tag(tag.to_owned()));
+        let put: Ask<'_, ()> = &|| Box::pin(self.registry.put_manifest(&which, media_type, manifest));
+        self.asked(&format!("push the manifest {which} to"), put).await?;
+        Ok(digest)
+    }
+
+    /// Asks until there is an answer that counts.
+    async fn asked<T>(&self, verb: &str, ask: Ask<'_, T>) -> Result<T> {
+        let doing = format!("to {verb} {}", self.place());
+        let mut tries = Tries::new(self.setup_deadline, UNREACHABLE_PATIENCE);
+        let done = loop {
+            match tries.bounded(ask()).await {
+                Ok(done) => break Ok(done),
+                Err(error) => {
+                    if let Err(error) = tries.pause(error, &doing).await {
+                        break Err(error);
+                    }
+                }
+            }
+        };
+        done.map_err(|error| error.context(format!("cannot {verb} {}", self.place())))
+    }
+
+    pub(super) async fn put(&self, upload: &Upload, sent: &(dyn Fn(u64) + Send + Sync)) -> Result<()> {
+        let (source, went) = (Source::new(upload)?, Went { sent, high: AtomicU64::new(0) });
+        let size = upload.blob.size;
+        let mut way = Way {
+            pushing: self,
+            blob: &upload.blob,
+            source,
+            went: &went,
+            tries: Tries::new(self.deadline, self.deadline),
+            mode: if size <= SMALL { Mode::Whole } else { Mode::Parts(PART) },
+            session: None,
+            unsure: false,
+            lost: 0,
+            counted: 0,
+        };
+        let done = way.go().await;
+        if let (Err(error), Some(session)) = (&done, &way.session)
+            && error.kind() != Kind::Unreachable
+        {
+            self.registry.cancel(session).await;
+        }
+        went.reach(if done.is_ok() { size } else { 0 });
+        done.map_err(|error| error.context(format!("cannot push {} to {}", upload.blob.digest, self.place())))
+    }
+}
+
+/// What has gone, told once for each byte however often it is sent.
+struct Went<'a> {
+    sent: &'a (dyn Fn(u64) + Send + Sync),
+    high: AtomicU64,
+}
+
+impl Went<'_> {
+    fn reach(&self, at: u64) {
+        let before = self.high.fetch_max(at, Ordering::Relaxed);
+        if at > before {
+            (self.sent)(at - before);
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// All in the request that ends the upload.
+    Whole,
+    /// In parts of so many bytes.
+    Parts(u64),
+}
+
+enum Step {
+    Taken,
+    Last,
+}
+
+/// One blob on its way.
+struct Way<'a> {
+    pushing: &'a Pushing,
+    blob: &'a Blob,
+    source: Source,
+    went: &'a Went<'a>,
+    tries: Tries,
+    mode: Mode,
+    session: Option<Session>,
+    /// Whether the registry must be asked how far the session is.
+    unsure: bool,
+    /// How many sessions it has lost.
+    lost: u32,
+    /// How far [`Went`] was when the deadline was last started anew.
+    counted: u64,
+}
+
+impl Way<'_> {
+    async fn go(&mut self) -> Result<()> {
+        loop {
+            let at = self.session.as_ref().map_or(0, |session| session.offset);
+            match self.step().await {
+                Ok(Step::Last) => return Ok(()),
+                Ok(Step::Taken) => {
+                    if self.session.as_ref().is_some_and(|session| session.offset > at) {
+                        self.tries = Tries::new(self.pushing.deadline, self.pushing.deadline);
+                    }
+                }
+                Err(setback) => {
+                    if self.ended_all_the_same(&setback).await {
+                        return Ok(());
+                    }
+                    self.overcome(setback).await?;
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<Step, Setback> {
+        let registry = &self.pushing.registry;
+        let Some(session) = &mut self.session else {
+            self.session = Some(registry.begin().await?);
+            self.unsure = false;
+            return Ok(Step::Taken);
+        };
+        if self.unsure {
+            registry.locate(session).await?;
+            self.unsure = false;
+            if session.offset > self.blob.size {
+                return Err(Setback::Lost(Error::new(
+                    Kind::Protocol,
+                    "the upload has more bytes than the blob",
+                )));
+            }
+            return Ok(Step::Taken);
+        }
+        let (went, size) = (self.went, self.blob.size);
+        let reached = move |at| went.reach(at);
+        let stretch = |range| Stretch { source: &self.source, range, reached: &reached };
+        match self.mode {
+            Mode::Parts(part) if session.offset < size => {
+                let end = session.offset.saturating_add(part.max(session.least)).min(size);
+                registry.send_part(session, stretch(StoredRange::new(session.offset, end))).await?;
+                return Ok(Step::Taken);
+            }
+            Mode::Parts(_) => registry.finish(session, self.blob, None).await?,
+            Mode::Whole => {
+                registry.finish(session, self.blob, Some(stretch(StoredRange::new(0, size)))).await?;
+            }
+        }
+        Ok(Step::Last)
+    }
+
+    /// Whether the blob is there although the request that ended the upload failed: its answer may be what was lost.
+    async fn ended_all_the_same(&self, setback: &Setback) -> bool {
+        let ending = match (&self.session, self.mode) {
+            (None, _) => false,
+            (Some(_), Mode::Whole) => true,
+            (Some(session), Mode::Parts(_)) => session.offset == self.blob.size && !self.unsure,
+        };
+        let may_have = match setback {
+            Setback::Lost(_) | Setback::Misplaced(_) => true,
+            Setback::TooLarge(_) => false,
+            Setback::Failed(error) => error.kind().may_retry(),
+        };
+        ending && may_have && self.pushing.registry.has(self.blob).await.unwrap_or(false)
+    }
+
+    /// Waits until the next step is due, from where it is to go on; or gives up.
+    async fn overcome(&mut self, setback: Setback) -> Result<()> {
+        let error = match setback {
+            Setback::Failed(error) => error,
+            Setback::Misplaced(error) => Error::from_source(Kind::Broken, "out of step", error),
+            Setback::Lost(error) if self.session.is_none() => error,
+            Setback::Lost(error) => {
+                (self.session, self.lost) = (None, self.lost + 1);
+                if self.lost >= SESSIONS {
+                    return self.give_parts_up(error).await;
+                }
+                Error::from_source(Kind::Broken, "the registry lost the upload", error)
+            }
+            Setback::TooLarge(error) => return self.smaller(error).await,
+        };
+        self.unsure = self.session.is_some();
+        if self.mode == Mode::Whole {
+            self.drop_session().await;
+        }
+        let high = self.went.high.load(Ordering::Relaxed);
+        if high > self.counted {
+            self.counted = high;
+            self.tries.moved();
+        }
+        let doing = format!("pushing {} to {}", self.blob.digest, self.pushing.place());
+        if self.tries.failed() >= ATTEMPTS {
+            return Err(error);
+        }
+        match self.tries.pause(error, &doing).await {
+            Err(error) if error.kind() == Kind::Protocol => self.give_parts_up(error).await,
+            paused => paused,
+        }
+    }
+
+    /// Takes smaller parts, where that is possible.
+    async fn smaller(&mut self, error: Error) -> Result<()> {
+        let part = match self.mode {
+            Mode::Whole => self.blob.size,
+            Mode::Parts(part) => part.min(self.blob.size),
+        };
+        let least = self.session.as_ref().map_or(0, |session| session.least).max(LEAST_PART);
+        if part <= least {
+            return Err(error);
+        }
+        if self.mode == Mode::Whole {
+            self.drop_session().await;
+        }
+        self.mode = Mode::Parts((part / 4).max(least));
+        self.unsure = self.session.is_some();
+        Ok(())
+    }
+
+    /// Sends all in one request, where that has not been tried: some registries take no parts.
+    async fn give_parts_up(&mut self, error: Error) -> Result<()> {
+        if self.mode == Mode::Whole {
+            return Err(error);
+        }
+        tracing::debug!(%error, "sent in parts no more");
+        self.drop_session().await;
+        (self.mode, self.lost) = (Mode::Whole, 0);
+        self.tries = Tries::new(self.pushing.deadline, self.pushing.deadline);
+        Ok(())
+    }
+
+    async fn drop_session(&mut self) {
+        if let Some(session) = self.session.take() {
+            self.pushing.registry.cancel(&session).await;
+        }
+    }
+}
