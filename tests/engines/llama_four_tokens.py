@@ -1,11 +1,11 @@
-"""Four greedy tokens of llama.cpp from a GGUF that it maps. Argument: file. The answer is the last line."""
+"""Four greedy tokens of llama.cpp from a GGUF. Arguments: file, MMAP|NONE|DIRECT_IO. The answer is the last line."""
 import sys
 
 import xllamacpp
 
 params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
-params.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_MMAP
+params.load_mode = getattr(xllamacpp.llama_load_mode, f"LLAMA_LOAD_MODE_{sys.argv[2]}")
 params.n_ctx, params.n_predict, params.n_parallel, params.warmup = 256, 4, 1, False
 params.cpuparams.n_threads = 2
 params.sampling.temp, params.sampling.seed = 0.0, 1

@@ -6,10 +6,9 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
-use tempfile::TempDir;
 
 use super::pack::{self, Content, Dialect, Packing};
 use super::registry::Registry;
@@ -86,7 +85,7 @@ impl Sample {
     }
 
     fn make() -> Self {
-        let home = until_exit(scratch::roomy());
+        let home = scratch::until_exit(scratch::roomy());
         let (folder, work) = (home.join("model"), home.join("work"));
         std::fs::create_dir_all(folder.join("1_Pooling")).unwrap();
         std::fs::create_dir_all(&work).unwrap();
@@ -211,24 +210,6 @@ fn word(number: u64) -> String {
     fill(&mut bytes, number);
     let letters: String = bytes.iter().map(|byte| char::from(b'a' + byte % 26)).collect();
     format!("{letters}{number}")
-}
-
-/// Keeps a folder until this process exits, and then removes it: statics are never dropped.
-fn until_exit(folder: TempDir) -> PathBuf {
-    static KEPT: Mutex<Vec<TempDir>> = Mutex::new(Vec::new());
-    extern "C" fn remove() {
-        if let Ok(mut kept) = KEPT.lock() {
-            kept.clear();
-        }
-    }
-    let path = folder.path().to_owned();
-    KEPT.lock().unwrap().push(folder);
-    #[allow(unsafe_code, reason = "the one way to be called when the test harness exits")]
-    // SAFETY: `remove` is a plain function of this program, which is never unloaded, and does not unwind.
-    unsafe {
-        nix::libc::atexit(remove);
-    }
-    path
 }
 
 #[cfg(test)]

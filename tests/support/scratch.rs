@@ -3,7 +3,7 @@
 //! Every folder's name carries the process that made it, so that the next run knows whose owner is dead.
 
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Mutex, Once};
 
 use nix::mount::{MntFlags, umount2};
 use tempfile::TempDir;
@@ -18,6 +18,24 @@ pub fn short() -> TempDir {
 /// A folder beside the build, on a real disk: for stores and models.
 pub fn roomy() -> TempDir {
     make(Path::new(env!("CARGO_TARGET_TMPDIR")))
+}
+
+/// Keeps a folder until this process exits, and then removes it: statics are never dropped.
+pub fn until_exit(folder: TempDir) -> PathBuf {
+    static KEPT: Mutex<Vec<TempDir>> = Mutex::new(Vec::new());
+    extern "C" fn remove() {
+        if let Ok(mut kept) = KEPT.lock() {
+            kept.clear();
+        }
+    }
+    let path = folder.path().to_owned();
+    KEPT.lock().unwrap().push(folder);
+    #[allow(unsafe_code, reason = "the one way to be called when the test harness exits")]
+    // SAFETY: `remove` is a plain function of this program, which is never unloaded, and does not unwind.
+    unsafe {
+        nix::libc::atexit(remove);
+    }
+    path
 }
 
 fn make(root: &Path) -> TempDir {
