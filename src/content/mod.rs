@@ -4,6 +4,7 @@
 //! here unverified, except openly so under [`Integrity::Deferred`].
 
 mod admission;
+mod bring;
 pub mod buffer;
 mod extent;
 mod fetch;
