@@ -9,6 +9,7 @@
 //! * floor 3, [`content`]: trusted bytes, the heart: what is fetched, verified, kept and handed out.
 //! * floor 4, [`fs`]: files and folders; knows nothing of FUSE.
 //! * floor 5, [`mount`]: the kernel's door; all `unsafe` is here.
+//!   Beside it [`pull`]: files of a model brought here as a whole.
 //! * floor 7, [`cli`]: what a person types; the only floor that prints.
 //! * roof: [`config`]: each floor's settings put together and checked once.
 
@@ -22,6 +23,7 @@ pub mod index;
 pub mod metrics;
 pub mod mount;
 pub mod oci;
+pub mod pull;
 pub mod range;
 pub mod repository;
 
