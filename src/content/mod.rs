@@ -7,6 +7,7 @@ mod admission;
 mod bound;
 #[cfg(test)]
 mod bound_tests;
+mod bring;
 pub mod buffer;
 mod extent;
 mod fetch;
