@@ -1,67 +1,125 @@
-//! Bringing whole files into the store for who asks for exactly that, with nobody reading them meanwhile.
+//! Bringing whole files here, for who waits for all of it and reads nothing meanwhile: the commands that pull.
 //!
-//! Uses the loader's own requests, so what is here already is not asked for, and what other processes fetch is left to
-//! them. Called by the commands that pull.
+//! The same requests, flights and claims as a reader's, in the lane of what is read ahead. Files come in order and little is
+//! under way at once, so that a layer is hashed as it comes and little is lost when the process is killed.
 
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
+use super::extent::Extent;
+use super::fetch::runs;
 use super::lanes::Lane;
-use super::loader::Loader;
-use crate::error::Result;
-use crate::index::ExtentId;
-use crate::range::ContentRange;
+use super::loader::{Loader, Standing};
+use crate::error::{Error, Kind, Result};
+use crate::index::{ChunkDigest, ExtentId};
 
-/// How much of a file is seen to at once: four requests' worth.
-const PIECE: u64 = 16 << 20;
-/// How many pieces are under way, so that a small file does not leave the line idle.
-const AT_ONCE: usize = 2;
+/// How many chunks one request asks for.
+const CHUNKS: u64 = 4;
+/// How many requests one layer has under way at once.
+const REQUESTS: usize = 4;
+/// How often is brought what turned out to be missing after all: damage in the store shows when it is read back.
+const ROUNDS: usize = 3;
+
+/// Is told of every so many bytes.
+pub type Watch = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// How the store is asked what it has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Its word is taken.
+    AtMarks,
+    /// What it says to have is read, and given up where it is not right.
+    AtBytes,
+}
 
 impl Loader {
-    /// Brings every chunk of these files, in their order, and returns when each has been here and verified.
-    /// `progress` is told of bytes that are here, each once, whether they were fetched or found.
+    /// Brings these files of one layer here, whole and verified. Where the artifact has no digests for the layer's chunks
+    /// all of the layer's files must be named: only then can it be proved, and it is before this returns.
     ///
-    /// The last chunks may still be on their way to the store's disk when it returns.
+    /// What is here already is read back, not fetched, unless it was sealed. `watch` is told of each byte once.
     ///
     /// # Errors
-    /// The first request that failed; what was kept until then stays.
-    pub async fn bring(
-        self: &Arc<Self>,
-        extents: &[ExtentId],
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<()> {
-        let whole = |id: &ExtentId| Some((*id, self.extent(*id)?.grid.len()));
-        let all: Vec<_> = extents.iter().filter_map(whole).flat_map(|(id, len)| pieces(id, len)).collect();
-        let brought = all.into_iter().map(|(id, piece)| async move {
-            self.fetch_missing(id, piece, Lane::Demand).await?;
-            self.refuse_poisoned(id.layer)?;
-            progress(piece.len());
-            Ok(())
-        });
-        stream::iter(brought).buffer_unordered(AT_ONCE).try_collect().await
+    /// Those of [`read`](Self::read); `Storage` where the store did not keep all of it.
+    pub async fn bring(self: &Arc<Self>, layer: usize, files: &[ExtentId], watch: &Watch) -> Result<()> {
+        self.admit(layer).await?;
+        self.bind(layer).await?;
+        // What the prover reads anyway is not read twice.
+        let mut look = if self.standing(layer) == Standing::Proved { Look::AtBytes } else { Look::AtMarks };
+        // What is brought a second time was told before.
+        let mut watch = Arc::clone(watch);
+        for _ in 0..ROUNDS {
+            self.refuse_poisoned(layer)?;
+            let missing = self.missing_of(files, look).await;
+            let lacking: u64 = missing.iter().map(|(id, run)| self.len_of(*id, run)).sum();
+            watch(files.iter().map(|id| self.len(*id)).sum::<u64>().saturating_sub(lacking));
+            let fetch = |(id, run): (ExtentId, Range<u64>)| {
+                let (watch, len) = (&watch, self.len_of(id, &run));
+                async move { self.fetch_run(id, run, Lane::Ahead).await.map(|()| watch(len)) }
+            };
+            stream::iter(missing.into_iter().map(fetch)).buffer_unordered(REQUESTS).try_collect::<()>().await?;
+            if self.standing(layer) == Standing::Unproved {
+                self.prove_first(layer).await?;
+            }
+            (look, watch) = (Look::AtMarks, Arc::new(|_| {}));
+            if self.missing_of(files, look).await.is_empty() {
+                return self.refuse_poisoned(layer);
+            }
+        }
+        let doing = "the store did not keep all of it";
+        Err(Error::new(Kind::Storage, doing)
+            .hint("the lines before this one say why; --store names another place"))
     }
-}
 
-fn pieces(id: ExtentId, len: u64) -> impl Iterator<Item = (ExtentId, ContentRange)> {
-    let count = len.div_ceil(PIECE);
-    (0..count).map(move |number| {
-        let start = number.saturating_mul(PIECE);
-        (id, ContentRange::new(start, start.saturating_add(PIECE).min(len)))
-    })
-}
+    /// The store's file that is an exact image of a file that was brought; `None` where it is not whole or not proved.
+    ///
+    /// Blocks on the local disk.
+    #[must_use]
+    pub fn image(&self, id: ExtentId) -> Option<PathBuf> {
+        let extent = self.extent(id).filter(|_| self.standing(id.layer) == Standing::Proved)?;
+        let kept = self.reliable(extent)?;
+        extent.complete(&self.shelf).then(|| kept.stem().with_added_extension("data"))
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// What each chunk of the file must be, where the artifact says so; `None` where it does not.
+    ///
+    /// Asks the network for a section of the index at most.
+    ///
+    /// # Errors
+    /// Those of reading the bound index.
+    pub async fn chunk_digests(self: &Arc<Self>, id: ExtentId) -> Result<Option<Vec<ChunkDigest>>> {
+        self.bind(id.layer).await?;
+        Ok(self.extent(id).and_then(Extent::bound_digests))
+    }
 
-    #[test]
-    fn pieces_cover_a_file_once_and_in_order() {
-        let id = ExtentId { layer: 0, extent: 0 };
-        let all: Vec<_> = pieces(id, 2 * PIECE + 5).map(|(_, piece)| piece).collect();
-        assert_eq!(all.len(), 3);
-        assert!(all.windows(2).all(|pair| pair[0].end() == pair[1].start()));
-        assert_eq!(all[2].end(), 2 * PIECE + 5);
-        assert_eq!(pieces(id, 0).count(), 0);
+    /// Runs of chunks that are not here.
+    async fn missing_of(self: &Arc<Self>, files: &[ExtentId], look: Look) -> Vec<(ExtentId, Range<u64>)> {
+        let (loader, files) = (Arc::clone(self), files.to_vec());
+        let search = move || {
+            let of_file = |id: &ExtentId| loader.extent(*id).map(|extent| loader.missing_chunks(extent, look));
+            let of_all = files.iter().map(|id| (*id, of_file(id).unwrap_or_default()));
+            of_all.flat_map(|(id, chunks)| runs(&chunks, CHUNKS).into_iter().map(move |run| (id, run))).collect()
+        };
+        tokio::task::spawn_blocking(search).await.unwrap_or_default()
+    }
+
+    fn missing_chunks(&self, extent: &Extent, look: Look) -> Vec<u64> {
+        let all = 0..extent.grid.chunks();
+        let Some(kept) = self.reliable(extent) else { return all.collect() };
+        let trusted = look == Look::AtMarks || kept.sealed();
+        let is_here = |(chunk, marked): &(u64, bool)| {
+            *marked && (trusted || self.read_from(extent, &kept, *chunk).is_some())
+        };
+        all.zip(kept.all()).filter(|one| !is_here(one)).map(|(chunk, _)| chunk).collect()
+    }
+
+    fn len(&self, id: ExtentId) -> u64 {
+        self.extent(id).map_or(0, |extent| extent.grid.len())
+    }
+
+    fn len_of(&self, id: ExtentId, run: &Range<u64>) -> u64 {
+        self.extent(id).map_or(0, |extent| extent.content(run).len())
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::extent::Extent;
@@ -83,7 +84,7 @@ impl Loader {
             for (key, place) in self.board.find(std::iter::once((extent.id, chunk)), &urgency)? {
                 if let Place::Lead(flight) = &place {
                     let flights = vec![(key, Arc::clone(flight))];
-                    self.lead(extent.id, Lane::Demand, Arc::clone(&urgency), flights);
+                    drop(self.lead(extent.id, Lane::Demand, Arc::clone(&urgency), flights));
                 }
                 places.push((key, place));
             }
@@ -123,8 +124,9 @@ impl Loader {
         outcome
     }
 
-    /// Fetches a run of chunks for nobody in particular and waits for them, without making them urgent.
-    async fn fetch_run(self: &Arc<Self>, id: ExtentId, run: Range<u64>, lane: Lane) -> Result<()> {
+    /// Fetches a run of chunks for nobody in particular and waits until they are here, and kept where it was this that
+    /// fetched them, without making them urgent.
+    pub(super) async fn fetch_run(self: &Arc<Self>, id: ExtentId, run: Range<u64>, lane: Lane) -> Result<()> {
         let urgency: Arc<Urgency> = Arc::default();
         let places = self.board.find(run.map(|chunk| (id, chunk)), &urgency)?;
         let (mut aboard, mut flights) = (Vec::new(), Vec::new());
@@ -138,12 +140,15 @@ impl Loader {
                 }
             }
         }
-        for group in contiguous(flights) {
-            self.lead(id, lane, Arc::clone(&urgency), group);
-        }
+        let led = contiguous(flights).into_iter().map(|group| self.lead(id, lane, Arc::clone(&urgency), group));
+        let led: Vec<_> = led.collect();
         let mut outcome = Ok(());
         for flight in aboard {
             outcome = outcome.and(flight.settled().await);
+        }
+        for ended in led {
+            // Nothing is ever sent: it ends with the request.
+            let _ = ended.await;
         }
         outcome
     }
@@ -176,15 +181,21 @@ impl Loader {
         self.bind(layer).await
     }
 
+    /// Starts a request for chunks that are neighbours; what it gives ends when the request has, with its chunks kept.
     fn lead(
         self: &Arc<Self>,
         id: ExtentId,
         lane: Lane,
         urgency: Arc<Urgency>,
         flights: Vec<(Key, Arc<Flight>)>,
-    ) {
+    ) -> oneshot::Receiver<()> {
         let request = Request { loader: Arc::clone(self), id, lane, urgency, flights };
-        self.spawn(async move { request.run().await });
+        let (until_then, ended) = oneshot::channel();
+        self.spawn(async move {
+            request.run().await;
+            drop(until_then);
+        });
+        ended
     }
 
     /// The chunk's bytes as proved by what is known; asked for once more where they are not what they must be.
@@ -431,7 +442,7 @@ fn claim<'a>(left: &[u64], unusable: &[u64], kept: Option<&'a KeptFile>) -> Vec<
 }
 
 /// Runs of neighbouring numbers, none longer than `longest`. The numbers are ascending.
-fn runs(chunks: &[u64], longest: u64) -> Vec<Range<u64>> {
+pub(super) fn runs(chunks: &[u64], longest: u64) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
     for chunk in chunks {
         match runs.last_mut() {

@@ -7,7 +7,7 @@ mod admission;
 mod bound;
 #[cfg(test)]
 mod bound_tests;
-mod bring;
+pub mod bring;
 pub mod buffer;
 mod extent;
 mod fetch;
@@ -58,6 +58,18 @@ pub struct Config {
     pub read_deadline: Duration,
     /// How many bytes of verified chunks may wait in memory for their readers. Default 32 MiB.
     pub memory: u64,
+    /// Whether what is complete is made ready for the kernel.
+    pub sealing: Sealing,
+}
+
+/// Whether a complete file of the store is read back and sealed, so that the kernel may serve it by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sealing {
+    /// Soon after it has become complete, when there is nothing else to do: for a mount.
+    #[default]
+    Soon,
+    /// Not by this process: for who only brings files here. The next mount does it.
+    Later,
 }
 
 impl Default for Config {
@@ -67,6 +79,7 @@ impl Default for Config {
             warm: Warm::default(),
             read_deadline: Duration::from_secs(60),
             memory: 32 << 20,
+            sealing: Sealing::default(),
         }
     }
 }

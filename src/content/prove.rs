@@ -15,6 +15,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::extent::Extent;
+use super::Sealing;
 use super::loader::{Loader, Standing};
 use super::store::kept::KeptFile;
 use super::verify::Verified;
@@ -240,7 +241,8 @@ impl Proving {
     /// Reads a complete file of a proved layer back and declares it whole, unless somebody touched it meanwhile.
     fn seal(&self, loader: &Loader, id: ExtentId) {
         let Some(extent) = loader.extent(id) else { return };
-        if loader.standing(id.layer) != Standing::Proved || !extent.complete(&loader.shelf) {
+        let wanted = loader.config.sealing == Sealing::Soon && loader.standing(id.layer) == Standing::Proved;
+        if !wanted || !extent.complete(&loader.shelf) {
             return;
         }
         let Some(kept) = extent.kept(&loader.shelf).filter(|kept| !kept.sealed()) else { return };

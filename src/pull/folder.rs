@@ -1,0 +1,240 @@
+//! A folder that a model's files are placed in: everything beneath it, no link followed, each file whole or not at all.
+//!
+//! Paths come from artifacts, the folder's present content from anybody: so every step is taken from the folder's own
+//! descriptor with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)` (Linux 5.6), never by a path from outside.
+
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+
+use crate::error::{Error, Kind, Result, StorageContext};
+
+/// How an entry looks once it is placed.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    /// Whether who may read it may run it too.
+    pub executable: bool,
+    /// Seconds since 1970; `None`: now.
+    pub mtime: Option<i64>,
+}
+
+/// The folder.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    root: OwnedFd,
+}
+
+impl Folder {
+    /// Opens the folder, made where it is missing.
+    ///
+    /// # Errors
+    /// `Storage` where it can't be made or opened; `Invalid` where it is no folder.
+    pub fn open(path: &Path) -> Result<Self> {
+        let doing = || format!("cannot use the folder {}", path.display());
+        DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => Error::new(Kind::Invalid, format!("{} is no folder", path.display())),
+            _ => Error::from_source(Kind::Storage, doing(), error).hint("choose another folder with --output"),
+        })?;
+        let root = File::open(path).storage(doing)?;
+        Ok(Self { path: path.to_owned(), root: root.into() })
+    }
+
+    /// Its path as given.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The regular file at `path`; `None` where there is nothing.
+    ///
+    /// # Errors
+    /// `Invalid` where something else than a regular file stands there or on the way; `Storage` where it can't be read.
+    pub fn existing(&self, path: &str) -> Result<Option<File>> {
+        let found = self.resolve(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK);
+        let file = match found {
+            Ok(file) => File::from(file),
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(self.in_the_way(path, errno)),
+        };
+        let meta = file.metadata().storage(|| self.doing(path))?;
+        match meta.is_file() {
+            true => Ok(Some(file)),
+            false => Err(self.occupied(path, "something that is no regular file stands there")),
+        }
+    }
+
+    /// Makes a folder, and those above it.
+    ///
+    /// # Errors
+    /// `Invalid` where something else stands in the way, `Storage` where it can't be made.
+    pub fn folder(&self, path: &str) -> Result<()> {
+        self.enter(path).map(drop)
+    }
+
+    /// Places `image`, an exact image of the file, at `path`: moved, or copied where it lies on another file system. What
+    /// stood there is replaced in one step; who has it open goes on reading it.
+    ///
+    /// # Errors
+    /// `Invalid` where a folder or a link stands there, or something in the way; `Storage` where it can't be placed.
+    pub fn place(&self, path: &str, image: &Path, look: Look) -> Result<()> {
+        let (parent, name) = self.prepare(path)?;
+        let file = File::options().read(true).write(true).open(image).storage(|| self.doing(path))?;
+        finish(&file, look).storage(|| self.doing(path))?;
+        match renameat(nix::fcntl::AT_FDCWD, image, &parent, name) {
+            Err(Errno::EXDEV) => self.copy(path, image, look),
+            moved => moved.map_err(|errno| self.in_the_way(path, errno)),
+        }
+    }
+
+    /// Places a copy of `source` at `path`.
+    ///
+    /// # Errors
+    /// As [`place`](Self::place).
+    pub fn copy(&self, path: &str, source: &Path, look: Look) -> Result<()> {
+        let mut source = File::open(source).storage(|| self.doing(path))?;
+        self.write(path, look, |file| io::copy(&mut source, file).map(drop))
+    }
+
+    /// Places an empty file at `path`.
+    ///
+    /// # Errors
+    /// As [`place`](Self::place).
+    pub fn empty(&self, path: &str, look: Look) -> Result<()> {
+        self.write(path, look, |_| Ok(()))
+    }
+
+    /// Places a symbolic link at `path`, unless it is there.
+    ///
+    /// # Errors
+    /// As [`place`](Self::place).
+    pub fn link(&self, path: &str, target: &str) -> Result<()> {
+        let (parent, name) = self.enter_above(path)?;
+        let there = nix::fcntl::readlinkat(&parent, name);
+        if there.as_deref() == Ok(OsStr::new(target)) {
+            return Ok(());
+        }
+        if there.is_err() {
+            self.refuse_what_is_no_file(path, &parent, name)?;
+        }
+        let temporary = temporary();
+        symlinkat(target, &parent, &*temporary).map_err(|errno| self.in_the_way(path, errno))?;
+        self.into_place(path, &parent, &temporary, name)
+    }
+
+    fn write(&self, path: &str, look: Look, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+        let (parent, name) = self.prepare(path)?;
+        let temporary = temporary();
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let made = nix::fcntl::openat(&parent, &*temporary, flags, Mode::from_bits_truncate(0o600));
+        let mut file = File::from(made.map_err(|errno| self.in_the_way(path, errno))?);
+        let filled = fill(&mut file).and_then(|()| finish(&file, look));
+        if let Err(error) = filled {
+            let _ = unlinkat(&parent, &*temporary, UnlinkatFlags::NoRemoveDir);
+            return Err(Error::from_source(Kind::Storage, self.doing(path), error));
+        }
+        self.into_place(path, &parent, &temporary, name)
+    }
+
+    fn into_place(&self, path: &str, parent: &OwnedFd, temporary: &str, name: &str) -> Result<()> {
+        renameat(parent, temporary, parent, name).map_err(|errno| {
+            let _ = unlinkat(parent, temporary, UnlinkatFlags::NoRemoveDir);
+            self.in_the_way(path, errno)
+        })
+    }
+
+    /// The folder above `path`, where a regular file may be placed under the name.
+    fn prepare<'a>(&self, path: &'a str) -> Result<(OwnedFd, &'a str)> {
+        let (parent, name) = self.enter_above(path)?;
+        self.refuse_what_is_no_file(path, &parent, name)?;
+        Ok((parent, name))
+    }
+
+    fn refuse_what_is_no_file(&self, path: &str, parent: &OwnedFd, name: &str) -> Result<()> {
+        match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Err(Errno::ENOENT) => Ok(()),
+            Ok(stat) if kind(&stat) == SFlag::S_IFREG => Ok(()),
+            Ok(stat) if kind(&stat) == SFlag::S_IFLNK => Err(self.occupied(path, "a symbolic link stands there")),
+            Ok(stat) if kind(&stat) == SFlag::S_IFDIR => Err(self.occupied(path, "a folder stands there")),
+            Ok(_) => Err(self.occupied(path, "something that is no regular file stands there")),
+            Err(errno) => Err(self.in_the_way(path, errno)),
+        }
+    }
+
+    fn enter_above<'a>(&self, path: &'a str) -> Result<(OwnedFd, &'a str)> {
+        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+        Ok((self.enter(above)?, name))
+    }
+
+    /// Opens the folder at `path`, made with those above it where they are missing.
+    fn enter(&self, path: &str) -> Result<OwnedFd> {
+        let folder = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let mut at = self.root.try_clone().storage(|| self.doing(path))?;
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            match mkdirat(&at, name, Mode::from_bits_truncate(0o755)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(self.in_the_way(path, errno)),
+            }
+            at = beneath(&at, name, folder).map_err(|errno| self.in_the_way(path, errno))?;
+        }
+        Ok(at)
+    }
+
+    fn resolve(&self, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+        beneath(&self.root, path, flags)
+    }
+
+    fn doing(&self, path: &str) -> String {
+        format!("cannot place {path:?} in {}", self.path.display())
+    }
+
+    fn occupied(&self, path: &str, why: &str) -> Error {
+        Error::new(Kind::Invalid, format!("{}: {why}", self.doing(path)))
+            .hint("remove it, or choose another folder with --output")
+    }
+
+    fn in_the_way(&self, path: &str, errno: Errno) -> Error {
+        match errno {
+            Errno::ELOOP => self.occupied(path, "a symbolic link stands in the way"),
+            Errno::ENOTDIR => self.occupied(path, "a file stands in the way where a folder belongs"),
+            Errno::EISDIR => self.occupied(path, "a folder stands there"),
+            Errno::EXDEV => self.occupied(path, "the way leads out of the folder"),
+            errno => Error::from_source(Kind::Storage, self.doing(path), io::Error::from(errno)),
+        }
+    }
+}
+
+fn beneath(at: &impl AsFd, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+    let resolve =
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    openat2(at, path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))
+}
+
+fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
+}
+
+/// Sets what a file looks like, and sees it onto the disk: what stands under its name is whole, also after a power failure.
+fn finish(file: &File, look: Look) -> io::Result<()> {
+    file.set_permissions(PermissionsExt::from_mode(if look.executable { 0o755 } else { 0o644 }))?;
+    let seconds = look.mtime.and_then(|mtime| u64::try_from(mtime).ok());
+    let time = seconds.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+    file.set_modified(time.unwrap_or_else(SystemTime::now))?;
+    file.sync_all()
+}
+
+/// A name that nobody else uses while this process lives.
+fn temporary() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!(".weightfs-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
