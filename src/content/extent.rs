@@ -190,9 +190,10 @@ impl Extent {
         }
     }
 
-    /// The files in the store, if they are open now. Does not count as a use.
+    /// The files in the store, if they are open now and still in their folder: the marks of those that were removed name
+    /// chunks that nobody will find. Does not count as a use.
     pub(super) fn open_kept(&self) -> Option<Arc<KeptFile>> {
-        self.files.lock().kept.upgrade()
+        self.files.lock().kept.upgrade().filter(|kept| !kept.removed())
     }
 
     /// Whether the digests on record are those of a proved layer; they are taken over then, all of them. Looks again while

@@ -138,6 +138,11 @@ pub(super) async fn until(what: impl Fn() -> bool) {
     panic!("it did not happen");
 }
 
+/// Puts a file in the place of the store. What is being kept at this moment may make the folder anew: then again.
+pub(super) async fn vanish(store: &std::path::Path) {
+    until(|| std::fs::remove_dir_all(store).is_ok() && std::fs::write(store, b"a file").is_ok()).await;
+}
+
 pub(super) async fn whole(loader: &Arc<Loader>, extent: usize) -> Held {
     until(|| loader.hold(id(extent)).whole().is_some()).await;
     loader.hold(id(extent))
@@ -326,8 +331,7 @@ async fn a_store_that_vanishes_costs_no_byte() {
     let loader = model.loader(plain());
     loader.read(id(0), ContentRange::new(0, CHUNK)).await.unwrap();
     // A chunk may be on its way into the folder: then it is tried again.
-    until(|| std::fs::remove_dir_all(model.dir.path().join("store")).is_ok()).await;
-    std::fs::write(model.dir.path().join("store"), b"a file in its place").unwrap();
+    vanish(&model.dir.path().join("store")).await;
     assert_eq!(read_all(&loader, 0).await.unwrap(), model.file(0));
     assert_ne!(loader.standing(0), Standing::Poisoned);
     loader.close().await;
