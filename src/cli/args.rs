@@ -54,6 +54,8 @@ pub(super) enum Command {
     Inspect(Inspect),
     /// Make an artifact of the model in FOLDER, with an index, and put it at TARGET
     Pack(Box<super::pack::Pack>),
+    /// Bring the files of the model REF here as a whole, into the store or into a folder
+    Pull(super::pull::Pull),
     /// Work with the index of a model
     Index(super::index::Index),
     /// Mount a sample model behind a slow line on this machine, and measure
@@ -207,6 +209,7 @@ impl CommandLine {
             Command::Cat(cat) => cat.reading.set(&mut flags),
             Command::Inspect(inspect) => inspect.reading.set(&mut flags),
             Command::Pack(pack) => pack.set(&mut flags),
+            Command::Pull(pull) => pull.set(&mut flags),
             Command::Index(index) => index.set(&mut flags),
             Command::Demo(_) => {}
         }
@@ -235,7 +238,7 @@ impl Mount {
 }
 
 impl Reading {
-    fn set(&self, flags: &mut Flags) {
+    pub(super) fn set(&self, flags: &mut Flags) {
         set(flags, "store.folder", self.store.as_ref());
         set(flags, "store.size", self.store_size.as_ref());
         set_switch(flags, "registry.plain_http", self.plain_http);

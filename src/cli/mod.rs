@@ -16,6 +16,7 @@ mod mount;
 mod pack;
 mod print;
 mod progress;
+mod pull;
 mod state;
 mod unmount;
 
@@ -69,6 +70,7 @@ fn run(line: &CommandLine, begun: Instant) -> Result<()> {
         Command::Cat(command) => cat::run(command, &settings),
         Command::Inspect(command) => inspect::run(command, &settings),
         Command::Pack(command) => pack::run(command, &settings, &environment),
+        Command::Pull(command) => pull::run(command, &settings),
         Command::Index(command) => index::run(command, &settings),
         Command::Demo(command) => demo::run(command.json, &environment),
     }

@@ -59,7 +59,10 @@ impl Loader {
                 let (watch, len) = (&watch, self.len_of(id, &run));
                 async move { self.fetch_run(id, run, Lane::Ahead).await.map(|()| watch(len)) }
             };
-            stream::iter(missing.into_iter().map(fetch)).buffer_unordered(REQUESTS).try_collect::<()>().await?;
+            stream::iter(missing.into_iter().map(fetch))
+                .buffer_unordered(REQUESTS)
+                .try_collect::<()>()
+                .await?;
             if self.standing(layer) == Standing::Unproved {
                 self.prove_first(layer).await?;
             }
@@ -79,8 +82,16 @@ impl Loader {
     #[must_use]
     pub fn image(&self, id: ExtentId) -> Option<PathBuf> {
         let extent = self.extent(id).filter(|_| self.standing(id.layer) == Standing::Proved)?;
-        let kept = self.reliable(extent)?;
-        extent.complete(&self.shelf).then(|| kept.stem().with_added_extension("data"))
+        // Anew: what has been open since before the proof has moved.
+        let kept = self.shelf.file(&extent.layer, extent.range).ok()?;
+        let whole = kept.all().into_iter().all(|here| here);
+        whole.then(|| kept.stem().with_added_extension("data"))
+    }
+
+    /// How many bytes of content the store may hold.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        self.shelf.store.budget().limit()
     }
 
     /// What each chunk of the file must be, where the artifact says so; `None` where it does not.
@@ -98,9 +109,12 @@ impl Loader {
     async fn missing_of(self: &Arc<Self>, files: &[ExtentId], look: Look) -> Vec<(ExtentId, Range<u64>)> {
         let (loader, files) = (Arc::clone(self), files.to_vec());
         let search = move || {
-            let of_file = |id: &ExtentId| loader.extent(*id).map(|extent| loader.missing_chunks(extent, look));
+            let of_file =
+                |id: &ExtentId| loader.extent(*id).map(|extent| loader.missing_chunks(extent, look));
             let of_all = files.iter().map(|id| (*id, of_file(id).unwrap_or_default()));
-            of_all.flat_map(|(id, chunks)| runs(&chunks, CHUNKS).into_iter().map(move |run| (id, run))).collect()
+            of_all
+                .flat_map(|(id, chunks)| runs(&chunks, CHUNKS).into_iter().map(move |run| (id, run)))
+                .collect()
         };
         tokio::task::spawn_blocking(search).await.unwrap_or_default()
     }
@@ -115,7 +129,9 @@ impl Loader {
         all.zip(kept.all()).filter(|one| !is_here(one)).map(|(chunk, _)| chunk).collect()
     }
 
-    fn len(&self, id: ExtentId) -> u64 {
+    /// How many bytes the file has.
+    #[must_use]
+    pub fn len(&self, id: ExtentId) -> u64 {
         self.extent(id).map_or(0, |extent| extent.grid.len())
     }
 

@@ -140,7 +140,8 @@ impl Loader {
                 }
             }
         }
-        let led = contiguous(flights).into_iter().map(|group| self.lead(id, lane, Arc::clone(&urgency), group));
+        let led =
+            contiguous(flights).into_iter().map(|group| self.lead(id, lane, Arc::clone(&urgency), group));
         let led: Vec<_> = led.collect();
         let mut outcome = Ok(());
         for flight in aboard {

@@ -14,8 +14,8 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::extent::Extent;
 use super::Sealing;
+use super::extent::Extent;
 use super::loader::{Loader, Standing};
 use super::store::kept::KeptFile;
 use super::verify::Verified;

@@ -4,7 +4,6 @@
 //! names. So what was there when a pull was killed is not fetched again, and nothing is kept twice.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -14,6 +13,7 @@ use super::folder::{Folder, Look};
 use super::plan::Choice;
 use crate::content::bring::Watch;
 use crate::error::{Error, Kind, Result};
+use crate::fs::tree::Node;
 use crate::fs::{Model, NodeId, NodeKind};
 use crate::index::ExtentId;
 use crate::oci::Digest;
@@ -25,7 +25,7 @@ const LAYERS: usize = 4;
 /// What of a model is meant.
 #[derive(Debug)]
 pub struct Plan {
-    /// Files that have bytes: by what names their layer in the store, then by where they lie in it.
+    /// Files that have bytes, by what names their layer in the store: layers of the same content are one.
     layers: BTreeMap<Digest, Layer>,
     /// Everything else: folders, links, empty files.
     others: Vec<(NodeId, String)>,
@@ -33,9 +33,11 @@ pub struct Plan {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Bytes that are brought for them: more, where a layer can only be proved as a whole.
+    pub brought: u64,
 }
 
-/// A layer's files. Layers of the same content are one.
+/// A layer's files, by where they lie in it.
 #[derive(Debug, Default)]
 struct Layer {
     files: BTreeMap<ContentRange, File>,
@@ -48,6 +50,15 @@ struct File {
     names: Vec<(NodeId, String)>,
 }
 
+/// What became of a folder's files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filled {
+    /// Placed now, links and empty files counted.
+    pub placed: u64,
+    /// There before, byte for byte.
+    pub present: u64,
+}
+
 impl Plan {
     /// The files of `model` that `choice` takes.
     ///
@@ -55,15 +66,29 @@ impl Plan {
     /// `NotFound` where it takes none.
     pub fn new(model: &Model, choice: &Choice) -> Result<Self> {
         let tree = &model.tree;
-        let all: Vec<(NodeId, String)> = tree.nodes().map(|(node, _)| (node, tree.path(node))).collect();
-        let is_file = |node| !matches!(tree.node(node).map(|node| &node.kind), None | Some(NodeKind::Directory(_)));
-        let names: Vec<&str> = all.iter().filter(|(node, _)| is_file(*node)).map(|(_, path)| &**path).collect();
-        choice.among(&names)?;
-        let mut plan = Self { layers: BTreeMap::new(), others: Vec::new(), files: 0, bytes: 0 };
-        for (node, path) in all.into_iter().filter(|(node, path)| *node != NodeId::ROOT && choice.takes(path)) {
-            plan.files += u64::from(is_file(node));
-            plan.take(model, node, path);
+        let is_folder = |node: &Node| matches!(node.kind, NodeKind::Directory(_));
+        let files = tree.nodes().filter(|(_, node)| !is_folder(node)).map(|(id, _)| tree.path(id));
+        let files: Vec<String> = files.collect();
+        choice.among(&files.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let mut plan = Self { layers: BTreeMap::new(), others: Vec::new(), files: 0, bytes: 0, brought: 0 };
+        let mut waiting = vec![(NodeId::ROOT, String::new())];
+        while let Some((folder, above)) = waiting.pop() {
+            for child in tree.children(folder).unwrap_or_default() {
+                let path =
+                    if above.is_empty() { child.name.to_string() } else { format!("{above}/{}", child.name) };
+                let Some(node) = tree.node(child.node) else { continue };
+                if is_folder(node) {
+                    waiting.push((child.node, path.clone()));
+                }
+                if choice.takes(&path) {
+                    plan.files += u64::from(!is_folder(node));
+                    plan.take(model, child.node, path);
+                }
+            }
         }
+        let lens = |ids: Vec<ExtentId>| ids.into_iter().map(|id| model.loader.len(id)).sum::<u64>();
+        plan.brought =
+            plan.layers.values().flat_map(|layer| layer.wanted(model).into_values()).map(lens).sum();
         Ok(plan)
     }
 
@@ -88,28 +113,76 @@ impl Layer {
             wanted.entry(file.id.layer).or_default().push(file.id);
         }
         for (number, files) in &mut wanted {
-            let layer = model.index.layers.get(*number).filter(|layer| layer.bound.is_none());
-            let extents = layer.map_or(0, |layer| layer.extents.len());
-            if extents > 0 {
-                *files = (0..extents).map(|extent| ExtentId { layer: *number, extent }).collect();
-            }
+            let Some(layer) = model.index.layers.get(*number).filter(|layer| layer.bound.is_none()) else {
+                continue;
+            };
+            *files = (0..layer.extents.len()).map(|extent| ExtentId { layer: *number, extent }).collect();
         }
         wanted
     }
 
     async fn bring(&self, model: &Model, watch: &Watch) -> Result<()> {
-        let meant: u64 = self.files.keys().map(ContentRange::len).sum();
-        let wanted = self.wanted(model);
-        // What else of the layer comes along is not part of what the watcher counts on.
-        let watch: Watch = match wanted.values().map(Vec::len).sum::<usize>() == self.files.len() {
-            true => Arc::clone(watch),
-            false => Arc::new(|_| {}),
-        };
-        for (layer, files) in wanted {
-            model.loader.bring(layer, &files, &watch).await?;
+        for (layer, files) in self.wanted(model) {
+            model.loader.bring(layer, &files, watch).await?;
         }
-        let _ = meant;
         Ok(())
+    }
+
+    /// Those that are not in the folder yet, and how many are.
+    async fn without_present(&self, model: &Model, folder: &Folder) -> Result<(Self, u64)> {
+        let (mut left, mut present) = (Self::default(), 0);
+        for (range, file) in &self.files {
+            let mut names = Vec::new();
+            for (node, path) in &file.names {
+                let equal = match folder.existing(path)? {
+                    Some(found) => is_equal(model, file.id, range.len(), found).await?,
+                    None => false,
+                };
+                match equal {
+                    true => present += 1,
+                    false => names.push((*node, path.clone())),
+                }
+            }
+            if !names.is_empty() {
+                left.files.insert(*range, File { id: file.id, names });
+            }
+        }
+        Ok((left, present))
+    }
+
+    async fn fill(&self, model: &Arc<Model>, folder: &Arc<Folder>, watch: &Watch) -> Result<Filled> {
+        let (left, present) = self.without_present(model, folder).await?;
+        let lens = |layer: &Self| -> u64 {
+            let all = layer.wanted(model).into_values().flatten();
+            all.map(|id| model.loader.len(id)).sum()
+        };
+        watch(lens(self).saturating_sub(lens(&left)));
+        left.bring(model, watch).await?;
+        let (model, folder) = (Arc::clone(model), Arc::clone(folder));
+        let placing = tokio::task::spawn_blocking(move || left.place(&model, &folder));
+        let placed = placing
+            .await
+            .map_err(|error| Error::from_source(Kind::Kernel, "placing was interrupted", error))??;
+        Ok(Filled { placed, present })
+    }
+
+    fn place(&self, model: &Model, folder: &Folder) -> Result<u64> {
+        let mut placed = 0;
+        for file in self.files.values() {
+            let image = model.loader.image(file.id).ok_or_else(|| {
+                let names: Vec<&str> = file.names.iter().map(|(_, path)| &**path).collect();
+                Error::new(Kind::Storage, format!("{} is gone before it was placed", names.join(", ")))
+                    .hint("let nobody else change .weightfs-pull, and pull again")
+            })?;
+            // The last name gets the image itself.
+            let Some(((last, last_path), others)) = file.names.split_last() else { continue };
+            for (node, path) in others {
+                folder.copy(path, &image, &look(model, *node))?;
+            }
+            folder.place(last_path, &image, &look(model, *last))?;
+            placed += file.names.len() as u64;
+        }
+        Ok(placed)
     }
 }
 
@@ -120,12 +193,69 @@ impl Layer {
 ///
 /// [`Loader::bring`]: crate::content::Loader::bring
 pub async fn into_store(model: &Model, plan: &Plan, watch: &Watch) -> Result<()> {
-    let limit = model.loader.room();
-    if plan.bytes > limit {
-        let doing = format!("the store has room for {limit} bytes, and {} are meant", plan.bytes);
-        return Err(Error::new(Kind::Storage, doing)
-            .hint("give it more room (--store-size), choose less (--include, --exclude), or pull into a folder (--output)"));
+    let room = model.loader.room();
+    if plan.brought > room {
+        let doing = format!("the store has room for {room} bytes, and {} are meant", plan.brought);
+        return Err(Error::new(Kind::Storage, doing).hint(
+            "give it more room (--store-size), choose less (--include, --exclude), or pull into a folder (--output)",
+        ));
     }
     let each = plan.layers.values().map(|layer| layer.bring(model, watch));
     stream::iter(each).buffer_unordered(LAYERS).try_collect().await
+}
+
+/// Brings everything that is meant into `folder`, beside which the store of `model` must lie. What stands there already, byte
+/// for byte, is left alone.
+///
+/// # Errors
+/// Those of [`Folder::place`] and [`Loader::bring`]; what was placed until then stays.
+///
+/// [`Loader::bring`]: crate::content::Loader::bring
+pub async fn into_folder(
+    model: &Arc<Model>,
+    plan: &Plan,
+    folder: &Arc<Folder>,
+    watch: &Watch,
+) -> Result<Filled> {
+    let each: Vec<_> = plan.layers.values().map(|layer| layer.fill(model, folder, watch)).collect();
+    let each: Vec<Filled> = stream::iter(each).buffer_unordered(LAYERS).try_collect().await?;
+    let mut filled = Filled::default();
+    for one in each {
+        filled = Filled { placed: filled.placed + one.placed, present: filled.present + one.present };
+    }
+    for (node, path) in &plan.others {
+        match model.tree.node(*node).map(|node| &node.kind) {
+            Some(NodeKind::Directory(_)) => {
+                folder.folder(path)?;
+                continue;
+            }
+            Some(NodeKind::Symlink(target)) => folder.link(path, target)?,
+            Some(NodeKind::File { .. }) => match folder.existing(path)? {
+                Some(found) if found.metadata().is_ok_and(|meta| meta.len() == 0) => {
+                    filled.present += 1;
+                    continue;
+                }
+                _ => folder.empty(path, &look(model, *node))?,
+            },
+            None => {}
+        }
+        filled.placed += 1;
+    }
+    Ok(filled)
+}
+
+async fn is_equal(model: &Model, id: ExtentId, size: u64, found: std::fs::File) -> Result<bool> {
+    Ok(matches!(compare(model, Some(id), size, found).await?, Compared::Equal(_)))
+}
+
+/// How the node looks as a file of its own: what a reader may do, and what `modctl` would leave beside it.
+fn look(model: &Model, node: NodeId) -> Look {
+    let (mode, mtime) = model.tree.node(node).map_or((0, 0), |node| (node.mode, node.mtime));
+    let marks = model.xattrs(node).filter(|name| name.starts_with("user.modctl."));
+    let marks = marks.filter_map(|name| Some((name, model.xattr(node, name)?)));
+    Look {
+        executable: mode & 0o100 != 0,
+        mtime: Some(mtime).filter(|mtime| *mtime != 0),
+        marks: marks.collect(),
+    }
 }

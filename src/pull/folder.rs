@@ -15,16 +15,19 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+use xattr::FileExt;
 
 use crate::error::{Error, Kind, Result, StorageContext};
 
 /// How an entry looks once it is placed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Look {
     /// Whether who may read it may run it too.
     pub executable: bool,
     /// Seconds since 1970; `None`: now.
     pub mtime: Option<i64>,
+    /// Extended attributes, set where the file system has them.
+    pub marks: Vec<(&'static str, String)>,
 }
 
 /// The folder.
@@ -42,8 +45,12 @@ impl Folder {
     pub fn open(path: &Path) -> Result<Self> {
         let doing = || format!("cannot use the folder {}", path.display());
         DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => Error::new(Kind::Invalid, format!("{} is no folder", path.display())),
-            _ => Error::from_source(Kind::Storage, doing(), error).hint("choose another folder with --output"),
+            io::ErrorKind::AlreadyExists => {
+                Error::new(Kind::Invalid, format!("{} is no folder", path.display()))
+            }
+            _ => {
+                Error::from_source(Kind::Storage, doing(), error).hint("choose another folder with --output")
+            }
         })?;
         let root = File::open(path).storage(doing)?;
         Ok(Self { path: path.to_owned(), root: root.into() })
@@ -53,6 +60,11 @@ impl Folder {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Leaves a note on the folder itself, where its file system has such notes.
+    pub fn mark(&self, name: &str, value: &str) {
+        mark(&self.root, name, value);
     }
 
     /// The regular file at `path`; `None` where there is nothing.
@@ -86,7 +98,7 @@ impl Folder {
     ///
     /// # Errors
     /// `Invalid` where a folder or a link stands there, or something in the way; `Storage` where it can't be placed.
-    pub fn place(&self, path: &str, image: &Path, look: Look) -> Result<()> {
+    pub fn place(&self, path: &str, image: &Path, look: &Look) -> Result<()> {
         let (parent, name) = self.prepare(path)?;
         let file = File::options().read(true).write(true).open(image).storage(|| self.doing(path))?;
         finish(&file, look).storage(|| self.doing(path))?;
@@ -100,7 +112,7 @@ impl Folder {
     ///
     /// # Errors
     /// As [`place`](Self::place).
-    pub fn copy(&self, path: &str, source: &Path, look: Look) -> Result<()> {
+    pub fn copy(&self, path: &str, source: &Path, look: &Look) -> Result<()> {
         let mut source = File::open(source).storage(|| self.doing(path))?;
         self.write(path, look, |file| io::copy(&mut source, file).map(drop))
     }
@@ -109,7 +121,7 @@ impl Folder {
     ///
     /// # Errors
     /// As [`place`](Self::place).
-    pub fn empty(&self, path: &str, look: Look) -> Result<()> {
+    pub fn empty(&self, path: &str, look: &Look) -> Result<()> {
         self.write(path, look, |_| Ok(()))
     }
 
@@ -131,7 +143,7 @@ impl Folder {
         self.into_place(path, &parent, &temporary, name)
     }
 
-    fn write(&self, path: &str, look: Look, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    fn write(&self, path: &str, look: &Look, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
         let (parent, name) = self.prepare(path)?;
         let temporary = temporary();
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
@@ -163,7 +175,9 @@ impl Folder {
         match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Err(Errno::ENOENT) => Ok(()),
             Ok(stat) if kind(&stat) == SFlag::S_IFREG => Ok(()),
-            Ok(stat) if kind(&stat) == SFlag::S_IFLNK => Err(self.occupied(path, "a symbolic link stands there")),
+            Ok(stat) if kind(&stat) == SFlag::S_IFLNK => {
+                Err(self.occupied(path, "a symbolic link stands there"))
+            }
             Ok(stat) if kind(&stat) == SFlag::S_IFDIR => Err(self.occupied(path, "a folder stands there")),
             Ok(_) => Err(self.occupied(path, "something that is no regular file stands there")),
             Err(errno) => Err(self.in_the_way(path, errno)),
@@ -224,12 +238,24 @@ fn kind(stat: &FileStat) -> SFlag {
 }
 
 /// Sets what a file looks like, and sees it onto the disk: what stands under its name is whole, also after a power failure.
-fn finish(file: &File, look: Look) -> io::Result<()> {
+fn finish(file: &File, look: &Look) -> io::Result<()> {
     file.set_permissions(PermissionsExt::from_mode(if look.executable { 0o755 } else { 0o644 }))?;
     let seconds = look.mtime.and_then(|mtime| u64::try_from(mtime).ok());
     let time = seconds.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
     file.set_modified(time.unwrap_or_else(SystemTime::now))?;
+    for (name, value) in &look.marks {
+        mark(file, name, value);
+    }
     file.sync_all()
+}
+
+/// Where the file system has no such attributes, nothing is lost but a hint.
+fn mark(file: &impl AsFd, name: &str, value: &str) {
+    let set =
+        file.as_fd().try_clone_to_owned().and_then(|file| File::from(file).set_xattr(name, value.as_bytes()));
+    if let Err(error) = set {
+        tracing::debug!(%error, "cannot set {name}");
+    }
 }
 
 /// A name that nobody else uses while this process lives.
