@@ -25,4 +25,5 @@ mod index;
 mod model;
 mod mount;
 mod pack;
+mod pull;
 mod registry;

@@ -90,7 +90,7 @@ impl Folder {
     /// # Errors
     /// `Invalid` where something else stands in the way, `Storage` where it can't be made.
     pub fn folder(&self, path: &str) -> Result<()> {
-        self.enter(path).map(drop)
+        self.enter(path, path).map(drop)
     }
 
     /// Places `image`, an exact image of the file, at `path`: moved, or copied where it lies on another file system. What
@@ -140,7 +140,7 @@ impl Folder {
         }
         let temporary = temporary();
         symlinkat(target, &parent, &*temporary).map_err(|errno| self.in_the_way(path, errno))?;
-        self.into_place(path, &parent, &temporary, name)
+        self.put_into_place(path, &parent, &temporary, name)
     }
 
     fn write(&self, path: &str, look: &Look, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
@@ -154,10 +154,10 @@ impl Folder {
             let _ = unlinkat(&parent, &*temporary, UnlinkatFlags::NoRemoveDir);
             return Err(Error::from_source(Kind::Storage, self.doing(path), error));
         }
-        self.into_place(path, &parent, &temporary, name)
+        self.put_into_place(path, &parent, &temporary, name)
     }
 
-    fn into_place(&self, path: &str, parent: &OwnedFd, temporary: &str, name: &str) -> Result<()> {
+    fn put_into_place(&self, path: &str, parent: &OwnedFd, temporary: &str, name: &str) -> Result<()> {
         renameat(parent, temporary, parent, name).map_err(|errno| {
             let _ = unlinkat(parent, temporary, UnlinkatFlags::NoRemoveDir);
             self.in_the_way(path, errno)
@@ -186,14 +186,14 @@ impl Folder {
 
     fn enter_above<'a>(&self, path: &'a str) -> Result<(OwnedFd, &'a str)> {
         let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
-        Ok((self.enter(above)?, name))
+        Ok((self.enter(above, path)?, name))
     }
 
-    /// Opens the folder at `path`, made with those above it where they are missing.
-    fn enter(&self, path: &str) -> Result<OwnedFd> {
+    /// Opens the folder `above`, made with those above it where they are missing, to place `path` there.
+    fn enter(&self, above: &str, path: &str) -> Result<OwnedFd> {
         let folder = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         let mut at = self.root.try_clone().storage(|| self.doing(path))?;
-        for name in path.split('/').filter(|name| !name.is_empty()) {
+        for name in above.split('/').filter(|name| !name.is_empty()) {
             match mkdirat(&at, name, Mode::from_bits_truncate(0o755)) {
                 Ok(()) | Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(self.in_the_way(path, errno)),
@@ -263,4 +263,94 @@ fn temporary() -> String {
     use std::sync::atomic::{AtomicU64, Ordering};
     static COUNT: AtomicU64 = AtomicU64::new(0);
     format!(".weightfs-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(&dir.path().join("out")).unwrap();
+        (dir, folder)
+    }
+
+    fn image(dir: &tempfile::TempDir, bytes: &[u8]) -> PathBuf {
+        let image = dir.path().join("image");
+        std::fs::write(&image, bytes).unwrap();
+        image
+    }
+
+    #[test]
+    fn a_file_is_moved_under_its_name_and_who_reads_the_old_one_goes_on() {
+        let (dir, folder) = folder();
+        let at = folder.path().join("a/b/w.bin");
+        folder.place("a/b/w.bin", &image(&dir, b"old"), &Look::default()).unwrap();
+        let reader = File::open(&at).unwrap();
+        let new = image(&dir, b"newer");
+        let inode = new.metadata().unwrap().ino();
+        let look = Look { executable: true, mtime: Some(1_000_000_000), marks: Vec::new() };
+        folder.place("a/b/w.bin", &new, &look).unwrap();
+        let meta = at.metadata().unwrap();
+        assert_eq!((meta.ino(), meta.mode() & 0o777, meta.mtime()), (inode, 0o755, 1_000_000_000));
+        assert_eq!(io::read_to_string(reader).unwrap(), "old");
+        assert!(!new.exists(), "moved, not copied");
+    }
+
+    #[test]
+    fn copies_links_folders_and_empty_files_are_placed_and_nothing_temporary_is_left() {
+        let (dir, folder) = folder();
+        let source = image(&dir, b"bytes");
+        folder.copy("copy", &source, &Look::default()).unwrap();
+        folder.empty("empty", &Look::default()).unwrap();
+        folder.link("link", "copy").unwrap();
+        folder.link("link", "copy").unwrap();
+        folder.folder("x/y").unwrap();
+        assert!(source.exists());
+        assert_eq!(std::fs::read(folder.path().join("link")).unwrap(), b"bytes");
+        assert_eq!(folder.existing("empty").unwrap().unwrap().metadata().unwrap().len(), 0);
+        assert!(folder.existing("none").unwrap().is_none());
+        let mut names: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["copy", "empty", "link", "x"]);
+    }
+
+    #[test]
+    fn nothing_is_followed_or_removed_that_stands_in_the_way() {
+        let (dir, folder) = folder();
+        let outside = dir.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        symlink(&outside, folder.path().join("sub")).unwrap();
+        symlink(outside.join("file"), folder.path().join("name")).unwrap();
+        std::fs::create_dir(folder.path().join("folder")).unwrap();
+        std::fs::write(folder.path().join("file"), b"mine").unwrap();
+        let source = image(&dir, b"bytes");
+        for path in ["sub/w", "name", "folder", "file/w"] {
+            for error in [
+                folder.place(path, &source, &Look::default()).unwrap_err(),
+                folder.copy(path, &source, &Look::default()).unwrap_err(),
+                folder.empty(path, &Look::default()).unwrap_err(),
+            ] {
+                assert_eq!(error.kind(), Kind::Invalid, "{error}");
+                assert!(error.to_string().contains(path), "{error}");
+            }
+        }
+        assert!(folder.link("folder", "x").is_err() && folder.existing("sub/w").is_err());
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+        assert_eq!(std::fs::read(folder.path().join("file")).unwrap(), b"mine");
+        assert!(source.exists());
+    }
+
+    #[test]
+    fn an_image_of_another_file_system_is_copied() {
+        let (_dir, folder) = folder();
+        let other = tempfile::tempdir_in("/dev/shm").unwrap();
+        let source = other.path().join("image");
+        std::fs::write(&source, b"bytes").unwrap();
+        folder.place("w", &source, &Look::default()).unwrap();
+        assert_eq!(std::fs::read(folder.path().join("w")).unwrap(), b"bytes");
+    }
 }

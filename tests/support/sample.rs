@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value, json};
 
 use super::pack::{self, Content, Dialect, Packing};
+use super::place::Place;
 use super::registry::Registry;
 use super::scratch;
 
@@ -19,6 +20,8 @@ const SHARDS: u64 = 4;
 
 /// The tags under which [`REPOSITORY`] has the model.
 pub const TAGS: [&str; 4] = ["raw", "tar", "legacy", "seed"];
+/// The tag under which [`REPOSITORY`] has it with a bound index, as `weightfs pack` writes it.
+pub const PACKED: &str = "packed";
 /// Where it lies in the registry.
 pub const REPOSITORY: &str = "models/sample";
 
@@ -54,7 +57,7 @@ pub fn sample() -> &'static Sample {
 }
 
 impl Sample {
-    /// A registry of the caller's own that has the model under every tag of [`TAGS`].
+    /// A registry of the caller's own that has the model under every tag of [`TAGS`] and as [`PACKED`].
     pub fn registry(&self) -> Registry {
         Registry::like(&self.storage)
     }
@@ -127,6 +130,7 @@ fn survey(folder: &Path, shards: &[String]) -> Vec<SampleFile> {
 
 /// Pushes every variant into a registry of its own and gives the folder that it keeps them in.
 fn push(folder: &Path, files: &[SampleFile], work: &Path, home: &Path) -> PathBuf {
+    let original = folder;
     let files: Vec<pack::File> = files
         .iter()
         .map(|file| pack::File { path: file.path.clone(), content: Content::Disk(folder.join(&file.path)) })
@@ -141,6 +145,8 @@ fn push(folder: &Path, files: &[SampleFile], work: &Path, home: &Path) -> PathBu
     for (tag, (packing, dialect)) in TAGS.into_iter().zip(variants) {
         registry.push(REPOSITORY, tag, &pack::pack(&files, packing, dialect, work));
     }
+    let target = format!("{}/{REPOSITORY}:{PACKED}", registry.direct());
+    Place::new().run([std::ffi::OsStr::new("pack"), original.as_os_str(), target.as_ref()]).ok();
     registry.stop();
     std::fs::rename(registry.storage(), home.join("storage")).unwrap();
     home.join("storage")

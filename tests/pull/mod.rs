@@ -1,0 +1,208 @@
+//! Whole models brought here, from a real registry, and what is left when that is interrupted or refused.
+
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::place::Place;
+use crate::support::registry::{Registry, flip};
+use crate::support::relay::Weather;
+use crate::support::sample::{PACKED, REPOSITORY, sample};
+use crate::support::{heavy, read, wait};
+
+const MIB: u64 = 1 << 20;
+
+fn reference(registry: &Registry, tag: &str) -> String {
+    registry.reference(&format!("{REPOSITORY}:{tag}"))
+}
+
+fn pulled(place: &Place, reference: &str, options: &[&str]) -> Value {
+    let mut command = place.command();
+    command.args(["pull", reference, "--json"]).args(options);
+    place.finish(command, Duration::from_secs(180)).ok().json()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Every file of the sample is in `folder`, and nothing else.
+fn assert_sample_in(folder: &Path) {
+    for file in &sample().files {
+        read::compare_whole(&folder.join(&file.path), &sample().original(&file.path));
+        let meta = folder.join(&file.path).symlink_metadata().unwrap();
+        assert!(meta.is_file() && meta.mode() & 0o777 == 0o644, "{}: {:o}", file.path, meta.mode());
+    }
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.into_iter().all(|name| !name.to_str().unwrap().starts_with(".weightfs")));
+}
+
+#[test]
+fn what_was_pulled_is_mounted_and_read_without_a_registry() {
+    let _alone = heavy();
+    for tag in ["raw", "tar", PACKED] {
+        let (mut registry, place) = (sample().registry(), Place::new());
+        let reference = reference(&registry, tag);
+        let report = pulled(&place, &reference, &[]);
+        assert_eq!(report["bytes"], sample().size(), "{report}");
+        assert_eq!(report["fetched"], sample().size(), "{report}");
+        let again = pulled(&place, &reference, &[]);
+        assert_eq!(again["fetched"], 0, "{again}");
+        registry.stop();
+        place.mount(&reference, &[]);
+        read::assert_whole_sample(&place, sample());
+        assert_eq!(place.status()["standing"], "verified", "{tag}");
+        place.unmount();
+    }
+}
+
+/// Five times killed in the middle: what was kept is not fetched again.
+#[test]
+fn a_pull_that_is_killed_again_and_again_fetches_little_more_than_the_model() {
+    let _alone = heavy();
+    for (tag, to_folder) in [("raw", false), (PACKED, true)] {
+        let (registry, place) = (sample().registry(), Place::new());
+        let (reference, output) = (reference(&registry, tag), place.folder("out"));
+        let options: &[&str] = if to_folder { &["--output", text(&output)] } else { &[] };
+        // A line on which the pull takes some seconds, so that it is in the middle when it is killed.
+        registry.weather(Weather::Limit(sample().size() / 4));
+        for round in 1..=5 {
+            let mut child = place.command().args(["pull", &reference]).args(options).spawn().unwrap();
+            let enough = sample().size() * round / 6;
+            wait::until("a part of it is fetched", Duration::from_secs(60), || registry.fetched() >= enough);
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        registry.weather(Weather::Clear);
+        let report = pulled(&place, &reference, options);
+        assert!(report["fetched"].as_u64().unwrap() < sample().size() / 2, "{report}");
+        let (fetched, allowed) = (registry.settled(), sample().size() + 1024 * MIB / 50);
+        assert!(fetched <= allowed, "{tag}: {fetched} bytes for {}", sample().size());
+        match to_folder {
+            true => assert_sample_in(&output),
+            false => {
+                place.mount(&reference, &[]);
+                read::assert_whole_sample(&place, sample());
+                place.unmount();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_folder_gets_the_model_once_and_keeps_what_is_right() {
+    let _alone = heavy();
+    for tag in ["raw", "tar", PACKED] {
+        let (registry, place) = (sample().registry(), Place::new());
+        let (reference, output) = (reference(&registry, tag), place.folder("out"));
+        let options = ["--output", text(&output)];
+        pulled(&place, &reference, &options);
+        assert_sample_in(&output);
+        let shard = output.join(&sample().shards[0]);
+        let (inode, other) = (shard.metadata().unwrap().ino(), output.join(&sample().shards[1]));
+        flip(&other, 5 * MIB);
+        let before = other.metadata().unwrap().ino();
+        let report = pulled(&place, &reference, &options);
+        assert_sample_in(&output);
+        assert_ne!(other.metadata().unwrap().ino(), before, "a file of its own");
+        if tag != "tar" {
+            assert_eq!(shard.metadata().unwrap().ino(), inode);
+            assert_eq!(report["present"], sample().files.len() as u64 - 1, "{report}");
+            assert_eq!(report["fetched"], sample().file(&sample().shards[1]).size, "{report}");
+        }
+        assert!(!place.store().exists(), "nothing is kept twice");
+    }
+}
+
+#[test]
+fn only_what_is_meant_is_pulled() {
+    let (registry, place) = (sample().registry(), Place::new());
+    let reference = reference(&registry, PACKED);
+    let output = place.folder("out");
+    let report = pulled(
+        &place,
+        &reference,
+        &["--include", "*.json", "--exclude", "tokenizer*", "--output", text(&output)],
+    );
+    let json =
+        |path: &str| path.ends_with(".json") && !path.rsplit('/').next().unwrap().starts_with("tokenizer");
+    for file in &sample().files {
+        assert_eq!(output.join(&file.path).exists(), json(&file.path), "{}", file.path);
+    }
+    let meant: u64 = sample().files.iter().filter(|file| json(&file.path)).map(|file| file.size).sum();
+    assert_eq!((&report["bytes"], &report["fetched"]), (&meant.into(), &meant.into()), "{report}");
+    let ran = place.run(["pull", &reference, "--include", "*.gguf"]);
+    ran.failed(3, &["no file is meant", "config.json", "--include"]);
+}
+
+#[test]
+fn a_folder_that_leads_elsewhere_is_refused_and_nothing_of_it_is_touched() {
+    let (registry, place) = (sample().registry(), Place::new());
+    let reference = reference(&registry, PACKED);
+    let (output, outside) = (place.folder("out"), place.folder("outside"));
+    let nested = sample().files.iter().find(|file| file.path.contains('/')).unwrap();
+    symlink(&outside, output.join(nested.path.split('/').next().unwrap())).unwrap();
+    let pull = |words: &[&str]| {
+        place
+            .run(["pull", &reference, "--output", text(&output), "--exclude", "*.safetensors"])
+            .failed(2, words);
+    };
+    pull(&["symbolic link", &nested.path, "--output"]);
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    std::fs::remove_file(output.join(nested.path.split('/').next().unwrap())).unwrap();
+    std::fs::write(outside.join("target"), "mine").unwrap();
+    let config = output.join("config.json");
+    let _ = std::fs::remove_file(&config);
+    symlink(outside.join("target"), &config).unwrap();
+    pull(&["symbolic link", "config.json"]);
+    assert_eq!(std::fs::read(outside.join("target")).unwrap(), b"mine");
+    std::fs::remove_file(&config).unwrap();
+    std::fs::create_dir(&config).unwrap();
+    pull(&["config.json"]);
+    std::fs::remove_dir(&config).unwrap();
+    place.run(["pull", &reference, "--output", text(&output)]).ok();
+    assert_sample_in(&output);
+}
+
+#[test]
+fn wrong_bytes_are_placed_under_no_name() {
+    for tag in ["raw", PACKED] {
+        let (registry, place) = (sample().registry(), Place::new());
+        let (name, output) = (&sample().shards[2], place.folder("out"));
+        registry.corrupt(&sample().digest(name), 3 * MIB + 7);
+        let ran = place.run(["pull", &reference(&registry, tag), "--output", text(&output)]);
+        ran.failed(6, &[&sample().digest(name)]);
+        assert!(!output.join(name).exists(), "{tag}");
+    }
+}
+
+#[test]
+fn one_folder_is_filled_by_one_pull_at_a_time() {
+    let (registry, place) = (sample().registry(), Place::new());
+    let (reference, output) = (reference(&registry, PACKED), place.folder("out"));
+    registry.weather(Weather::Stall);
+    let mut first = place.command().args(["pull", &reference, "--output", text(&output)]).spawn().unwrap();
+    wait::until("the first one has begun", Duration::from_secs(20), || {
+        output.join(".weightfs-pull/small").exists() || {
+            let lock = std::fs::File::open(output.join(".weightfs-pull"));
+            lock.is_ok_and(|lock| lock.try_lock().is_err())
+        }
+    });
+    place.run(["pull", &reference, "--output", text(&output)]).failed(10, &["another pull", "--output"]);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    registry.weather(Weather::Clear);
+    pulled(&place, &reference, &["--output", text(&output)]);
+    assert_sample_in(&output);
+}
+
+#[test]
+fn a_store_too_small_is_said_before_anything_is_fetched() {
+    let (registry, place) = (sample().registry(), Place::new());
+    let ran = place.run(["pull", &reference(&registry, PACKED), "--store-size", "32MiB"]);
+    ran.failed(8, &["room", "--store-size", "--output"]);
+    assert!(registry.settled() < MIB, "{} bytes", registry.fetched());
+}
