@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use super::engine::python;
 use crate::support::pack::{self, Content, Dialect, Packing};
+use crate::support::place::Place;
 use crate::support::registry::Registry;
 use crate::support::scratch;
 
@@ -23,10 +24,12 @@ pub enum Form {
     Plain,
     /// A tar layer a file, without an index: a file begins in the middle of a blob.
     Tar,
+    /// As `weightfs pack` makes it: a raw layer a file, with a bound index.
+    Packed,
 }
 
 /// All forms.
-pub const FORMS: [Form; 2] = [Form::Plain, Form::Tar];
+pub const FORMS: [Form; 3] = [Form::Plain, Form::Tar, Form::Packed];
 
 /// A real model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +104,10 @@ fn push() -> PathBuf {
             let packing = match form {
                 Form::Plain => Packing::Raw,
                 Form::Tar => Packing::Tar,
+                Form::Packed => {
+                    pack_folder(model, &registry);
+                    continue;
+                }
             };
             let artifact = pack::pack(&model.files(), packing, Dialect::Upstream, work.path());
             registry.push(model.repository(), tag(form), &artifact);
@@ -111,10 +118,23 @@ fn push() -> PathBuf {
     home.join("storage")
 }
 
+/// Packs a folder that has the model's files and no others.
+fn pack_folder(model: Model, registry: &Registry) {
+    let folder = scratch::roomy();
+    for file in model.files() {
+        let (from, to) = (model.folder().join(&file.path), folder.path().join(&file.path));
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(from, to).unwrap();
+    }
+    let target = format!("{}/{}:{}", registry.direct(), model.repository(), tag(Form::Packed));
+    Place::new().run(["pack".as_ref(), folder.path().as_os_str(), target.as_ref()]).ok();
+}
+
 fn tag(form: Form) -> &'static str {
     match form {
         Form::Plain => "plain",
         Form::Tar => "tar",
+        Form::Packed => "packed",
     }
 }
 
