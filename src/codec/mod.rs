@@ -1,3 +1,4 @@
 //! Floor 0: archive and compression formats. Bytes in, bytes or values out; no input or output, no OCI.
 
+pub mod gzip;
 pub mod tar;
