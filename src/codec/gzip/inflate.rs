@@ -2,7 +2,10 @@
 //!
 //! Not a gzip reader: it knows raw deflate data only. [`walk`](super::walk) goes through members with it. The library is
 //! zlib-rs, written in Rust; only its C interface offers these two, so all that is `unsafe` here is calling it.
-#![allow(unsafe_code, reason = "zlib-rs offers stops at block ends and starts in mid-stream through its C interface only")]
+#![allow(
+    unsafe_code,
+    reason = "zlib-rs offers stops at block ends and starts in mid-stream through its C interface only"
+)]
 
 use std::ffi::{c_int, c_uint};
 
@@ -74,7 +77,8 @@ impl Inflate {
     /// Gives a fresh decoder the `bits` low bits of `value`, fewer than 8, to read before its input.
     pub(super) fn prime(&mut self, bits: u8, value: u8) -> Result<()> {
         // SAFETY: the stream was set up by `inflateInit2_`.
-        let code = unsafe { zlib::inflatePrime(&raw mut *self.stream, c_int::from(bits), c_int::from(value)) };
+        let code =
+            unsafe { zlib::inflatePrime(&raw mut *self.stream, c_int::from(bits), c_int::from(value)) };
         if code == zlib::Z_OK { Ok(()) } else { Err(refused("start within a byte")) }
     }
 

@@ -70,8 +70,7 @@ impl Scanner {
     /// [`Kind::Invalid`] where the inflate library can't be set up.
     pub fn new(spacing: Spacing) -> Result<Self> {
         let spacing = spacing.bytes();
-        let table =
-            Table { stored: 0, end: 0, content: 0, spacing, spans: Vec::new(), digests: Vec::new() };
+        let table = Table { stored: 0, end: 0, content: 0, spacing, spans: Vec::new(), digests: Vec::new() };
         let (walk, windows) = (Walk::from_start()?, Vec::new());
         Ok(Self { walk, spacing, table, candidate: None, last: 0, windows })
     }

@@ -146,7 +146,8 @@ impl Table {
     pub fn encode(&self) -> Bytes {
         let spans = self.spans.iter().flat_map(|span| [span.bit, span.content, span.windows_end]);
         let sizes = [self.stored, self.end, self.content, self.spacing];
-        let counts = [self.spans.len(), self.digests.len()].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+        let counts =
+            [self.spans.len(), self.digests.len()].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
         let mut bytes = vec![FORM, 0, 0, 0, 0, 0, 0, 0];
         bytes.extend(sizes.into_iter().flat_map(u64::to_le_bytes));
         bytes.extend(counts.into_iter().flat_map(u32::to_le_bytes));
@@ -172,7 +173,8 @@ impl Table {
             return Err(bad("reserved bytes are not 0"));
         }
         let [spans, windows] = counts.and_then(counts_of).ok_or_else(|| bad("it is cut short"))?;
-        let [stored, end, content, spacing] = numbers(header.get(8..40)).ok_or_else(|| bad("it is cut short"))?;
+        let [stored, end, content, spacing] =
+            numbers(header.get(8..40)).ok_or_else(|| bad("it is cut short"))?;
         let of_spans = spans.checked_mul(SPAN).filter(|_| spans <= SPANS_LIMIT && windows <= spans);
         let of_spans = of_spans.ok_or_else(|| bad("it has too many spans"))?;
         let (of_spans, digests) = rest.split_at_checked(of_spans).ok_or_else(|| bad("it is cut short"))?;
@@ -180,7 +182,8 @@ impl Table {
         if !left.is_empty() || digests.len() != windows {
             return Err(bad("its length is not that of its parts"));
         }
-        let mut table = Self { stored, end, content, spacing, spans: Vec::with_capacity(spans), digests: Vec::new() };
+        let mut table =
+            Self { stored, end, content, spacing, spans: Vec::with_capacity(spans), digests: Vec::new() };
         table.digests.extend_from_slice(digests);
         for span in of_spans.chunks_exact(SPAN) {
             let [bit, content, windows_end] = numbers(Some(span)).ok_or_else(|| bad("it is cut short"))?;
@@ -239,7 +242,10 @@ fn numbers<const COUNT: usize>(bytes: Option<&[u8]>) -> Option<[u64; COUNT]> {
 fn counts_of(bytes: &[u8]) -> Option<[usize; 2]> {
     let (counts, _) = bytes.as_chunks::<4>();
     let [first, second] = <&[[u8; 4]; 2]>::try_from(counts).ok()?;
-    Some([usize::try_from(u32::from_le_bytes(*first)).ok()?, usize::try_from(u32::from_le_bytes(*second)).ok()?])
+    Some([
+        usize::try_from(u32::from_le_bytes(*first)).ok()?,
+        usize::try_from(u32::from_le_bytes(*second)).ok()?,
+    ])
 }
 
 fn bad(why: &str) -> Error {

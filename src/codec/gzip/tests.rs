@@ -13,9 +13,10 @@ use crate::range::ContentRange;
 const SMALL: u64 = 64 << 10;
 
 fn deflated(content: &[u8], level: i32) -> Vec<u8> {
-    let mut stored = vec![0; content.len() + content.len() / 1000 + 4096];
+    let mut stored = vec![0; 2 * content.len() + 4096];
     let mut deflate = Deflate::new(level, false, 15);
-    deflate.compress(content, &mut stored, DeflateFlush::Finish).unwrap();
+    let ended = deflate.compress(content, &mut stored, DeflateFlush::Finish).unwrap();
+    assert_eq!(ended, zlib_rs::Status::StreamEnd);
     stored.truncate(usize::try_from(deflate.total_out()).unwrap());
     stored
 }
@@ -136,8 +137,9 @@ fn every_span_of_one_member_is_decoded_from_its_checkpoint() {
         let stored = member(&content, level);
         let scanned = scan(&stored, SMALL, 10_000, 30_000).unwrap();
         assert!(scanned.content == content);
-        assert!(scanned.table.len() > 10, "{} spans at level {level}", scanned.table.len());
-        assert!(scanned.table.window(0).is_none() && scanned.table.window(1).is_some());
+        // At level 1 this writer makes one block of it all, so one span.
+        assert!(level == 1 || scanned.table.len() > 10, "{} spans at level {level}", scanned.table.len());
+        assert!(scanned.table.window(0).is_none() && (level == 1 || scanned.table.window(1).is_some()));
         check_all(&stored, &scanned);
     }
 }
@@ -208,6 +210,7 @@ fn a_wrong_window_is_refused_and_a_missing_one_named() {
     let stored = member(&content, 6);
     let scanned = scan(&stored, SMALL, 10_000, 30_000).unwrap();
     let wanted = scanned.table.content(1);
+    assert!(scanned.table.window(1).is_some());
     let mut windows = scanned.windows.clone();
     windows[100] ^= 1;
     let error = read(&stored, (&scanned.table, &windows), wanted, 100).unwrap_err();
@@ -219,7 +222,7 @@ fn a_wrong_window_is_refused_and_a_missing_one_named() {
 #[test]
 fn a_table_that_was_changed_is_refused_or_leads_to_no_panic() {
     let content = weights(400_000, 5);
-    let stored = [member(&content[..200_000], 6), member(&content[200_000..], 1)].concat();
+    let stored = [member(&content[..200_000], 6), member(&content[200_000..], 2)].concat();
     let scanned = scan(&stored, SMALL, 10_000, 30_000).unwrap();
     let bytes = scanned.table.encode().to_vec();
     for at in 0..bytes.len() {

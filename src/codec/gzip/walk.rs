@@ -3,9 +3,9 @@
 //! Shared by the pass over a whole file ([`Scanner`](super::Scanner)) and the decoder of a part of it
 //! ([`Decoder`](super::Decoder)); knows nothing of spans.
 
+use super::Moved;
 use super::inflate::{Inflate, Place, Stop};
 use super::member::{Content, Header, Trailer};
-use super::Moved;
 use crate::error::{Error, Kind, Result};
 
 /// What stands where a walk paused.
@@ -73,7 +73,14 @@ impl Walk {
     }
 
     fn at(state: State, stored: u64, content: u64) -> Result<Self> {
-        Ok(Self { state, inflate: Inflate::new()?, counted: Some(Content::default()), stored, content, members_end: stored })
+        Ok(Self {
+            state,
+            inflate: Inflate::new()?,
+            counted: Some(Content::default()),
+            stored,
+            content,
+            members_end: stored,
+        })
     }
 
     /// Where the next byte of content lies.
@@ -214,9 +221,7 @@ impl Walk {
                 self.state = State::Trailer(Trailer::default());
                 None
             }
-            Place::BlockEnd { unused } if stop == Stop::BlockEnd => {
-                Some(Landmark::BlockEnd(unused))
-            }
+            Place::BlockEnd { unused } if stop == Stop::BlockEnd => Some(Landmark::BlockEnd(unused)),
             Place::LastBlockEnd => None,
             _ if moved.written == room.len() || moved.read == stored.len() => Some(Landmark::None),
             _ if (moved.read, moved.written) == (0, 0) => {
