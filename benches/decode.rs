@@ -1,7 +1,7 @@
 //! What decoding costs: the pass over a gzip file against plain inflate of the same bytes, and a span at random.
 //!
 //! `cargo bench --bench decode -- pipe` also goes over 256 MiB (`gzip -6`) beside `gzip -dc | sha256sum`, once each in turn.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a bench fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "a bench fails by panicking")]
 #![allow(clippy::print_stdout, reason = "a ratio of two programs is no figure that criterion prints")]
 
 use std::hint::black_box;

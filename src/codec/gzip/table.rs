@@ -204,7 +204,7 @@ impl Table {
         };
         let window = windows_end - windows_before;
         let limit = u64::try_from(WINDOW_LIMIT).unwrap_or(0);
-        if window == 0 && bit % 8 != 0 || window != 0 && !(WINDOW_LEAST..=limit).contains(&window) {
+        if window == 0 && !bit.is_multiple_of(8) || window != 0 && !(WINDOW_LEAST..=limit).contains(&window) {
             return Err(bad("a window's length is wrong"));
         }
         self.spans.push(Start { bit, content, windows_end, digest });

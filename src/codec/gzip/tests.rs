@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use proptest::prelude::*;
 use zlib_rs::{Deflate, DeflateFlush};
 
+use super::table::Start;
 use super::*;
 use crate::error::{Kind, Result};
 use crate::range::ContentRange;
@@ -276,14 +277,14 @@ fn a_table_has_the_bytes_it_was_published_with() {
         content: 400_000,
         spacing: SMALL,
         spans: vec![
-            super::table::Start { bit: 0, content: 0, windows_end: 0, digest: 0 },
-            super::table::Start { bit: 800_003, content: 100_000, windows_end: 1_000, digest: 0 },
-            super::table::Start { bit: 1_600_000, content: 200_000, windows_end: 1_000, digest: 1 },
-            super::table::Start { bit: 2_000_005, content: 300_000, windows_end: 1_004, digest: 1 },
+            Start { bit: 0, content: 0, windows_end: 0, digest: 0 },
+            Start { bit: 800_003, content: 100_000, windows_end: 1_000, digest: 0 },
+            Start { bit: 1_600_000, content: 200_000, windows_end: 1_000, digest: 1 },
+            Start { bit: 2_000_005, content: 300_000, windows_end: 1_004, digest: 1 },
         ],
         digests: vec![[0xaa; 32], [0xbb; 32]],
     };
-    let golden = include_bytes!("../../../tests/fixtures/index-v1/gzip-spans.bin");
+    let golden = include_bytes!("../../../tests/fixtures/gzip/spans.table");
     assert_eq!(table.encode(), &golden[..]);
     assert_eq!(Table::decode(golden).unwrap(), table);
 }
@@ -346,6 +347,17 @@ fn any_content() -> impl Strategy<Value = Vec<u8>> {
         _ => weights(len / 2, seed).repeat(2),
     });
     proptest::collection::vec(piece, 0..4).prop_map(|pieces| pieces.concat())
+}
+
+#[test]
+fn the_fixtures_that_fuzzing_starts_from_are_read() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gzip");
+    for (name, content) in [("text", 840), ("members", 303), ("fields", 250), ("runs", 600_000)] {
+        let stored = std::fs::read(folder.join(name).with_extension("gz")).unwrap();
+        let scanned = scan(&stored, SMALL, 11, 3_000).unwrap();
+        assert_eq!(scanned.content.len(), content, "{name}");
+        check_all(&stored, &scanned);
+    }
 }
 
 proptest! {
