@@ -8,7 +8,7 @@
 //! * floor 2, [`index`]: the map from files to bytes: which layer and which range a file is.
 //! * floor 3, [`content`]: trusted bytes, the heart: what is fetched, verified, kept and handed out.
 //! * floor 4, [`fs`]: files and folders; knows nothing of FUSE.
-//! * floor 5, [`mount`]: the kernel's door; all `unsafe` is here.
+//! * floor 5, [`mount`]: the kernel's door; all `unsafe` is here, but for the calls around inflate in [`codec::gzip`].
 //! * beside it, [`pack`]: a folder becomes an artifact with an index; [`pull`]: a model's files become a folder.
 //! * floor 7, [`cli`]: what a person types; the only floor that prints.
 //! * roof: [`config`]: each floor's settings put together and checked once.

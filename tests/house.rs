@@ -168,9 +168,10 @@ fn offenders(texts: &[&str], may: impl Fn(&Source) -> bool) -> Vec<String> {
 }
 
 #[test]
-fn unsafe_code_stands_only_at_the_kernels_door() {
+fn unsafe_code_stands_only_at_the_kernels_door_and_around_inflate() {
     let unsafe_code = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "unsafe_code"];
-    assert_eq!(offenders(&unsafe_code, |source| source.is_below("mount")), Vec::<String>::new());
+    let may = |source: &Source| source.is_below("mount") || source.path == Path::new("codec/gzip/inflate.rs");
+    assert_eq!(offenders(&unsafe_code, may), Vec::<String>::new());
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Floor 0: archive and compression formats. Bytes in, bytes or values out; no input or output, no OCI.
 
+pub mod gzip;
 pub mod tar;
 pub mod tar_header;
