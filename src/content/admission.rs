@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::loader::{Loader, Standing};
+use super::loader::Loader;
 use super::verify::Verified;
 use crate::error::Result;
 use crate::index::ExtentId;
@@ -25,11 +25,11 @@ impl Loader {
     }
 
     async fn ask_admission(self: &Arc<Self>, layer: usize) -> Result<()> {
-        let Some(described) = self.layer(layer).filter(|_| self.standing(layer) == Standing::Unproved) else {
+        let Some(described) = self.layer(layer).filter(|_| self.is_stranger_to(layer)) else {
             return Ok(());
         };
         let loader = Arc::clone(self);
-        let (digest, extents) = (described.blob.digest.clone(), described.extents.clone());
+        let (digest, extents) = (described.kept_as().clone(), described.extents.clone());
         let look = move || {
             let strange = loader.shelf.store.proved_for_some(&digest) && !loader.shelf.proved(&digest);
             strange.then(|| loader.shelf.store.sample(&digest, &extents)).flatten()
@@ -47,8 +47,10 @@ impl Loader {
         }
         let loader = Arc::clone(self);
         // Where it can't be remembered, it is asked again next time.
-        let remember = move || loader.shelf.store.add_origin(&loader.shelf.who, &blob.digest);
+        let kept_as = described.kept_as().clone();
+        let remember = move || loader.shelf.store.add_origin(&loader.shelf.who, &kept_as);
         let _ = tokio::task::spawn_blocking(remember).await;
+        self.see_shared(layer);
         self.adopt_proof(layer);
         Ok(())
     }

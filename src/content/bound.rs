@@ -16,7 +16,7 @@ use tokio::sync::OnceCell;
 use super::extent::Extent;
 use super::fetch::LOOK_LIMIT;
 use super::flight::Key;
-use super::loader::Loader;
+use super::loader::{Loader, Standing};
 use super::verify::Verified;
 use crate::error::{Error, Kind, Result};
 use crate::index::{Bound, ChunkDigest, ExtentId, Grid, Layer};
@@ -36,7 +36,7 @@ const ATTEMPTS: usize = 2;
 pub(super) struct Binding {
     /// The section, verified; empty until the layer is touched.
     section: Arc<OnceCell<Bytes>>,
-    /// Whether this place keeps the layer where all do who can have it.
+    /// Whether this place reads and keeps the layer where all do who can have it.
     shared: Mutex<bool>,
 }
 
@@ -170,16 +170,30 @@ impl Loader {
             .hint("push the layer again; until then only these bytes are missing")
     }
 
-    /// Takes down that this mount's own repository has given a right chunk of the bound layer, so that it may see what
-    /// others keep of it and others may see what it keeps. Blocks.
-    pub(super) fn show_origin(&self, layer: usize) {
+    /// Shares a bound layer that this place keeps for itself, if all of it is here: then it has nothing to learn from what
+    /// others keep, as whoever has proved a plain layer has not. Blocks.
+    pub(super) fn share_whole(&self, layer: usize) {
         let (Some(binding), Some(described)) = (self.binding(layer), self.layer(layer)) else { return };
-        let Some(stratum) = self.layers.get(layer) else { return };
         let mut shared = binding.shared.lock();
-        if !*shared && stratum.may_be_tried() {
+        let here = |extent: &Extent| self.shelf.kept_bytes(&extent.layer, extent.range) == extent.grid.len();
+        if !*shared && self.extents(layer).iter().all(here) {
             self.shelf.store.set_proved(&self.shelf.who, described.kept_as());
             *shared = self.shelf.proved(described.kept_as());
-            stratum.note_attempt();
+        }
+    }
+
+    /// Whether it is not known yet that the place may see what others keep of the layer.
+    pub(super) fn is_stranger_to(&self, layer: usize) -> bool {
+        match self.binding(layer) {
+            Some(binding) => !*binding.shared.lock(),
+            None => self.standing(layer) == Standing::Unproved,
+        }
+    }
+
+    /// Takes down that it may.
+    pub(super) fn see_shared(&self, layer: usize) {
+        if let Some(binding) = self.binding(layer) {
+            *binding.shared.lock() = true;
         }
     }
 

@@ -68,6 +68,7 @@ impl Loader {
             }
             (look, watch) = (Look::AtMarks, Arc::new(|_| {}));
             if self.missing_of(files, look).await.is_empty() {
+                self.share_now(layer).await;
                 return self.refuse_poisoned(layer);
             }
         }
@@ -103,6 +104,12 @@ impl Loader {
     pub async fn chunk_digests(self: &Arc<Self>, id: ExtentId) -> Result<Option<Vec<ChunkDigest>>> {
         self.bind(id.layer).await?;
         Ok(self.extent(id).and_then(Extent::bound_digests))
+    }
+
+    /// So that nothing is moved in the store while files are taken out of it.
+    async fn share_now(self: &Arc<Self>, layer: usize) {
+        let loader = Arc::clone(self);
+        let _ = tokio::task::spawn_blocking(move || loader.share_whole(layer)).await;
     }
 
     /// Runs of chunks that are not here.

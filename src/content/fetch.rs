@@ -399,10 +399,7 @@ impl Request {
             self.loader.hand_out(key, &verified);
             self.flights.retain(|(flown, _)| *flown != key);
             let loader = Arc::clone(&self.loader);
-            keeping.spawn_blocking(move || {
-                loader.show_origin(key.0.layer);
-                loader.keep(key, &verified);
-            });
+            keeping.spawn_blocking(move || loader.keep(key, &verified));
         }
         Ok(())
     }

@@ -223,6 +223,11 @@ impl Loader {
             {
                 self.learn(number, stratum);
             }
+            if stratum.binding.is_some() && self.is_stranger_to(number) && stratum.may_be_tried() {
+                // An earlier process may have been ended before it came to that.
+                stratum.note_attempt();
+                self.share_whole(number);
+            }
         }
         self.shelf.store.release_idle(IDLE);
     }
@@ -260,7 +265,12 @@ impl Loader {
     pub(super) fn completed(&self, extent: &Extent) {
         let layer = extent.id.layer;
         match self.standing(layer) {
-            Standing::Proved => self.prover.seal(extent.id),
+            Standing::Proved => {
+                if self.binding(layer).is_some() && self.all_complete(extent) {
+                    self.share_whole(layer);
+                }
+                self.prover.seal(extent.id);
+            }
             Standing::Unproved if self.all_complete(extent) => self.prover.check(layer),
             _ => {}
         }

@@ -66,6 +66,12 @@ impl Digest {
         (value.len() == algorithm.value_len()).then(|| Self { algorithm, hex: hex(value) })
     }
 
+    /// The SHA-256 digest with this value.
+    #[must_use]
+    pub fn sha256(value: &[u8; 32]) -> Self {
+        Self { algorithm: Algorithm::Sha256, hex: hex(value) }
+    }
+
     /// The value: as many bytes as [`Algorithm::value_len`] says.
     #[must_use]
     pub fn value(&self) -> Vec<u8> {
