@@ -4,11 +4,12 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 
 from .measure import Late, Reader, drop_caches, limited
-from .origin import REPOSITORY, end
+from .origin import REPOSITORY, end, undisturbed
 
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -23,6 +24,7 @@ class Bench:
     def __init__(self, work, model, registry, web, weightfs, limit):
         self.work, self.model, self.registry, self.web = work, model, registry, web
         self.weightfs, self.limit = weightfs, limit
+        self.running = set()
         for name in ("home", "state", "docker"):
             os.makedirs(os.path.join(work, name), exist_ok=True)
         open(os.path.join(work, "empty.toml"), "w").close()
@@ -34,6 +36,11 @@ class Bench:
         inside = lambda name: os.path.join(self.work, name)
         return {**kept, "HOME": inside("home"), "WEIGHTFS_STORE": cache, "WEIGHTFS_STATE": inside("state"),
                 "WEIGHTFS_CONFIG": inside("empty.toml"), "WEIGHTFS_DOCKER_CONFIG": inside("docker")}
+
+    def end(self):
+        """Ends what still runs: nothing, unless a signal came at a bad moment."""
+        for session in list(self.running):
+            session.stop()
 
     def urls(self):
         return [f"http://{self.registry.host}/v2/{REPOSITORY}/blobs/{shard.digest}" for shard in self.model.shards]
@@ -60,10 +67,12 @@ class Session:
 
     def __exit__(self, *_):
         self.stop()
-        shutil.rmtree(self.home, ignore_errors=True)
+        if not self.mounted():  # else it would be emptied
+            shutil.rmtree(self.home, ignore_errors=True)
 
     def spawn(self, command):
-        with open(os.path.join(self.home, "log"), "wb") as log:
+        with open(os.path.join(self.home, "log"), "wb") as log, undisturbed():
+            self.bench.running.add(self)
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.home,
                                             env=self.bench.environment(self.cache), start_new_session=True)
 
@@ -103,6 +112,12 @@ class Session:
 
     def stop(self):
         """Takes the mount away and ends the process, the kind way first."""
+        with undisturbed():
+            self.unmount()
+            self.end()
+            self.bench.running.discard(self)
+
+    def unmount(self):
         weightfs = [self.bench.weightfs, "unmount", self.mount]
         for command in (weightfs, ["fusermount3", "-u", self.mount], ["umount", "-l", self.mount], ["fusermount3", "-uz", self.mount]):
             if not self.mounted():
@@ -112,6 +127,8 @@ class Session:
             if command[0] == "umount" and self.process:
                 end(self.process)  # a mount that is in use, or hangs, is let go with its server
             quiet(command, self.bench.environment(self.cache))
+
+    def end(self):
         if self.process:
             end(self.process)
             try:
@@ -201,8 +218,13 @@ class Mounted:
             raise
         return session, Reader(session.mount, session.bench.model.shards, mounter.server, start), ready
 
-    def __exit__(self, *_):
+    def __exit__(self, _, error, __):
+        ended = self.session.process.poll()
+        said = self.session.said()
         self.session.__exit__()
+        if isinstance(error, (OSError, Late)):
+            state = "" if ended is None else f"; its server had ended with {ended}"
+            raise type(error)(f"{error}{state}{'; it said: ' + said if said else ''}")
 
 
 class Downloader:
@@ -271,7 +293,7 @@ def known(bench):
             "rclone", "mount", ":http:", mnt, "--http-url", f"http://{web.host}/", "--read-only", "--vfs-cache-mode", "full",
             "--cache-dir", cache, "--config", "/dev/null", "--dir-cache-time", "1h", "--no-modtime"], "rclone"),
         Mounter("httpdirfs-cache", web, lambda mnt, cache: [
-            "httpdirfs", "-f", "--cache", "--cache-location", cache, "-o", "ro", f"http://{web.host}/", mnt], "httpdirfs"),
+            "httpdirfs", "-f", "--no-range-check", "--cache", "--cache-location", cache, "-o", "ro", f"http://{web.host}/", mnt], "httpdirfs"),
     ]
 
 
@@ -281,11 +303,17 @@ def pull(bench):
     return steps
 
 
+def misuse(text):
+    """Ends the program: what was typed cannot be meant."""
+    print(f"tools/bench: {text}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def peer(bench, text):
     """`NAME=COMMAND`, with {mnt}, {cache}, {registry} and {web} filled in; what it sends is counted at both servers."""
     name, _, command = text.partition("=")
     if not name or not command:
-        raise SystemExit(f"tools/bench: --peer {text}: NAME=COMMAND is meant")
+        misuse(f"--peer {text}: NAME=COMMAND is meant")
     words = shlex.split(command)
     places = {"{registry}": bench.registry.host, "{web}": f"http://{bench.web.host}"}
 
@@ -302,7 +330,8 @@ def peer(bench, text):
 def check(contender, bench):
     """Raises Missing where the contender's program is not here."""
     if contender.needs and not shutil.which(contender.needs):
-        raise Missing(f"{contender.needs} is missing: apt install {contender.needs}")
+        peer = contender.needs not in ("curl", "rclone", "httpdirfs")
+        raise Missing(f"{contender.needs} is missing" + ("" if peer else f": apt install {contender.needs}"))
     if contender.name == "weightfs-pull":
         helped = subprocess.run([bench.weightfs, "pull", "--help"], capture_output=True, text=True, timeout=20)
         if helped.returncode or "--output" not in helped.stdout:

@@ -9,17 +9,34 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.parse
+from contextlib import contextmanager
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG = "application/vnd.cncf.model.config.v1+json"
 LAYER = "application/vnd.cncf.model.{}.v1.raw"
 REPOSITORY = "bench/p"
+
+
+@contextmanager
+def undisturbed():
+    """Holds SIGINT and SIGTERM back: nothing is left between being started and being known, or half taken away."""
+    held = []
+    before = {number: signal.signal(number, lambda number, _: held.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held and callable(before[held[0]]):
+            before[held[0]](held[0], None)
 
 
 def free_port():
