@@ -97,18 +97,30 @@ class Session:
             return any(line.split()[4] == self.mount for line in mounts)
 
     def wait_ready(self, name):
-        until = time.monotonic() + min(60, self.bench.limit)
-        while time.monotonic() < until:
-            if self.process.poll() is not None:
-                raise OSError(f"ended with {self.process.returncode}: {self.said()}")
+        """Waits until the mount shows the file `name`; the moment (time.monotonic) at which it did.
+
+        In a process of its own too: a mount that hangs would hold up who asks it.
+        """
+        limit = min(60, self.bench.limit)
+        try:
+            return limited(limit, lambda: self.poll_ready(name), self.abort)
+        except Late:
+            raise Late(f"the mount does not answer within {limit} s") from None
+        except OSError:
+            raise OSError("the command ended before its mount answered") from None
+
+    def poll_ready(self, name):
+        while True:
+            with open(f"/proc/{self.process.pid}/stat") as file:
+                if file.read().rsplit(")", 1)[1].split()[0] == "Z":
+                    raise OSError("ended")
             if self.mounted():
                 try:
                     os.stat(os.path.join(self.mount, name))
-                    return
+                    return time.monotonic()
                 except OSError:
                     pass
             time.sleep(0.002)
-        raise Late(f"the mount does not answer: {self.said()}")
 
     def stop(self):
         """Takes the mount away and ends the process, the kind way first."""
@@ -211,15 +223,14 @@ class Mounted:
             cool(mounter.server)
             start = time.monotonic()
             session.spawn(mounter.command(session.mount, session.cache))
-            session.wait_ready(session.bench.model.shards[0].name)
-            ready = time.monotonic() - start
-        except BaseException:
-            session.__exit__()
+            ready = session.wait_ready(session.bench.model.shards[0].name) - start
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         return session, Reader(session.mount, session.bench.model.shards, mounter.server, start), ready
 
     def __exit__(self, _, error, __):
-        ended = self.session.process.poll()
+        ended = self.session.process and self.session.process.poll()
         said = self.session.said()
         self.session.__exit__()
         if isinstance(error, (OSError, Late)):
