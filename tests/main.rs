@@ -17,6 +17,7 @@
 
 mod support;
 
+mod bench;
 mod cli;
 mod contract;
 mod engines;

@@ -1,0 +1,113 @@
+"""The figures of all rounds put together, and shown."""
+import statistics
+
+# key, heading, unit, divisor for the unit, for whom
+ROWS = [
+    ("ready_s", "mount command to answer", "s", 1, "mount"),
+    ("first_byte_s", "... to first byte", "s", 1, "mount"),
+    ("header_s", "... to header read", "s", 1, "mount"),
+    ("tensor_s", "one tensor mid-shard", "s", 1, "mount"),
+    ("tensor_fetched", "... bytes fetched", "MB", 1e6, "mount"),
+    ("seq_mb_s", "a shard, 1 MiB reads", "MB/s", 1, "mount"),
+    ("mmap_mb_s", "a shard, mapped", "MB/s", 1, "mount"),
+    ("rand_p50_ms", "200 random faults, p50", "ms", 1, "mount"),
+    ("rand_p99_ms", "... p99", "ms", 1, "mount"),
+    ("rand_max_ms", "... slowest", "ms", 1, "mount"),
+    ("rand_fetched", "... bytes fetched", "MB", 1e6, "mount"),
+    ("warm_mb_s", "a shard again", "MB/s", 1, "mount"),
+    ("reread_mb_s", "... caches dropped", "MB/s", 1, "mount"),
+    ("all_mb_s", "all shards in order, from the command", "MB/s", 1, "mount"),
+    ("all_fetched", "... bytes fetched", "MB", 1e6, "mount"),
+    ("cpu_s", "... CPU of the server", "s", 1, "mount"),
+    ("together_mb_s", "all shards at once, from the command", "MB/s", 1, "mount"),
+    ("peak_rss", "peak resident memory", "MB", 1e6, "mount"),
+    ("total_s", "download", "s", 1, "download"),
+    ("total_mb_s", "... rate", "MB/s", 1, "download"),
+]
+YARDSTICK = "curl-null"
+
+
+def spread(values):
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def summarize(contenders):
+    """Adds to each contender its `rows`: median, min and max over rounds, and of rates the ratio to the yardstick's."""
+    rates = [found.get("total_mb_s") for found in contenders.get(YARDSTICK, {}).get("rounds", [])]
+    for contender in contenders.values():
+        contender["rows"] = {}
+        for key, _, unit, _, kind in ROWS:
+            values = [found[key] for found in contender["rounds"] if found and key in found]
+            if kind != contender["kind"] or not values:
+                continue
+            row = contender["rows"][key] = spread(values)
+            pairs = [(found[key], rate) for found, rate in zip(contender["rounds"], rates) if found and key in found and rate]
+            if unit == "MB/s" and pairs:
+                row["ratio"] = spread([value / rate for value, rate in pairs])
+
+
+def short(value):
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def cell(row, divisor):
+    text = short(row["median"] / divisor)
+    if "ratio" in row:
+        ratio = row["ratio"]
+        text += f" = {ratio['median']:.2f}x [{ratio['min']:.2f}-{ratio['max']:.2f}]"
+    elif row["max"] > row["min"]:
+        text += f" [{short(row['min'] / divisor)}-{short(row['max'] / divisor)}]"
+    return text
+
+
+def tables(contenders):
+    """One table for each kind: lines of cells, the heading first."""
+    for kind in ("download", "mount"):
+        chosen = {name: one for name, one in contenders.items() if one["kind"] == kind and one["rows"]}
+        if not chosen:
+            continue
+        lines = [[kind, *chosen]]
+        for key, heading, unit, divisor, of in ROWS:
+            if of == kind and any(key in one["rows"] for one in chosen.values()):
+                cells = [cell(one["rows"][key], divisor) if key in one["rows"] else "-" for one in chosen.values()]
+                lines.append([f"{heading}, {unit}", *cells])
+        yield lines
+
+
+def notes(contenders):
+    for name, one in contenders.items():
+        compared = [found["same_bytes"] for found in one["rounds"] if found and "same_bytes" in found]
+        if compared:
+            yield f"{name}: bytes {'compared, the same' if all(compared) else 'ARE NOT THOSE OF THE SOURCE'}"
+        yield from (f"{name}: {note}" for note in one["notes"])
+
+
+def text(result):
+    yield head(result)
+    for lines in tables(result["contenders"]):
+        widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+        yield ""
+        for line in lines:
+            yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+    yield ""
+    yield from notes(result["contenders"])
+
+
+def markdown(result):
+    yield head(result)
+    for lines in tables(result["contenders"]):
+        yield ""
+        for at, line in enumerate(lines):
+            yield "| " + " | ".join(line) + " |"
+            if at == 0:
+                yield "|" + "---|" * len(line)
+    yield ""
+    yield from (f"- {note}" for note in notes(result["contenders"]))
+
+
+def head(result):
+    machine, load = result["machine"], result["load"]
+    return (f"{result['weightfs']}; {result['shards']} shards of {result['shard_bytes'] >> 20} MiB; {result['rounds']} rounds; "
+            f"{machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}; load {load['before']:.1f} to {load['after']:.1f}; "
+            f"page cache {'dropped' if result['cold'] else 'NOT dropped (only root can): no figure is of a cold reader'}; "
+            f"web server: {result['web']}. Median of rounds; x: times curl to /dev/null of the same round; [least-most].")
