@@ -1,3 +1,6 @@
 //! Floor 0: archive and compression formats. Bytes in, bytes or values out; no input or output, no OCI.
 
+pub mod estargz;
+pub mod foreign;
 pub mod tar;
+pub mod toc;
