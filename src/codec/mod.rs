@@ -4,3 +4,4 @@ pub mod estargz;
 pub mod foreign;
 pub mod tar;
 pub mod toc;
+pub mod zstd;

@@ -2,7 +2,7 @@
 //!
 //! It is a claim: checked here for what contradicts itself or the blob, and never for what is true. A part's digest is of
 //! its content, so whoever trusts the table can verify what it leads to. Decoding is not done here, nor are paths judged.
-//! [`estargz`](super::estargz) and zstd:chunked find the table; floor 2 uses what it says.
+//! [`estargz`](super::estargz) and [`chunked`](super::zstd::chunked) find the table; floor 2 uses what it says.
 
 use std::borrow::Cow;
 use std::fmt;
