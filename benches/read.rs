@@ -62,7 +62,7 @@ fn loader(c: &mut Criterion) {
     let entry = Entry { path: "model.safetensors".into(), kind, mode: 0, mtime: 0, layer: 0 };
     let extents = vec![ContentRange::new(0, blob.size)];
     let (media_type, coding) = (String::new(), Coding::Stored);
-    let layer = Layer { blob, media_type, diff_id: None, coding, extents, gaps: Vec::new() };
+    let layer = Layer { blob, media_type, diff_id: None, coding, extents, gaps: Vec::new(), bound: None };
     let index = Arc::new(Index { entries: vec![entry], layers: vec![layer], warnings: Vec::new() });
     let store = Store::open(&StoreConfig { folder: dir.path().join("store"), size: Some(1 << 30) }).unwrap();
     let config = Config { warm: Warm::None, ..Config::default() };

@@ -12,9 +12,10 @@ use super::pin;
 use super::tree::{NodeId, NodeKind, Tree};
 use crate::content::{Config, Loader, Standing, Store};
 use crate::error::{Error, Kind, Result};
-use crate::index::{ExtentId, Index};
+use crate::index::find::Known;
+use crate::index::{ExtentId, Index, bound};
 use crate::metrics::Metrics;
-use crate::oci::artifact::Packaging;
+use crate::oci::artifact::{INDEX_KEY, ModelLayer, Packaging};
 use crate::oci::digest::Algorithm;
 use crate::oci::{Artifact, Digest, Reference};
 use crate::range::{ContentRange, StoredRange};
@@ -74,9 +75,9 @@ impl Model {
         // Side by side, to save a round: nothing but warnings hangs on the config.
         let (description, index) = tokio::join!(
             pin::config(&*repository, &found, &store, &mut warnings),
-            crate::index::find(&*repository, &found.artifact, &known),
+            find(&*repository, &store, &found.artifact, &known),
         );
-        let mut index = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
+        let (mut index, opened) = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
         warnings.extend(compare_diff_ids(&mut index, &found.artifact, &pin::diff_ids(description.as_ref())));
         let tree = Tree::build(&index, &mut warnings)?;
         index.warnings.append(&mut warnings);
@@ -84,6 +85,9 @@ impl Model {
         if found.from == pin::Source::Repository {
             pin::admit(&*repository, &reference, &store, &found.pinned).await;
             keep_gaps(&store, &*repository, &index).await;
+            if let Some(opened) = opened {
+                pin::keep_bound(&*repository, &store, opened).await;
+            }
         }
         let metrics = Arc::new(Metrics::default());
         let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
@@ -222,6 +226,20 @@ fn spelled(standing: &Standing) -> &'static str {
     }
 }
 
+/// The index, and what was read of the artifact's bound one: kept of an earlier time or asked for.
+async fn find(
+    repository: &dyn Repository,
+    store: &Arc<Store>,
+    artifact: &Artifact,
+    known: &Known<'_>,
+) -> Result<(Index, Option<bound::Opened>)> {
+    let kept = pin::kept_head(repository, store, artifact).await;
+    let opened = bound::open(repository, artifact, kept).await?;
+    let head = opened.as_ref().map(|opened| opened.head.clone());
+    let index = crate::index::find_with(repository, artifact, known, head).await?;
+    Ok((index, opened))
+}
+
 /// The archive headers kept of an earlier time, by layer, as far as [`KEPT_HEADERS`] goes.
 async fn kept_gaps(
     store: &Arc<Store>,
@@ -257,24 +275,27 @@ async fn keep_gaps(store: &Arc<Store>, repository: &dyn Repository, index: &Arc<
 /// Notes the config's diffIDs in the layers, and says where one disagrees: content is the stored bytes here, so it
 /// should be the layer's digest. A disagreement is a warning, never proof.
 fn compare_diff_ids(index: &mut Index, artifact: &Artifact, diff_ids: &[Digest]) -> Vec<String> {
-    let shown: Vec<usize> = match diff_ids.len() {
-        all if all == artifact.layers.len() => {
-            let layers = artifact.layers.iter().enumerate();
-            layers.filter(|(_, layer)| !layer.hidden).map(|(number, _)| number).collect()
-        }
-        shown if shown == index.layers.len() => (0..shown).collect(),
-        _ => return Vec::new(),
-    };
+    let shown =
+        described(artifact, diff_ids.len()).into_iter().zip(diff_ids).filter(|(layer, _)| !layer.hidden);
     let mut warnings = Vec::new();
-    for (layer, number) in index.layers.iter_mut().zip(shown) {
-        layer.diff_id = diff_ids.get(number).cloned();
-        let other = layer.diff_id.as_ref().filter(|other| **other != layer.blob.digest);
+    for (layer, (_, diff_id)) in index.layers.iter_mut().zip(shown) {
         let digest = &layer.blob.digest;
-        if let Some(other) = other.filter(|other| other.algorithm() == digest.algorithm()) {
-            warnings.push(format!("layer {digest}: the config's diffID for it is {other}, ignored"));
+        if diff_id != digest && diff_id.algorithm() == digest.algorithm() {
+            warnings.push(format!("layer {digest}: the config's diffID for it is {diff_id}, ignored"));
         }
+        layer.diff_id = Some(diff_id.clone());
     }
     warnings
+}
+
+/// The layers that a config with `count` diffIDs describes: all, or all but the bound index, which may have been added
+/// since, or those that are shown. None where it can't be told.
+fn described(artifact: &Artifact, count: usize) -> Vec<&ModelLayer> {
+    let all: Vec<_> = artifact.layers.iter().collect();
+    let not_index = |layer: &&ModelLayer| !layer.descriptor.annotations.contains_key(INDEX_KEY);
+    let without_index = artifact.layers.iter().filter(not_index).collect();
+    let shown = artifact.visible().collect();
+    [all, without_index, shown].into_iter().find(|layers| layers.len() == count).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -282,8 +303,11 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::content::StoreConfig;
+    use crate::index::ChunkDigest;
     use crate::oci::Descriptor;
-    use crate::oci::manifest::Manifest;
+    use crate::oci::artifact::{INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY};
+    use crate::oci::manifest::{Manifest, OCI_MANIFEST};
     use crate::repository::Memory;
 
     fn layer(path: &str, content: u8) -> Descriptor {
@@ -300,10 +324,19 @@ mod tests {
         let artifact = Artifact::read(Manifest { layers, ..Manifest::default() }).unwrap();
         let memory = Memory::new();
         let found = crate::index::find(&memory, &artifact, &|_| Vec::new()).now_or_never().unwrap().unwrap();
-        let ids = [Digest::of(&[0]), Digest::of(&[1]), Digest::of(&[9])];
-        for ids in [&ids[..], &ids[1..]] {
+        let ids = [Digest::of(&[0]), Digest::of(&[1]), Digest::of(&[9]), Digest::of(&[7])];
+        let mut with_index = artifact.clone();
+        with_index.layers.push(with_index.layers[0].clone());
+        with_index.layers[3].descriptor.annotations = [(INDEX_KEY.to_owned(), "v1".to_owned())].into();
+        for (artifact, ids) in [
+            (&artifact, &ids[..3]),
+            (&artifact, &ids[1..3]),
+            (&with_index, &ids[..]),
+            (&with_index, &ids[..3]),
+            (&with_index, &ids[1..3]),
+        ] {
             let mut index = found.clone();
-            let warnings = compare_diff_ids(&mut index, &artifact, ids);
+            let warnings = compare_diff_ids(&mut index, artifact, ids);
             assert_eq!(index.layers[0].diff_id, Some(Digest::of(&[1])));
             assert_eq!(warnings.len(), 1);
             assert!(warnings[0].contains(&Digest::of(&[2]).to_string()), "{warnings:?}");
@@ -311,5 +344,42 @@ mod tests {
         let mut index = found;
         assert!(compare_diff_ids(&mut index, &artifact, &ids[..1]).is_empty());
         assert_eq!(index.layers[0].diff_id, None);
+    }
+
+    #[tokio::test]
+    async fn an_artifact_with_an_index_opens_again_without_its_repository_having_it() {
+        let memory = Arc::new(Memory::new());
+        let content = memory.put(vec![1]);
+        let plain = Artifact::read(Manifest { layers: vec![layer("a", 1)], ..Manifest::default() }).unwrap();
+        let index = crate::index::find(&*memory, &plain, &|_| Vec::new()).await.unwrap();
+        let encoded = crate::index::format::encode(&index, &[vec![ChunkDigest::of(&[1])]]).unwrap();
+        let blob = memory.put(encoded.bytes);
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","layers":[
+            {{"mediaType":"x.raw","digest":"{}","size":1,"annotations":{{"org.cncf.model.filepath":"a"}}}},
+            {{"mediaType":"y.raw","digest":"{}","size":{},"annotations":{{"{INDEX_KEY}":"v1",
+            "{INDEX_HEAD_DIGEST_KEY}":"{}","{INDEX_HEAD_SIZE_KEY}":"{}"}}}}]}}"#,
+            content.digest, blob.digest, blob.size, encoded.head.digest, encoded.head.size
+        );
+        memory.put_manifest("v1", OCI_MANIFEST, manifest);
+        let place = tempfile::tempdir().unwrap();
+        let config = StoreConfig { folder: place.path().join("store"), size: Some(1 << 20) };
+        let store = Store::open(&config).unwrap();
+        let open = || {
+            let reference: Reference = "127.0.0.1:1/a/b:v1".parse().unwrap();
+            Model::open(memory.clone(), reference, store.clone(), Config::default())
+        };
+        let first = open().await.unwrap();
+        let bound = first.index.layers[0].bound.clone().unwrap();
+        assert_eq!(store.small(&memory.identity(), &bound.digest), bound.bytes);
+        first.close().await;
+        memory.fail_with(|_, _| Some(Error::new(Kind::Unreachable, "nobody answers")));
+        let again = open().await.unwrap();
+        assert_eq!(again.index.layers[0].bound.as_ref().unwrap().kept_as, bound.kept_as);
+        again.close().await;
+        std::fs::remove_dir_all(store.folder().join("small")).unwrap();
+        let error = open().await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unreachable);
+        assert!(error.to_string().contains(&format!("the bound index {}", blob.digest)), "{error}");
     }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::content::Store;
 use crate::error::{Error, Kind, Result};
+use crate::index::bound;
 use crate::oci::config::{CONFIG_LIMIT, Description};
 use crate::oci::manifest::{Document, Manifest};
 use crate::oci::{Artifact, Descriptor, Digest, Reference, Which};
@@ -157,6 +158,30 @@ pub(super) async fn config(
             None
         }
     }
+}
+
+/// The head of the artifact's bound index as it was kept of an earlier time.
+pub(super) async fn kept_head(
+    repository: &dyn Repository,
+    store: &Arc<Store>,
+    artifact: &Artifact,
+) -> Option<Bytes> {
+    let digest = artifact.bound_index().ok()??.head.digest;
+    blocking(store, repository, move |store, who| store.small(who, &digest)).await?
+}
+
+/// Keeps the head of a bound index and the sections that came along with it, so that the artifact opens again while
+/// nobody answers.
+pub(super) async fn keep_bound(repository: &dyn Repository, store: &Arc<Store>, opened: bound::Opened) {
+    let keep = move |store: &Store, who: &str| {
+        store.keep_small(who, &opened.index.head.digest, &opened.bytes);
+        for bound in opened.head.layers.iter().filter_map(|layer| layer.bound.as_ref()) {
+            if let Some(section) = &bound.bytes {
+                store.keep_small(who, &bound.digest, section);
+            }
+        }
+    };
+    blocking(store, repository, keep).await;
 }
 
 async fn fetch(repository: &dyn Repository, descriptor: &Descriptor) -> Result<Bytes> {

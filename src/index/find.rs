@@ -1,14 +1,16 @@
 //! Finding the index of an artifact: every layer's, side by side, put together and checked as one tree.
 //!
+//! Layers that the artifact's bound index covers are as it says, all others as their headers say.
 //! It resolves no duplicates across layers: where two layers have one path, floor 4 shows the higher one's.
 //! Whoever opens a model calls [`find`] once.
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
+use super::format::Head;
 use super::plain::{Derived, Task};
 use super::window::Allowance;
-use super::{Entry, EntryKind, Index};
+use super::{Entry, EntryKind, Index, bound, cover};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::ModelLayer;
 use crate::oci::{Artifact, Digest};
@@ -25,28 +27,49 @@ const LARGEST_LAYER: u64 = 16 << 40;
 /// Bytes of gaps kept from an earlier time, by the digest of their layer; empty where there are none.
 pub type Known<'a> = dyn Fn(&Digest) -> Vec<(StoredRange, Bytes)> + Sync + 'a;
 
+/// The index of `artifact`, as [`find_with`] gives it, once its bound index has been opened, which costs a request.
+///
+/// # Errors
+/// Those of [`bound::open`] and [`find_with`].
+pub async fn find(repository: &dyn Repository, artifact: &Artifact, known: &Known<'_>) -> Result<Index> {
+    let opened = bound::open(repository, artifact, None).await?;
+    find_with(repository, artifact, known, opened.map(|opened| opened.head)).await
+}
+
 /// The index of `artifact`: entries in the order of layers and, within one, of its archive; of a path that
 /// occurs twice within a layer only the later, of one that occurs in several layers each.
 ///
-/// Costs no request for raw layers and for tar layers whose gaps are `known`; else one for each 64 KiB window of
-/// headers, layers side by side. No layer's diffID is known yet.
+/// Costs no request for layers that `head`, the head of its bound index, covers, for raw layers, and for tar layers whose
+/// gaps are `known`; else one for each 64 KiB window of headers, layers side by side. A layer's diffID is what `head` says.
 ///
 /// # Errors
-/// Naming the layer: those of reading; `Invalid` for names, links and archives that are refused, and for a path
-/// that is a file and a folder; `Unsupported` for compressed layers, layers of more than 16 TiB, devices, sparse
-/// files and archives whose headers take more than 64 MiB in all.
-pub async fn find(repository: &dyn Repository, artifact: &Artifact, known: &Known<'_>) -> Result<Index> {
+/// Naming the layer: those of reading; `Invalid` for names, links and archives that are refused, for a path
+/// that is a file and a folder, and for a `head` that is not of this artifact; `Unsupported` for compressed layers, layers
+/// of more than 16 TiB, devices, sparse files and archives whose headers take more than 64 MiB in all.
+pub async fn find_with(
+    repository: &dyn Repository,
+    artifact: &Artifact,
+    known: &Known<'_>,
+    head: Option<Head>,
+) -> Result<Index> {
     artifact.refuse_compressed()?;
     artifact.visible().try_for_each(refuse_huge)?;
+    let mut index = Index { warnings: artifact.warnings.clone(), ..Index::default() };
+    let mut covered = Vec::new();
+    if let Some(head) = head {
+        covered = cover::cover(artifact, head)?;
+        index.warnings.extend(cover::warning(artifact, &covered));
+    }
+    covered.resize_with(artifact.layers.len(), || None);
     let allowance = Allowance::new();
     let tasks: Vec<_> = artifact
         .visible()
         .enumerate()
         .map(|(number, layer)| Task { repository, layer, number, allowance: &allowance })
-        .map(|task| derive(task, known))
+        .zip(covered)
+        .map(|(task, covered)| derive(task, known, covered))
         .collect();
     let layers: Vec<Derived> = stream::iter(tasks).buffered(SIDE_BY_SIDE).try_collect().await?;
-    let mut index = Index { warnings: artifact.warnings.clone(), ..Index::default() };
     for derived in layers {
         index.warnings.extend(derived.warnings);
         index.entries.extend(derived.entries);
@@ -56,7 +79,10 @@ pub async fn find(repository: &dyn Repository, artifact: &Artifact, known: &Know
     Ok(index)
 }
 
-async fn derive(task: Task<'_>, known: &Known<'_>) -> Result<Derived> {
+async fn derive(task: Task<'_>, known: &Known<'_>, covered: Option<Derived>) -> Result<Derived> {
+    if let Some(covered) = covered {
+        return Ok(covered);
+    }
     let known = known(&task.layer.descriptor.digest);
     task.derive(&known)
         .await

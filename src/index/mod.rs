@@ -1,17 +1,20 @@
 //! Floor 2: the map from files to bytes. It answers everything before the first read.
 //!
 //! An [`Index`] has the entries of an artifact (names, sizes, links) and, for each layer, which stretches of
-//! its content are files. How it is found: [`find()`] derives it for raw and tar layers from their descriptors
-//! and headers.
+//! its content are files. How it is found: [`find()`] takes it from the artifact's [bound](bound) index, and derives it for
+//! raw and tar layers from their descriptors and headers where there is none. How it is published: [`format`](mod@format).
 
+pub mod bound;
+mod cover;
 mod digest;
 pub mod find;
+pub mod format;
 mod grid;
 mod plain;
 mod window;
 
 pub use digest::ChunkDigest;
-pub use find::find;
+pub use find::{find, find_with};
 pub use grid::Grid;
 
 use bytes::Bytes;

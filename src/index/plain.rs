@@ -67,11 +67,7 @@ impl Task<'_> {
     }
 
     fn raw(self, layer: &mut Layer) -> Result<(Vec<Entry>, Vec<String>)> {
-        let (digest, size) = (&layer.blob.digest, layer.blob.size);
-        let path = match &self.layer.path {
-            Some(path) => path::validate(path.as_bytes())?,
-            None => format!("{}-{}", digest.algorithm().name(), digest.hex()),
-        };
+        let (path, size) = (raw_path(self.layer)?, layer.blob.size);
         let metadata = self.layer.metadata.clone().unwrap_or_default();
         let mut warnings = Vec::new();
         if let Some(other) = metadata.size.filter(|other| *other != size) {
@@ -114,6 +110,18 @@ impl Task<'_> {
                 }
             }
         }
+    }
+}
+
+/// The path of the file that a raw layer is: the annotation's, or else one made of its digest.
+///
+/// # Errors
+/// As [`path::validate`].
+pub(crate) fn raw_path(layer: &ModelLayer) -> Result<String> {
+    let digest = &layer.descriptor.digest;
+    match &layer.path {
+        Some(path) => path::validate(path.as_bytes()),
+        None => Ok(format!("{}-{}", digest.algorithm().name(), digest.hex())),
     }
 }
 

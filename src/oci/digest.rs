@@ -30,11 +30,17 @@ impl Algorithm {
         }
     }
 
-    fn hex_len(self) -> usize {
+    /// The length of its values in bytes: 32 or 64.
+    #[must_use]
+    pub fn value_len(self) -> usize {
         match self {
-            Self::Sha256 => 64,
-            Self::Sha512 => 128,
+            Self::Sha256 => 32,
+            Self::Sha512 => 64,
         }
+    }
+
+    fn hex_len(self) -> usize {
+        2 * self.value_len()
     }
 }
 
@@ -52,6 +58,20 @@ impl Digest {
         let mut hasher = Hasher::new(Algorithm::Sha256);
         hasher.update(bytes);
         hasher.finish()
+    }
+
+    /// The digest that has this value; `None` where values of the algorithm have another length.
+    #[must_use]
+    pub fn of_value(algorithm: Algorithm, value: &[u8]) -> Option<Self> {
+        (value.len() == algorithm.value_len()).then(|| Self { algorithm, hex: hex(value) })
+    }
+
+    /// The value: as many bytes as [`Algorithm::value_len`] says.
+    #[must_use]
+    pub fn value(&self) -> Vec<u8> {
+        let digit = |letter: u8| if letter <= b'9' { letter - b'0' } else { letter - b'a' + 10 };
+        let (pairs, _) = self.hex.as_bytes().as_chunks::<2>();
+        pairs.iter().map(|[high, low]| digit(*high) << 4 | digit(*low)).collect()
     }
 
     /// The algorithm before the colon.
@@ -189,6 +209,17 @@ mod tests {
         let known = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").to_string(), known);
         assert!(known.parse::<Digest>().unwrap().matches(b""));
+    }
+
+    #[test]
+    fn a_digest_and_its_value_are_one() {
+        let mut long = Hasher::new(Algorithm::Sha512);
+        long.update(b"long");
+        for digest in [Digest::of(b"short"), long.finish()] {
+            let value = digest.value();
+            assert_eq!(Digest::of_value(digest.algorithm(), &value), Some(digest.clone()));
+            assert_eq!(Digest::of_value(digest.algorithm(), &value[1..]), None);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! STORE/layers/ALGORITHM/HEX.WHO/        one that was not proved yet: for the one who fetches it
 //!     …                                  as above, but for the last two
 //!     poisoned                           it was disproved; when, is the file's time
-//! STORE/small/WHO/ALGORITHM/HEX          manifests and configs
+//! STORE/small/WHO/ALGORITHM/HEX          manifests, configs, and the parts of bound indexes
 //! STORE/admitted/KEY                     who was given which manifest (see [`Store::admit`])
 //! ```
 //!
@@ -45,13 +45,17 @@ use crate::index::ChunkDigest;
 use crate::index::Layer;
 use crate::oci::{Digest, Reference};
 use crate::range::{ContentRange, StoredRange};
-use crate::repository::{MANIFEST_LIMIT, Pinned};
+use crate::repository::Pinned;
 
 /// How long an admission counts while the registry cannot be asked: seven days.
 pub const GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Room for the headers of a very large archive: index/plain stops reading them at 64 MiB.
 const GAPS_LIMIT: u64 = 80 << 20;
+
+/// Room for the largest of the blobs that are kept whole: the chunk digests of a layer of 16 TiB, 32 bytes for each MiB.
+/// A bound index's head has at most 128 MiB, manifests and configs 4.
+const SMALL_LIMIT: u64 = 512 << 20;
 
 /// Where the store is and how much it may hold.
 #[derive(Clone, Debug)]
@@ -293,11 +297,11 @@ impl Store {
         }
     }
 
-    /// Keeps a small blob (a manifest, a config) under its digest for `who`.
+    /// Keeps a small blob (a manifest, a config, the head or a section of a bound index) under its digest for `who`.
     pub fn keep_small(&self, who: &str, digest: &Digest, bytes: &Bytes) {
         let path = self.small_path(who, digest);
         if !path.exists() {
-            self.note(private::write_small(&path, bytes), "keep a manifest or config");
+            self.note(private::write_small(&path, bytes), "keep a small blob");
         }
     }
 
@@ -305,7 +309,7 @@ impl Store {
     #[must_use]
     pub fn small(&self, who: &str, digest: &Digest) -> Option<Bytes> {
         let path = self.small_path(who, digest);
-        let bytes = private::read_small(&path, MANIFEST_LIMIT).ok()?;
+        let bytes = private::read_small(&path, SMALL_LIMIT).ok()?;
         if digest.matches(&bytes) {
             return Some(bytes.into());
         }

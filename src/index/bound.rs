@@ -1,0 +1,115 @@
+//! The bound index at opening: its head is had, proved by the digest that the manifest gives, and read.
+//!
+//! What fails here fails the opening: an artifact that says what its chunks must be is never read without that. Sections
+//! that do not come along are fetched on floor 3, when a layer is first touched. Called by [`find`](super::find()), and by
+//! whoever keeps heads of earlier times.
+
+use bytes::Bytes;
+
+use super::format::{self, HEAD_LIMIT, Head};
+use crate::error::{Error, Kind, Result};
+use crate::oci::Artifact;
+use crate::oci::artifact::BoundIndex;
+use crate::oci::digest::Algorithm;
+use crate::range::StoredRange;
+use crate::repository::{Repository, read_all};
+
+/// The largest index that is fetched whole in the request for its head: it saves one for each layer that is touched, and
+/// takes no longer than a chunk, of which the first read waits for one anyway. Enough for the digests of 30 GiB.
+const WHOLE: u64 = 1 << 20;
+
+/// The head of an artifact's bound index, proved and read.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The index as the manifest pins it.
+    pub index: BoundIndex,
+    /// What it says. Sections that came along are in its layers' [`Bound::bytes`](super::Bound::bytes), proved as well.
+    pub head: Head,
+    /// Its bytes, to be kept.
+    pub bytes: Bytes,
+}
+
+/// The head of the artifact's bound index; `None` where it has none. `kept` are the head's bytes as they were kept of an
+/// earlier time: used where they are right.
+///
+/// Costs one request, or none where `kept` is right.
+///
+/// # Errors
+/// Naming the index: those of reading; `Integrity` where its bytes are not what the manifest says; `Invalid` and
+/// `Unsupported` as [`format::decode`] and [`Artifact::bound_index`] have it.
+pub async fn open(
+    repository: &dyn Repository,
+    artifact: &Artifact,
+    kept: Option<Bytes>,
+) -> Result<Option<Opened>> {
+    let Some(index) = artifact.bound_index().map_err(with_way_out)? else { return Ok(None) };
+    let opened = match kept.filter(|kept| index.head.digest.matches(kept)) {
+        Some(kept) => read(&index, kept),
+        None => fetch(repository, &index).await,
+    };
+    opened.map(Some).map_err(|error| unreadable(&index, error))
+}
+
+/// How every failure of the index reads.
+pub(super) fn unreadable(index: &BoundIndex, error: Error) -> Error {
+    let doing = format!("the bound index {} of this artifact can't be used", index.blob.digest);
+    with_way_out(error.context(doing))
+}
+
+/// With what a person can do, unless the error says so itself.
+fn with_way_out(error: Error) -> Error {
+    match error.kind() {
+        Kind::NotFound => error.hint("push the index layer again, or pack the model again"),
+        Kind::Integrity | Kind::Invalid => error.hint("pack the model again, or push the index layer again"),
+        Kind::Protocol | Kind::Broken => error.hint("if it stays so, push the index layer again"),
+        Kind::Unreachable | Kind::Deadline | Kind::Throttled => {
+            error.hint("no byte can be verified without it: try again when the registry answers")
+        }
+        _ => error,
+    }
+}
+
+async fn fetch(repository: &dyn Repository, index: &BoundIndex) -> Result<Opened> {
+    let BoundIndex { blob, head } = index;
+    if head.size > HEAD_LIMIT || head.digest.algorithm() != Algorithm::Sha256 {
+        let doing = format!("its head of {} bytes under {} is none that is read", head.size, head.digest);
+        return Err(Error::new(Kind::Invalid, doing));
+    }
+    let end = if blob.size <= WHOLE { blob.size } else { head.size };
+    let bytes = read_all(repository, blob, StoredRange::new(0, end)).await?;
+    let length = usize::try_from(head.size).unwrap_or(usize::MAX);
+    let found = bytes.slice_ref(bytes.get(..length).unwrap_or_default());
+    if !head.digest.matches(&found) {
+        let doing = format!("its head is not what the manifest says: {}", head.digest);
+        return Err(Error::new(Kind::Integrity, doing));
+    }
+    let mut opened = read(index, found)?;
+    if end == blob.size {
+        add_sections(&mut opened.head, &bytes)?;
+    }
+    Ok(opened)
+}
+
+fn read(index: &BoundIndex, bytes: Bytes) -> Result<Opened> {
+    format::decode(&bytes, &index.blob).map(|head| Opened { index: index.clone(), head, bytes })
+}
+
+/// Gives each layer its section of the whole index.
+fn add_sections(head: &mut Head, whole: &Bytes) -> Result<()> {
+    for layer in &mut head.layers {
+        let Some(bound) = &mut layer.bound else { continue };
+        let place = |at| usize::try_from(at).unwrap_or(usize::MAX);
+        let section = whole.get(place(bound.range.start())..place(bound.range.end())).unwrap_or_default();
+        if !bound.digest.matches(section) {
+            let (digest, layer) = (&bound.digest, &layer.blob.digest);
+            let doing = format!("its section for layer {layer} is not what its head says: {digest}");
+            return Err(Error::new(Kind::Integrity, doing));
+        }
+        bound.bytes = Some(whole.slice_ref(section));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "bound_tests.rs"]
+mod tests;

@@ -1,0 +1,261 @@
+//! From an index and the digests of its chunks to the bytes that are published.
+//!
+//! The form is a function of the content alone: no time, name or order of the writer's own goes in.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use zerocopy::little_endian::U32;
+use zerocopy::{FromZeros, Immutable, IntoBytes};
+
+use super::{Encoded, HEAD_LIMIT, Head, decode, wire};
+use crate::error::{Error, Kind, Result};
+use crate::index::{ChunkDigest, Coding, Entry, EntryKind, Grid, Index, Layer};
+use crate::oci::digest::Algorithm;
+use crate::oci::{Blob, Digest};
+
+/// The index as it is published; `digests` has, for each layer of `index`, those of the chunks of its first extent, then
+/// those of its second. Layers are the manifest's without the hidden ones; warnings and bytes of gaps stay out.
+///
+/// What is given back has been decoded again and found to say the same. Costs a few times its length in memory.
+///
+/// # Errors
+/// [`Kind::Invalid`] where there are more or fewer digests than chunks, or the index has what [`decode()`] refuses;
+/// [`Kind::Unsupported`] where it is larger than an index may be.
+pub fn encode(index: &Index, digests: &[Vec<ChunkDigest>]) -> Result<Encoded> {
+    let sections = chunk_digests(&index.layers, digests)?;
+    let head = head(&index.layers, &index.entries, &planned(&sections))?;
+    let mut bytes = BytesMut::from(head.as_ref());
+    sections.iter().flatten().for_each(|section| bytes.put_slice(section));
+    let encoded = Encoded { head: blob(&head), blob: blob(&bytes), bytes: bytes.freeze() };
+    match decode(&head, &encoded.blob)?.entries == index.entries {
+        true => Ok(encoded),
+        false => Err(Error::new(Kind::Invalid, "its entries are not those of its layers' extents")),
+    }
+}
+
+impl Head {
+    /// The bytes that it was decoded from.
+    ///
+    /// # Errors
+    /// As [`encode()`], where it was made otherwise.
+    pub fn encode(&self) -> Result<Bytes> {
+        let mut sections: Vec<Vec<Planned>> = vec![Vec::new(); self.layers.len()];
+        for (planned, layer) in sections.iter_mut().zip(&self.layers) {
+            let bound = layer.bound.as_ref();
+            planned.extend(bound.map(|bound| Planned {
+                kind: wire::CHUNK_DIGESTS,
+                len: bound.range.len(),
+                digest: bound.digest.clone(),
+            }));
+        }
+        for other in &self.passed_over {
+            let planned = sections.get_mut(other.layer);
+            let planned = planned.ok_or_else(|| Error::new(Kind::Invalid, "a section is of no layer"))?;
+            let (kind, len) = (other.kind, other.range.len());
+            planned.push(Planned { kind, len, digest: other.digest.clone() });
+        }
+        head(&self.layers, &self.entries, &sections)
+    }
+}
+
+fn blob(bytes: &[u8]) -> Blob {
+    Blob { digest: Digest::of(bytes), size: length(bytes.len()) }
+}
+
+fn length(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
+
+/// A section as its record says.
+#[derive(Clone)]
+struct Planned {
+    kind: u16,
+    len: u64,
+    digest: Digest,
+}
+
+/// The section of each layer; `None` for one without extents.
+fn chunk_digests(layers: &[Layer], digests: &[Vec<ChunkDigest>]) -> Result<Vec<Option<Bytes>>> {
+    if layers.len() != digests.len() {
+        let doing = format!("{} layers have chunk digests, and {} are there", digests.len(), layers.len());
+        return Err(Error::new(Kind::Invalid, doing));
+    }
+    layers.iter().zip(digests).map(|(layer, digests)| section(layer, digests)).collect()
+}
+
+fn section(layer: &Layer, digests: &[ChunkDigest]) -> Result<Option<Bytes>> {
+    let chunks: u64 = layer.extents.iter().map(|extent| Grid::new(extent.len()).chunks()).sum();
+    if chunks != length(digests.len()) {
+        let (name, given) = (&layer.blob.digest, digests.len());
+        let doing = format!("layer {name} has {chunks} chunks and {given} digests of them");
+        return Err(Error::new(Kind::Invalid, doing));
+    }
+    let bytes: BytesMut = digests.iter().flat_map(|digest| digest.bytes()).copied().collect();
+    Ok((!layer.extents.is_empty()).then(|| bytes.freeze()))
+}
+
+fn planned(sections: &[Option<Bytes>]) -> Vec<Vec<Planned>> {
+    let plan = |bytes: &Bytes| Planned {
+        kind: wire::CHUNK_DIGESTS,
+        len: length(bytes.len()),
+        digest: Digest::of(bytes),
+    };
+    sections.iter().map(|section| section.iter().map(plan).collect()).collect()
+}
+
+/// The tables in the making.
+#[derive(Default)]
+struct Tables {
+    layers: Vec<wire::Layer>,
+    extents: Vec<wire::Extent>,
+    entries: Vec<wire::Entry>,
+    sections: Vec<wire::Section>,
+    text: Vec<u8>,
+}
+
+fn head(layers: &[Layer], entries: &[Entry], sections: &[Vec<Planned>]) -> Result<Bytes> {
+    let mut tables = Tables::default();
+    for (layer, sections) in layers.iter().zip(sections) {
+        tables.add_layer(layer, sections.len())?;
+    }
+    for entry in entries {
+        tables.add_entry(entry)?;
+    }
+    let count = sections.iter().map(Vec::len).sum();
+    let mut end = tables.length_with(count);
+    for section in sections.iter().flatten() {
+        end = tables.add_section(section, end);
+    }
+    tables.finish()
+}
+
+impl Tables {
+    fn add_layer(&mut self, layer: &Layer, sections: usize) -> Result<()> {
+        let Coding::Stored = layer.coding;
+        let mut row = wire::Layer::new_zeroed();
+        row.stored = layer.blob.size.into();
+        row.content = layer.blob.size.into();
+        row.extents = number(layer.extents.len())?;
+        row.sections = number(sections)?;
+        row.digest_algorithm = fill(&mut row.digest, &layer.blob.digest);
+        if let Some(diff_id) = &layer.diff_id {
+            row.diff_id_algorithm = fill(&mut row.diff_id, diff_id);
+        }
+        let extents = layer.extents.iter();
+        self.extents.extend(
+            extents.map(|extent| wire::Extent { start: extent.start().into(), len: extent.len().into() }),
+        );
+        self.layers.push(row);
+        Ok(())
+    }
+
+    fn add_entry(&mut self, entry: &Entry) -> Result<()> {
+        let mut row = wire::Entry::new_zeroed();
+        row.mode = entry.mode.into();
+        row.mtime = entry.mtime.into();
+        row.layer = number(entry.layer)?;
+        row.extent = wire::NO_EXTENT.into();
+        (row.path, row.path_len) = self.add_text(&entry.path)?;
+        match &entry.kind {
+            EntryKind::File { extent, .. } => {
+                row.kind = wire::FILE;
+                if let Some(id) = extent {
+                    row.extent = number(id.extent)?;
+                }
+            }
+            EntryKind::Directory => row.kind = wire::FOLDER,
+            EntryKind::Symlink(target) => {
+                row.kind = wire::SYMBOLIC_LINK;
+                (row.target, row.target_len) = self.add_text(target)?;
+            }
+            EntryKind::HardLink(target) => {
+                row.kind = wire::HARD_LINK;
+                (row.target, row.target_len) = self.add_text(target)?;
+            }
+        }
+        self.entries.push(row);
+        Ok(())
+    }
+
+    /// Where the piece begins, and its length.
+    fn add_text(&mut self, piece: &str) -> Result<(U32, U32)> {
+        let place = (number(self.text.len())?, number(piece.len())?);
+        self.text.extend_from_slice(piece.as_bytes());
+        Ok(place)
+    }
+
+    /// Where the section ends that begins at `start`.
+    fn add_section(&mut self, section: &Planned, start: u64) -> u64 {
+        let mut row = wire::Section::new_zeroed();
+        row.kind = section.kind.into();
+        row.start = start.into();
+        row.len = section.len.into();
+        row.digest.iter_mut().zip(section.digest.value()).for_each(|(byte, value)| *byte = value);
+        self.sections.push(row);
+        start.saturating_add(section.len)
+    }
+
+    /// The head's length once it has `sections` records of sections.
+    fn length_with(&self, sections: usize) -> u64 {
+        let tables = [
+            size_of_val(self.layers.as_slice()),
+            size_of_val(self.extents.as_slice()),
+            size_of_val(self.entries.as_slice()),
+            sections.saturating_mul(size_of::<wire::Section>()),
+            self.text.len(),
+        ];
+        length(tables.into_iter().fold(size_of::<wire::Header>(), usize::saturating_add))
+    }
+
+    fn finish(self) -> Result<Bytes> {
+        let len = self.length_with(self.sections.len());
+        let header = wire::Header {
+            magic: wire::MAGIC,
+            version: wire::VERSION.into(),
+            chunk_digest: wire::BLAKE3,
+            chunk_power: wire::CHUNK_POWER,
+            reserved: [0; 4],
+            length: len.into(),
+            layers: limited(self.layers.len(), wire::LAYER_LIMIT, "layers")?,
+            extents: limited(self.extents.len(), wire::EXTENT_LIMIT, "files that are not empty")?,
+            entries: limited(self.entries.len(), wire::ENTRY_LIMIT, "names")?,
+            sections: limited(self.sections.len(), wire::SECTION_LIMIT, "sections")?,
+            text: limited(self.text.len(), wire::TEXT_LIMIT, "bytes of names")?,
+            reserved_too: [0; 20],
+        };
+        let mut bytes = BytesMut::with_capacity(usize::try_from(len.min(HEAD_LIMIT)).unwrap_or(0));
+        put(&mut bytes, &[header]);
+        put(&mut bytes, &self.layers);
+        put(&mut bytes, &self.extents);
+        put(&mut bytes, &self.entries);
+        put(&mut bytes, &self.sections);
+        bytes.put_slice(&self.text);
+        Ok(bytes.freeze())
+    }
+}
+
+fn put<Row: IntoBytes + Immutable>(bytes: &mut BytesMut, rows: &[Row]) {
+    bytes.put_slice(rows.as_bytes());
+}
+
+/// Puts the digest's value where 64 bytes are kept for it, and says which algorithm's it is.
+fn fill(filled: &mut [u8; 64], digest: &Digest) -> u8 {
+    filled.iter_mut().zip(digest.value()).for_each(|(byte, value)| *byte = value);
+    match digest.algorithm() {
+        Algorithm::Sha256 => 1,
+        Algorithm::Sha512 => 2,
+    }
+}
+
+fn number(value: usize) -> Result<U32> {
+    let too_large = |_| Error::new(Kind::Unsupported, format!("{value} is more than an index can count"));
+    u32::try_from(value).map(U32::from).map_err(too_large)
+}
+
+fn limited(value: usize, limit: usize, name: &str) -> Result<U32> {
+    if value > limit {
+        let doing = format!("it has {value} {name}, more than the {limit} that an index holds");
+        return Err(Error::new(Kind::Unsupported, doing)
+            .hint("pack fewer and larger files, or the model without an index"));
+    }
+    number(value)
+}

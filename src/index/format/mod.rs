@@ -1,0 +1,72 @@
+//! Index format v1: an index as bytes that are published under a digest. docs/index-format.md draws it.
+//!
+//! [`encode()`] is called by whoever packs an artifact, [`decode()`] by whoever opens one; both work on bytes in memory
+//! and ask nobody. One artifact has one form: what [`decode()`] takes, [`Head::encode`] gives back byte for byte.
+
+mod decode;
+mod encode;
+mod wire;
+
+pub use decode::decode;
+pub use encode::encode;
+
+use bytes::Bytes;
+
+use super::{Entry, Layer};
+use crate::oci::{Blob, Digest};
+use crate::range::{ContentRange, StoredRange};
+
+/// The longest head that is read or written in bytes: 128 MiB. All its tables at their limits are less.
+pub const HEAD_LIMIT: u64 = 128 << 20;
+
+/// An index as it is published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// All of it: the head, then the sections.
+    pub bytes: Bytes,
+    /// What to ask for: digest and size of `bytes`.
+    pub blob: Blob,
+    /// The head, which is the first `head.size` bytes: the manifest pins it by annotations.
+    pub head: Blob,
+}
+
+/// What the head of an index says.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// The layers it covers, in the manifest's order. Their media types are the manifest's to say, so empty here; gaps
+    /// have no bytes.
+    pub layers: Vec<Layer>,
+    /// Their entries.
+    pub entries: Vec<Entry>,
+    /// Sections that say more than this version knows, and need not be known.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A section of a kind that this version does not know, marked as one that a reader may pass over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassedOver {
+    /// The layer it belongs to, as an index into [`Head::layers`].
+    pub layer: usize,
+    /// Its kind; bit 15 is set.
+    pub kind: u16,
+    /// Where it lies in the blob.
+    pub range: StoredRange,
+    /// Its SHA-256.
+    pub digest: Digest,
+}
+
+/// The name under which a layer's verified chunks are kept: whoever has the same name has the same bytes.
+///
+/// The section's digest stands for what the chunks are, the extents for which files they make, the layer's digest for
+/// whose they are.
+fn kept_as(layer: &Digest, extents: &[ContentRange], section: &Digest) -> Digest {
+    let mut text = format!("weightfs: chunks of a layer under a bound index, v1\n{layer}\n{section}\n");
+    text.reserve(extents.len().saturating_mul(24));
+    for extent in extents {
+        text.push_str(&format!("{}+{}\n", extent.start(), extent.len()));
+    }
+    Digest::of(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests;
