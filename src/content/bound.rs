@@ -28,6 +28,10 @@ const DIGEST: u64 = 32;
 /// How many refused chunks are listed; more are counted only.
 const LISTED: usize = 1000;
 
+/// The longest section that is kept by itself: of a layer of 128 GiB. Those of larger ones are found in the records of what is
+/// kept, and fetched again where nothing is.
+const KEPT: usize = 4 << 20;
+
 /// How often a section is asked for that turns out wrong.
 const ATTEMPTS: usize = 2;
 
@@ -217,7 +221,9 @@ impl Loader {
         let (loader, digest, kept) = (Arc::clone(self), bound.digest.clone(), section.clone());
         // Beside the readers; where it can't be kept, it is fetched again by the next mount.
         let keep = move || loader.shelf.store.keep_small(&loader.shelf.who, &digest, &kept);
-        drop(tokio::task::spawn_blocking(keep));
+        if section.len() <= KEPT {
+            drop(tokio::task::spawn_blocking(keep));
+        }
         Ok(section)
     }
 

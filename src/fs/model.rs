@@ -232,10 +232,11 @@ impl Model {
         }
     }
 
-    /// The blob that a file is by itself, once it is proved: then the blob's SHA-256 is the file's. Of a bound layer the
-    /// manifest pins the SHA-256 beside the chunks' digests.
+    /// The blob that a file is by itself, once it is proved: then the blob's SHA-256 is the file's. Never of a bound layer:
+    /// there the digests of its chunks are proved, and nobody has hashed the whole.
     fn proved_blob(&self, extent: ExtentId) -> Option<&crate::oci::Blob> {
-        let proved = self.loader.standing(extent.layer) == Standing::Proved;
+        let bound = self.index.layers.get(extent.layer).is_some_and(|layer| layer.bound.is_some());
+        let proved = !bound && self.loader.standing(extent.layer) == Standing::Proved;
         let sha256 = |blob: &&crate::oci::Blob| blob.digest.algorithm() == Algorithm::Sha256;
         self.whole_blob(extent).filter(|_| proved).filter(sha256)
     }

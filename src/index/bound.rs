@@ -18,6 +18,9 @@ use crate::repository::{Repository, read_all};
 /// takes no longer than a chunk, of which the first read waits for one anyway. Enough for the digests of 30 GiB.
 const WHOLE: u64 = 1 << 20;
 
+/// The largest index that is read: head and sections of a model of 16 TiB. What a process holds of sections is no more.
+const INDEX_LIMIT: u64 = 768 << 20;
+
 /// The head of an artifact's bound index, proved and read.
 #[derive(Clone, Debug)]
 pub struct Opened {
@@ -32,7 +35,7 @@ pub struct Opened {
 /// The head of the artifact's bound index; `None` where it has none. `kept` are the head's bytes as they were kept of an
 /// earlier time: used where they are right.
 ///
-/// Costs one request, or none where `kept` is right.
+/// Costs one request, or none where `kept` is right, or two where the first answer was wrong.
 ///
 /// # Errors
 /// Naming the index: those of reading; `Integrity` where its bytes are not what the manifest says; `Invalid` and
@@ -71,10 +74,23 @@ fn with_way_out(error: Error) -> Error {
 
 async fn fetch(repository: &dyn Repository, index: &BoundIndex) -> Result<Opened> {
     let BoundIndex { blob, head } = index;
+    if blob.size > INDEX_LIMIT {
+        let doing = format!("it has {} bytes, more than the 768 MiB that are read", blob.size);
+        return Err(Error::new(Kind::Unsupported, doing));
+    }
     if head.size > HEAD_LIMIT || head.digest.algorithm() != Algorithm::Sha256 {
         let doing = format!("its head of {} bytes under {} is none that is read", head.size, head.digest);
         return Err(Error::new(Kind::Invalid, doing));
     }
+    // What a proxy has spoiled is right the second time.
+    match ask(repository, index).await {
+        Err(error) if error.kind() == Kind::Integrity => ask(repository, index).await,
+        answer => answer,
+    }
+}
+
+async fn ask(repository: &dyn Repository, index: &BoundIndex) -> Result<Opened> {
+    let BoundIndex { blob, head } = index;
     let end = if blob.size <= WHOLE { blob.size } else { head.size };
     let bytes = read_all(repository, blob, StoredRange::new(0, end)).await?;
     let length = usize::try_from(head.size).unwrap_or(usize::MAX);

@@ -16,8 +16,8 @@ use super::{Entry, Layer};
 use crate::oci::{Blob, Digest};
 use crate::range::{ContentRange, StoredRange};
 
-/// The longest head that is read or written in bytes: 128 MiB. All its tables at their limits are less.
-pub const HEAD_LIMIT: u64 = 128 << 20;
+/// The longest head that is read or written in bytes: 256 MiB, which is a data set of two million files.
+pub const HEAD_LIMIT: u64 = 256 << 20;
 
 /// An index as it is published.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,10 +17,10 @@ pub(super) const BLAKE3: u8 = 1;
 pub(super) const CHUNK_POWER: u8 = 20;
 
 pub(super) const LAYER_LIMIT: usize = 10_000;
-pub(super) const EXTENT_LIMIT: usize = 1_000_000;
-pub(super) const ENTRY_LIMIT: usize = 1_000_000;
+pub(super) const EXTENT_LIMIT: usize = 2_000_000;
+pub(super) const ENTRY_LIMIT: usize = 2_000_000;
 pub(super) const SECTION_LIMIT: usize = 40_000;
-pub(super) const TEXT_LIMIT: usize = 64 << 20;
+pub(super) const TEXT_LIMIT: usize = 128 << 20;
 
 /// The extent of what has no bytes.
 pub(super) const NO_EXTENT: u32 = u32::MAX;
