@@ -17,6 +17,7 @@
 
 mod support;
 
+mod cache;
 mod cli;
 mod contract;
 mod engines;

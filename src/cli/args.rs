@@ -9,7 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::Flags;
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 2 what was typed or configured \
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 'cache verify' has found what is wrong; 2 what was typed or configured \
 cannot be meant; 3 no such thing; 4 denied, credentials are missing or refused; 5 the registry cannot be reached or \
 fails; 6 bytes are not what their digest says; 7 a form that weightfs does not read; 8 a local file, the output or the store \
 failed; 9 the kernel refused; 10 the place is taken or in use.";
@@ -56,6 +56,8 @@ pub(super) enum Command {
     Pack(Box<super::pack::Pack>),
     /// Work with the index of a model
     Index(super::index::Index),
+    /// Look at what is kept on this machine, verify it, or remove it
+    Cache(super::cache::Cache),
     /// Mount a sample model behind a slow line on this machine, and measure
     Demo(Demo),
 }
@@ -208,6 +210,7 @@ impl CommandLine {
             Command::Inspect(inspect) => inspect.reading.set(&mut flags),
             Command::Pack(pack) => pack.set(&mut flags),
             Command::Index(index) => index.set(&mut flags),
+            Command::Cache(cache) => cache.set(&mut flags),
             Command::Demo(_) => {}
         }
         let filter = match self.common.verbose {

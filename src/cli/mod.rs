@@ -5,6 +5,7 @@
 
 mod args;
 mod background;
+mod cache;
 mod cat;
 pub mod demo;
 mod index;
@@ -44,7 +45,7 @@ pub fn main() -> ExitCode {
         return background::serve(&line);
     }
     match run(&line, begun) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             print::complain(&error);
             ExitCode::from(error.kind().exit_code())
@@ -52,7 +53,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(line: &CommandLine, begun: Instant) -> Result<()> {
+fn run(line: &CommandLine, begun: Instant) -> Result<ExitCode> {
     let environment = Environment::of_process();
     let settings = settings(line, &environment)?;
     let usual = match &line.command {
@@ -60,7 +61,7 @@ fn run(line: &CommandLine, begun: Instant) -> Result<()> {
         _ => Usual::Warnings,
     };
     logging::to_stderr(settings.log.as_deref(), usual)?;
-    match &line.command {
+    let done = match &line.command {
         Command::Mount(command) if command.foreground => mount::in_foreground(command, &settings, begun),
         Command::Mount(command) => mount::in_background(command, &settings, begun),
         Command::Unmount(command) => unmount::run(command, &settings),
@@ -70,8 +71,10 @@ fn run(line: &CommandLine, begun: Instant) -> Result<()> {
         Command::Inspect(command) => inspect::run(command, &settings),
         Command::Pack(command) => pack::run(command, &settings, &environment),
         Command::Index(command) => index::run(command, &settings),
+        Command::Cache(command) => return cache::run(command, &settings),
         Command::Demo(command) => demo::run(command.json, &environment),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn settings(line: &CommandLine, environment: &Environment) -> Result<Settings> {
