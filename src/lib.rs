@@ -9,7 +9,7 @@
 //! * floor 3, [`content`]: trusted bytes, the heart: what is fetched, verified, kept and handed out.
 //! * floor 4, [`fs`]: files and folders; knows nothing of FUSE.
 //! * floor 5, [`mount`]: the kernel's door; all `unsafe` is here.
-//! * beside it, [`pack`]: a folder becomes an artifact with an index.
+//! * beside it, [`pack`]: a folder becomes an artifact with an index; [`pull`]: a model's files become a folder.
 //! * floor 7, [`cli`]: what a person types; the only floor that prints.
 //! * roof: [`config`]: each floor's settings put together and checked once.
 
@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod mount;
 pub mod oci;
 pub mod pack;
+pub mod pull;
 pub mod range;
 pub mod repository;
 

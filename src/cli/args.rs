@@ -56,6 +56,8 @@ pub(super) enum Command {
     Pack(Box<super::pack::Pack>),
     /// Work with the index of a model
     Index(super::index::Index),
+    /// Follow the chain from the digest of a model to its bytes on this machine, and name what is wrong
+    Verify(super::verify::Verify),
     /// Look at what is kept on this machine, verify it, or remove it
     Cache(super::cache::Cache),
     /// Mount a sample model behind a slow line on this machine, and measure
@@ -210,6 +212,7 @@ impl CommandLine {
             Command::Inspect(inspect) => inspect.reading.set(&mut flags),
             Command::Pack(pack) => pack.set(&mut flags),
             Command::Index(index) => index.set(&mut flags),
+            Command::Verify(verify) => verify.set(&mut flags),
             Command::Cache(cache) => cache.set(&mut flags),
             Command::Demo(_) => {}
         }
@@ -238,7 +241,7 @@ impl Mount {
 }
 
 impl Reading {
-    fn set(&self, flags: &mut Flags) {
+    pub(super) fn set(&self, flags: &mut Flags) {
         set(flags, "store.folder", self.store.as_ref());
         set(flags, "store.size", self.store_size.as_ref());
         set_switch(flags, "registry.plain_http", self.plain_http);
@@ -248,7 +251,7 @@ impl Reading {
 }
 
 impl State {
-    fn set(&self, flags: &mut Flags) {
+    pub(super) fn set(&self, flags: &mut Flags) {
         set(flags, "state.folder", self.folder.as_ref());
     }
 }

@@ -19,6 +19,7 @@ mod print;
 mod progress;
 mod state;
 mod unmount;
+mod verify;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -72,6 +73,7 @@ fn run(line: &CommandLine, begun: Instant) -> Result<ExitCode> {
         Command::Pack(command) => pack::run(command, &settings, &environment),
         Command::Index(command) => index::run(command, &settings),
         Command::Cache(command) => return cache::run(command, &settings),
+        Command::Verify(command) => verify::run(command, &settings),
         Command::Demo(command) => demo::run(command.json, &environment),
     };
     done.map(|()| ExitCode::SUCCESS)

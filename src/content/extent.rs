@@ -141,6 +141,12 @@ impl Extent {
         self.bound.is_some()
     }
 
+    /// What every chunk must be by the bound index; `None` where there is none, or its section is not here.
+    pub(super) fn bound_digests(&self) -> Option<Vec<ChunkDigest>> {
+        let digests = self.bound.as_ref()?.all()?;
+        Some(digests.as_chunks::<32>().0.iter().copied().map(ChunkDigest::recorded).collect())
+    }
+
     /// The files in the store, opened (and made) where they are not open; `None` while the store fails. Those of a bound
     /// layer have the right digests on record once the section is here. Blocks.
     pub(super) fn kept(&self, shelf: &Shelf) -> Option<Arc<KeptFile>> {

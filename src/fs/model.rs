@@ -235,12 +235,18 @@ impl Model {
     /// The blob that a file is by itself, once it is proved: then the blob's SHA-256 is the file's. Of a bound layer the
     /// manifest pins the SHA-256 beside the chunks' digests.
     fn proved_blob(&self, extent: ExtentId) -> Option<&crate::oci::Blob> {
+        let proved = self.loader.standing(extent.layer) == Standing::Proved;
+        let sha256 = |blob: &&crate::oci::Blob| blob.digest.algorithm() == Algorithm::Sha256;
+        self.whole_blob(extent).filter(|_| proved).filter(sha256)
+    }
+
+    /// The blob that a file is by itself; `None` where it is a part of one.
+    #[must_use]
+    pub fn whole_blob(&self, extent: ExtentId) -> Option<&crate::oci::Blob> {
         let layer = self.index.layers.get(extent.layer)?;
         let whole = ContentRange::new(0, layer.blob.size);
         let alone = layer.extents.as_slice() == [whole] && layer.gaps.is_empty();
-        let sha256 = layer.blob.digest.algorithm() == Algorithm::Sha256;
-        let proved = self.loader.standing(extent.layer) == Standing::Proved;
-        (alone && sha256 && proved).then_some(&layer.blob)
+        alone.then_some(&layer.blob)
     }
 }
 

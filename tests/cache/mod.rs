@@ -1,4 +1,7 @@
-//! Looking after what is kept: `cache list`, `cache verify` and `cache prune`, beside mounts and after them.
+//! Looking after what is kept: `cache list`, `cache verify` and `cache prune`, beside mounts and after them; and [`verify`],
+//! the chain from a model's digest to its bytes on this machine.
+
+mod verify;
 
 use std::fs::{self, File};
 use std::path::PathBuf;

@@ -201,8 +201,8 @@ mod tests {
         let entry = Entry { path: "a.bin".into(), kind, mode: 0o644, mtime: 0, layer: 0 };
         let index = Index { entries: vec![entry], layers: vec![layer.clone()], warnings: Vec::new() };
         let encoded = format::encode(&index, std::slice::from_ref(&digests)).unwrap();
-        let bound =
-            format::decode(&encoded.bytes.slice(..encoded.head.size as usize), &encoded.blob).unwrap();
+        let head = encoded.bytes.slice(..usize::try_from(encoded.head.size).unwrap());
+        let bound = format::decode(&head, &encoded.blob).unwrap();
         (encoded, digests, Layer { bound: bound.layers[0].bound.clone(), ..layer })
     }
 

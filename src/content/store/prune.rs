@@ -127,10 +127,11 @@ fn is_leftover(folder: &Path, what: Prune) -> bool {
     what == Prune::All || (!folder.join("proved").exists() && unused())
 }
 
-/// Removes what is left of a layer. An image that somebody has begun meanwhile stays, and the folder with it. The lock
-/// beside it stays too: who waits for it would not see that another one has taken its place.
+/// Removes what is left of a layer. An image that somebody has begun meanwhile stays, with what is beside it. The lock of the
+/// layer stays too: who waits for it would not see that another one has taken its place.
 fn remove_folder(folder: &Path) -> u64 {
-    let count = removed(entries(folder).into_iter().filter(|file| !is_image(file)));
+    let begun = |file: &PathBuf| file.with_extension("data").exists();
+    let count = removed(entries(folder).into_iter().filter(|file| !begun(file)));
     let _ = fs::remove_dir(folder);
     count
 }
