@@ -18,6 +18,7 @@
 mod support;
 
 mod bench;
+mod cache;
 mod cli;
 mod contract;
 mod engines;

@@ -9,7 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::Flags;
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 2 what was typed or configured \
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 'cache verify' has found what is wrong; 2 what was typed or configured \
 cannot be meant; 3 no such thing; 4 denied, credentials are missing or refused; 5 the registry cannot be reached or \
 fails; 6 bytes are not what their digest says; 7 a form that weightfs does not read; 8 a local file, the output or the store \
 failed; 9 the kernel refused; 10 the place is taken or in use.";
@@ -58,6 +58,10 @@ pub(super) enum Command {
     Pull(super::pull::Pull),
     /// Work with the index of a model
     Index(super::index::Index),
+    /// Follow the chain from the digest of a model to its bytes on this machine, and name what is wrong
+    Verify(super::verify::Verify),
+    /// Look at what is kept on this machine, verify it, or remove it
+    Cache(super::cache::Cache),
     /// Mount a sample model behind a slow line on this machine, and measure
     Demo(Demo),
 }
@@ -211,6 +215,8 @@ impl CommandLine {
             Command::Pack(pack) => pack.set(&mut flags),
             Command::Pull(pull) => pull.set(&mut flags),
             Command::Index(index) => index.set(&mut flags),
+            Command::Verify(verify) => verify.set(&mut flags),
+            Command::Cache(cache) => cache.set(&mut flags),
             Command::Demo(_) => {}
         }
         let filter = match self.common.verbose {
@@ -248,7 +254,7 @@ impl Reading {
 }
 
 impl State {
-    fn set(&self, flags: &mut Flags) {
+    pub(super) fn set(&self, flags: &mut Flags) {
         set(flags, "state.folder", self.folder.as_ref());
     }
 }

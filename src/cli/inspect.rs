@@ -104,7 +104,7 @@ fn bound(model: &Model) -> bool {
     files.peek().is_some() && files.all(|layer| layer.bound.is_some())
 }
 
-fn dialect(family: Family) -> &'static str {
+pub(super) fn dialect(family: Family) -> &'static str {
     match family {
         Family::Cncf => "cncf.model",
         Family::Cnai => "cnai.model",

@@ -5,6 +5,7 @@
 
 mod args;
 mod background;
+mod cache;
 mod cat;
 pub mod demo;
 mod index;
@@ -19,6 +20,7 @@ mod progress;
 mod pull;
 mod state;
 mod unmount;
+mod verify;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -45,7 +47,7 @@ pub fn main() -> ExitCode {
         return background::serve(&line);
     }
     match run(&line, begun) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             print::complain(&error);
             ExitCode::from(error.kind().exit_code())
@@ -53,7 +55,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(line: &CommandLine, begun: Instant) -> Result<()> {
+fn run(line: &CommandLine, begun: Instant) -> Result<ExitCode> {
     let environment = Environment::of_process();
     let settings = settings(line, &environment)?;
     let usual = match &line.command {
@@ -61,7 +63,7 @@ fn run(line: &CommandLine, begun: Instant) -> Result<()> {
         _ => Usual::Warnings,
     };
     logging::to_stderr(settings.log.as_deref(), usual)?;
-    match &line.command {
+    let done = match &line.command {
         Command::Mount(command) if command.foreground => mount::in_foreground(command, &settings, begun),
         Command::Mount(command) => mount::in_background(command, &settings, begun),
         Command::Unmount(command) => unmount::run(command, &settings),
@@ -72,8 +74,11 @@ fn run(line: &CommandLine, begun: Instant) -> Result<()> {
         Command::Pack(command) => pack::run(command, &settings, &environment),
         Command::Pull(command) => pull::run(command, &settings),
         Command::Index(command) => index::run(command, &settings),
+        Command::Cache(command) => return cache::run(command, &settings),
+        Command::Verify(command) => verify::run(command, &settings),
         Command::Demo(command) => demo::run(command.json, &environment),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn settings(line: &CommandLine, environment: &Environment) -> Result<Settings> {

@@ -18,6 +18,7 @@ pub mod loader;
 mod loader_tests;
 pub mod prefetch;
 mod prove;
+mod recheck;
 mod shelf;
 mod standing;
 pub mod store;

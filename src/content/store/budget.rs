@@ -43,10 +43,13 @@ pub struct Room<'a> {
     len: u64,
 }
 
-struct Image {
-    path: PathBuf,
-    used: u64,
-    last_use: SystemTime,
+/// The image of one file.
+pub(super) struct Image {
+    pub(super) path: PathBuf,
+    /// Bytes of the disk.
+    pub(super) used: u64,
+    /// The epoch where unknown.
+    pub(super) last_use: SystemTime,
 }
 
 impl Budget {
@@ -137,7 +140,7 @@ pub fn used(layers: &Path) -> u64 {
 }
 
 /// Unlinks the image, unless somebody uses it. What has it open or mapped keeps it until they are done.
-fn evict(path: &Path) -> io::Result<bool> {
+pub(super) fn evict(path: &Path) -> io::Result<bool> {
     let image = File::open(path)?;
     match image.try_lock() {
         Ok(()) => {}
@@ -156,7 +159,8 @@ fn evict(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-fn images(layers: &Path) -> Vec<Image> {
+/// All images below `layers`.
+pub(super) fn images(layers: &Path) -> Vec<Image> {
     let mut found = Vec::new();
     for algorithm in entries(layers) {
         for layer in entries(&algorithm) {
@@ -176,7 +180,8 @@ fn image(path: PathBuf) -> Option<Image> {
     Some(Image { path, used, last_use: last_use.unwrap_or(SystemTime::UNIX_EPOCH) })
 }
 
-fn entries(dir: &Path) -> Vec<PathBuf> {
+/// What is in a folder; nothing where there is none.
+pub(super) fn entries(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir)
         .map(|dir| dir.filter_map(|entry| Some(entry.ok()?.path())).collect())
         .unwrap_or_default()

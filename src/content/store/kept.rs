@@ -361,9 +361,14 @@ impl Drop for Claim<'_> {
 #[must_use]
 pub fn kept_bytes(stem: &Path, len: u64) -> u64 {
     let grid = Grid::new(len);
-    let Ok(kept) = File::open(stem.with_added_extension("kept")) else { return 0 };
-    let here = read_kept(&kept, 0..grid.chunks());
-    (0..).zip(here).filter(|(_, here)| *here).map(|(chunk, _)| grid.range(chunk).len()).sum()
+    (0..).zip(said(stem, len)).filter(|(_, here)| *here).map(|(chunk, _)| grid.range(chunk).len()).sum()
+}
+
+/// For every chunk at `stem` whether it is said to be here; empty where nothing is kept. Takes no lock.
+#[must_use]
+pub fn said(stem: &Path, len: u64) -> Vec<bool> {
+    let kept = File::open(stem.with_added_extension("kept"));
+    kept.map(|kept| read_kept(&kept, 0..Grid::new(len).chunks())).unwrap_or_default()
 }
 
 /// The digests on record at `stem`, one after the other; `None` where one is missing or damaged. Takes no lock.

@@ -24,11 +24,14 @@
 //! The table of chunks is plain files beside each image and not a database: the reason is in
 //! `docs/decisions/0004-store-form.md`.
 
+pub mod audit;
 pub mod budget;
+pub mod catalogue;
 pub mod gaps;
 pub mod kept;
 mod open;
 mod private;
+pub mod prune;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
