@@ -1,6 +1,6 @@
 //! Bringing whole files here, for who waits for all of it and reads nothing meanwhile: the commands that pull.
 //!
-//! The same requests, flights and claims as a reader's, in the lane of what is read ahead. Files come in order and little is
+//! The same requests, flights and claims as a reader's, in a lane of its own. Files come in order and little is
 //! under way at once, so that a layer is hashed as it comes and little is lost when the process is killed.
 
 use std::ops::Range;
@@ -57,7 +57,7 @@ impl Loader {
             watch(files.iter().map(|id| self.len(*id)).sum::<u64>().saturating_sub(lacking));
             let fetch = |(id, run): (ExtentId, Range<u64>)| {
                 let (watch, len) = (&watch, self.len_of(id, &run));
-                async move { self.fetch_run(id, run, Lane::Ahead).await.map(|()| watch(len)) }
+                async move { self.fetch_run(id, run, Lane::Whole).await.map(|()| watch(len)) }
             };
             stream::iter(missing.into_iter().map(fetch))
                 .buffer_unordered(REQUESTS)

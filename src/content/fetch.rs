@@ -161,7 +161,7 @@ impl Loader {
         let kept = extent.kept(&self.shelf);
         let keeps = kept.is_some() && !self.shelf.store.budget().exhausted();
         let most = match lane {
-            Lane::Demand => u64::MAX,
+            Lane::Demand | Lane::Whole => u64::MAX,
             _ if keeps => u64::MAX,
             // What is not kept is fetched again unless it is read out of memory soon.
             Lane::Ahead => self.config.memory / CHUNK / 4,

@@ -18,6 +18,8 @@ pub(super) enum Lane {
     Ahead,
     /// Nobody is known to want it.
     Background,
+    /// Somebody waits for all of a file, or of many.
+    Whole,
 }
 
 /// The turns of each lane. A turn is given back when it is dropped.
@@ -26,6 +28,7 @@ pub(super) struct Lanes {
     demand: Arc<Semaphore>,
     ahead: Arc<Semaphore>,
     background: Arc<Semaphore>,
+    whole: Arc<Semaphore>,
 }
 
 /// A turn; `None` inside only while the loader closes.
@@ -33,9 +36,10 @@ pub(super) type Turn = Option<OwnedSemaphorePermit>;
 
 impl Default for Lanes {
     /// As many requests that somebody waits for as the kernel has reads under way (64), 4 ahead of readers, 2 in the background.
+    /// 3 for whole files: a line is full with them, and what is under way is lost when the process is killed.
     fn default() -> Self {
         let lane = |turns| Arc::new(Semaphore::new(turns));
-        Self { demand: lane(64), ahead: lane(4), background: lane(2) }
+        Self { demand: lane(64), ahead: lane(4), background: lane(2), whole: lane(3) }
     }
 }
 
@@ -46,6 +50,7 @@ impl Lanes {
             Lane::Demand => return turn(&self.demand).await,
             Lane::Ahead => &self.ahead,
             Lane::Background => &self.background,
+            Lane::Whole => &self.whole,
         };
         tokio::select! {
             turn = turn(slow) => turn,
