@@ -223,6 +223,19 @@ async fn a_registry_that_loses_every_upload_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_registry_that_says_now_more_now_less_is_given_up() {
+    let config = Config { read_deadline: Duration::from_secs(1), ..impatient() };
+    let setting = Setting::new(&config).await;
+    setting.server.rule(Rule::always("PATCH /v2/", Fault::Status(416)));
+    for told in ["0-4", "0-0"].repeat(100) {
+        setting.server.rule(Rule::once("GET /v2/", Fault::Header(HeaderName::from_static("range"), told)));
+    }
+    let error = setting.put(&upload(5 * MIB)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Deadline, "{error}");
+    assert!(setting.methods().len() < 100, "{}", setting.methods().len());
+}
+
+#[tokio::test]
 async fn a_registry_that_takes_no_parts_gets_the_blob_at_once() {
     for habits in
         [Habits { whole_only: true, ..Habits::default() }, Habits { forgetful: true, ..Habits::default() }]

@@ -28,6 +28,11 @@ const LEAST_PART: u64 = 1 << 20;
 const SESSIONS: u32 = 5;
 /// How often in a row a step may fail where the registry never says that bytes came in.
 const ATTEMPTS: u32 = 40;
+/// How many sessions one blob gets in all, whatever came of each.
+const SESSIONS_IN_ALL: u32 = 100;
+/// How many steps one blob gets in all: these, and one for every so many of its bytes.
+const STEPS: u64 = 1000;
+const STEP: u64 = 64 << 10;
 
 /// A request that can be made again.
 type Ask<'a, T> = &'a (dyn Fn() -> BoxFuture<'a, Result<T>> + Send + Sync);
@@ -86,20 +91,9 @@ impl Pushing {
     }
 
     pub(super) async fn put(&self, upload: &Upload, sent: &(dyn Fn(u64) + Send + Sync)) -> Result<()> {
-        let (source, went) = (Source::new(upload)?, Went { sent, high: AtomicU64::new(0) });
+        let went = Went { sent, high: AtomicU64::new(0) };
         let size = upload.blob.size;
-        let mut way = Way {
-            pushing: self,
-            blob: &upload.blob,
-            source,
-            went: &went,
-            tries: Tries::new(self.deadline, self.deadline),
-            mode: if size <= SMALL { Mode::Whole } else { Mode::Parts(PART) },
-            session: None,
-            unsure: false,
-            lost: 0,
-            counted: 0,
-        };
+        let mut way = Way::new(self, upload, &went)?;
         let done = way.go().await;
         if let (Err(error), Some(session)) = (&done, &way.session)
             && error.kind() != Kind::Unreachable
@@ -154,16 +148,42 @@ struct Way<'a> {
     lost: u32,
     /// How far [`Went`] was when the deadline was last started anew.
     counted: u64,
+    /// The most that the registry ever said it has of this session: what it says less of later is no progress again.
+    confirmed: u64,
+    /// How many sessions there were.
+    sessions: u32,
+    /// How many steps there were.
+    steps: u64,
 }
 
-impl Way<'_> {
+impl<'a> Way<'a> {
+    fn new(pushing: &'a Pushing, upload: &'a Upload, went: &'a Went<'a>) -> Result<Self> {
+        Ok(Self {
+            pushing,
+            blob: &upload.blob,
+            source: Source::new(upload)?,
+            went,
+            tries: Tries::new(pushing.deadline, pushing.deadline),
+            mode: if upload.blob.size <= SMALL { Mode::Whole } else { Mode::Parts(PART) },
+            session: None,
+            unsure: false,
+            lost: 0,
+            counted: 0,
+            confirmed: 0,
+            sessions: 0,
+            steps: 0,
+        })
+    }
+
     async fn go(&mut self) -> Result<()> {
         loop {
-            let at = self.session.as_ref().map_or(0, |session| session.offset);
+            self.count_step()?;
             match self.step().await {
                 Ok(Step::Last) => return Ok(()),
                 Ok(Step::Taken) => {
-                    if self.session.as_ref().is_some_and(|session| session.offset > at) {
+                    let offset = self.session.as_ref().map_or(0, |session| session.offset);
+                    if offset > self.confirmed {
+                        self.confirmed = offset;
                         self.tries = Tries::new(self.pushing.deadline, self.pushing.deadline);
                     }
                 }
@@ -177,11 +197,22 @@ impl Way<'_> {
         }
     }
 
+    /// Whatever a registry answers, an upload ends: far beyond what one over a bad line needs.
+    fn count_step(&mut self) -> Result<()> {
+        self.steps += 1;
+        if self.steps <= STEPS.saturating_add(self.blob.size / STEP) && self.sessions <= SESSIONS_IN_ALL {
+            return Ok(());
+        }
+        let doing = format!("{} requests in {} uploads, and no end", self.steps - 1, self.sessions);
+        Err(Error::new(Kind::Protocol, doing))
+    }
+
     async fn step(&mut self) -> Result<Step, Setback> {
         let registry = &self.pushing.registry;
         let Some(session) = &mut self.session else {
             self.session = Some(registry.begin().await?);
-            self.unsure = false;
+            (self.unsure, self.confirmed) = (false, 0);
+            self.sessions += 1;
             return Ok(Step::Taken);
         };
         if self.unsure {
@@ -300,5 +331,28 @@ impl Way<'_> {
         if let Some(session) = self.session.take() {
             self.pushing.registry.cancel(&session).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Piece;
+    use super::*;
+
+    #[test]
+    fn an_upload_ends_whatever_is_answered() {
+        let bytes = Bytes::from(vec![0; 10 << 16]);
+        let blob = Blob { digest: Digest::of(&bytes), size: 10 << 16 };
+        let upload = Upload { blob, pieces: vec![Piece::Bytes(bytes)] };
+        let pushing = Pushing::new("127.0.0.1:1", "a/b", &Config::default()).unwrap();
+        let went = Went { sent: &|_| {}, high: AtomicU64::new(0) };
+        let mut way = Way::new(&pushing, &upload, &went).unwrap();
+        (0..STEPS + 10).for_each(|_| way.count_step().unwrap());
+        assert_eq!(way.count_step().unwrap_err().kind(), Kind::Protocol);
+        let mut way = Way::new(&pushing, &upload, &went).unwrap();
+        way.sessions = SESSIONS_IN_ALL;
+        way.count_step().unwrap();
+        way.sessions += 1;
+        assert_eq!(way.count_step().unwrap_err().kind(), Kind::Protocol);
     }
 }
