@@ -302,6 +302,12 @@ async fn a_mount_that_is_refused_is_a_no_and_one_of_another_blob_an_error() {
         setting.server.rule(Rule::always("mount=", Fault::Status(status)));
         assert!(!setting.target.mount(&upload(9).blob, "test/x").await.unwrap(), "{status}");
     }
+    let location = HeaderName::from_static("location");
+    for fault in [Fault::NoHeader(location.clone()), Fault::Header(location, "http://")] {
+        let setting = Setting::new(&impatient()).await;
+        setting.server.rule(Rule::always("mount=", fault.clone()));
+        assert!(!setting.target.mount(&upload(9).blob, "test/x").await.unwrap(), "{fault:?}");
+    }
     let setting = Setting::new(&impatient()).await;
     let blob = upload(100);
     setting.arrives(&blob).await;

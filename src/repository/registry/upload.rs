@@ -86,7 +86,11 @@ impl Registry {
         match response.status() {
             StatusCode::CREATED => same_digest(&blob.digest, response.headers()).map(|()| true),
             StatusCode::ACCEPTED => {
-                self.cancel(&self.session(&hop, response.headers())?).await;
+                // Without a usable place there is nothing to cancel, and a no all the same.
+                match self.session(&hop, response.headers()) {
+                    Ok(session) => self.cancel(&session).await,
+                    Err(error) => tracing::debug!(%error, "nothing to cancel"),
+                }
                 Ok(false)
             }
             status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
