@@ -226,19 +226,22 @@ impl Registry {
         }
     }
 
-    /// Puts a manifest under a tag or its digest.
+    /// Puts a manifest under a tag or its digest. The answer may take `patience` longer than others: registries look for
+    /// everything that it names first.
     pub(in crate::repository) async fn put_manifest(
         &self,
         which: &Which,
         media_type: &str,
         manifest: &Bytes,
+        patience: Duration,
     ) -> Result<()> {
         let media_type = HeaderValue::from_str(media_type).map_err(|error| {
             Error::from_source(Kind::Invalid, format!("the media type {media_type:?}"), error)
         })?;
         let ask = Ask::new(Method::PUT, &self.auth).header(CONTENT_TYPE, media_type);
+        let ask = Ask { patience, ..ask.body(Body::Bytes(manifest.clone())) };
         let hop = Hop::first(self.url(&format!("manifests/{which}"))?);
-        let (_, response) = self.follow(hop, &ask.body(Body::Bytes(manifest.clone()))).await?;
+        let (_, response) = self.follow(hop, &ask).await?;
         if !response.status().is_success() {
             return Err(self.unpushed(response).await);
         }
