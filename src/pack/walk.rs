@@ -71,13 +71,15 @@ pub struct File {
     pub seal: Seal,
 }
 
-/// Which file it is and when it was last written: two that are equal are one file that nobody wrote to.
+/// Which file it is and when it was last written: two that are equal are one file that nobody wrote to. The time of change
+/// goes with every writing and can't be set back, which that of modification can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
     device: u64,
     inode: u64,
     size: u64,
     mtime: (i64, i64),
+    ctime: (i64, i64),
 }
 
 impl Seal {
@@ -89,6 +91,7 @@ impl Seal {
             inode: metadata.ino(),
             size: metadata.len(),
             mtime: (metadata.mtime(), metadata.mtime_nsec()),
+            ctime: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
 }
@@ -364,6 +367,17 @@ mod tests {
         file.check().unwrap();
         fs::write(&file.place, "longer").unwrap();
         assert!(file.check().unwrap_err().to_string().contains("changed while it was packed"));
+        let file = walk(folder.path(), Links::Inside).unwrap().files.remove(0);
+        let modified = file.place.metadata().unwrap().modified().unwrap();
+        // Coarse clocks give two writings that follow at once the same time.
+        let changed = || file.place.metadata().map(|now| (now.ctime(), now.ctime_nsec())).unwrap();
+        let before = changed();
+        while changed() == before {
+            fs::write(&file.place, "behind").unwrap();
+        }
+        fs::File::open(&file.place).unwrap().set_modified(modified).unwrap();
+        assert_eq!(file.place.metadata().unwrap().modified().unwrap(), modified);
+        assert!(file.check().is_err(), "its times were set back");
         fs::remove_file(&file.place).unwrap();
         assert_eq!(file.check().unwrap_err().kind(), Kind::Busy);
     }
