@@ -89,7 +89,8 @@ struct Report {
 fn add(command: &Add, settings: &Settings) -> Result<()> {
     let begun = Instant::now();
     let source = reference(&command.reference)?;
-    let (target, tag) = target(command, &source)?;
+    let (target, tag) = target(command.target.as_deref(), &source)?;
+    let replaced = is_replaced(&source, &target).then_some(&*tag);
     let report = runtime()?.block_on(async {
         let repository = crate::repository::connect(&source, &settings.repository)?;
         let plain = Plain::open(repository, &source).await?;
@@ -98,33 +99,42 @@ fn add(command: &Add, settings: &Settings) -> Result<()> {
         }
         let destination = Destination::new(
             Target::open(&target, &settings.repository)?,
-            Some(tag),
+            Some(tag.clone()),
             sharing(&source, &target),
         );
         let progress = Progress::of("reading", plain.bytes().saturating_mul(2));
         progress.name(&source.to_string());
         let bar = progress.clone();
         let watch: Watch = std::sync::Arc::new(move |bytes| bar.add(bytes));
-        let added = plain.add(&destination, &watch).await;
+        let added = plain.add(&destination, replaced, &watch).await;
         progress.finish();
         Ok::<_, Error>(report(&source, &target, &plain, &added?, &destination, begun))
     })?;
     if command.json { print::json(&report) } else { print::line(text(&report)) }
 }
 
-/// Where it goes: what was typed, else the tag it came from.
-fn target(command: &Add, source: &Reference) -> Result<(Reference, String)> {
-    match &command.target {
+/// Where it goes: what was typed, else the tag it came from. Of a digest nobody knows whether the tag beside it still
+/// stands for it, so that such a tag is moved only by name.
+fn target(typed: Option<&str>, source: &Reference) -> Result<(Reference, String)> {
+    match typed {
         Some(target) => pack::target(target),
-        None if source.tag.is_none() && source.digest.is_some() => {
-            let doing = format!("{source} has no tag that could be moved to the model with its index");
-            Err(Error::new(Kind::Invalid, doing).hint("name a TARGET, as HOST/REPOSITORY:TAG"))
+        None if source.digest.is_some() => {
+            let doing = match &source.tag {
+                None => format!("{source} has no tag that could be moved to the model with its index"),
+                Some(tag) => {
+                    format!("{source} is read by its digest, and the tag {tag} may stand for another")
+                }
+            };
+            let hint = "name a TARGET, as HOST/REPOSITORY:TAG, or leave off what begins with '@'";
+            Err(Error::new(Kind::Invalid, doing).hint(hint))
         }
-        None => {
-            let moved = Reference { digest: None, ..source.clone() };
-            pack::target(&moved.to_string())
-        }
+        None => pack::target(&source.to_string()),
     }
+}
+
+/// Whether the tag that is read is the one that is moved. A digest names what is read whatever the tag stands for.
+fn is_replaced(source: &Reference, target: &Reference) -> bool {
+    source.digest.is_none() && (&source.place, source.which()) == (&target.place, target.which())
 }
 
 /// The repository that the blobs need not be uploaded from.
@@ -169,4 +179,43 @@ fn text(report: &Report) -> String {
         vec!["now".to_owned(), format!("{}@{}", report.target, report.new)],
     ];
     format!("{}\n{bytes} read, index {index}, {seconds}", print::table(&rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str) -> Reference {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_named_by_a_digest_goes_nowhere_without_a_target() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (source, why) in
+            [("r.io/a/b:v1@", "the tag v1 may stand for another"), ("r.io/a/b@", "has no tag")]
+        {
+            let source = of(&format!("{source}{digest}"));
+            let error = target(None, &source).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid);
+            let text = error.to_string();
+            assert!(text.contains(why) && text.contains("name a TARGET"), "{text}");
+            assert_eq!(target(Some("r.io/a/b:v1"), &source).unwrap().1, "v1");
+        }
+        assert_eq!(target(None, &of("r.io/a/b")).unwrap().1, "latest");
+    }
+
+    #[test]
+    fn a_tag_is_replaced_where_it_is_read_and_written() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (source, target, expected) in [
+            ("r.io/a/b", "r.io/a/b:latest", true),
+            ("r.io/a/b:v1", "r.io/a/b:v1", true),
+            ("r.io/a/b:v1", "r.io/a/b:v2", false),
+            ("r.io/a/b:v1", "r.io/a/c:v1", false),
+            (&*format!("r.io/a/b:v1@{digest}"), "r.io/a/b:v1", false),
+        ] {
+            assert_eq!(is_replaced(&of(source), &of(target)), expected, "{source} {target}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::Packaging;
 use crate::oci::{Place, Reference, Which};
 use crate::pack::publish::Done;
-use crate::pack::{self, Described, Destination, Options, Plan, Published, Times, Watch};
+use crate::pack::{self, Described, Destination, Links, Options, Plan, Published, Times, Watch};
 use crate::repository::push::Target;
 
 /// The most names of left-out files that are printed; JSON has them all.
@@ -31,6 +31,9 @@ pub(super) struct Pack {
     /// Make each file a tar of its own instead of a layer as it is
     #[arg(long)]
     tar: bool,
+    /// Follow links that lead out of the folder too, and publish what they lead to
+    #[arg(long)]
+    follow_links: bool,
     /// Leave out the index, which lets readers verify every chunk as it arrives
     #[arg(long)]
     no_index: bool,
@@ -144,6 +147,7 @@ impl Pack {
         let epoch = environment.source_date_epoch()?;
         Ok(Options {
             packaging: if self.tar { Packaging::Tar } else { Packaging::Raw },
+            links: if self.follow_links { Links::All } else { Links::Inside },
             index: !self.no_index,
             times: match self.keep_times {
                 true => Times::Own { latest: epoch },
@@ -314,6 +318,19 @@ struct PlannedFile<'a> {
     size: u64,
     /// Octal.
     mode: String,
+    /// What it leads to, where it is a link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    link: Option<String>,
+}
+
+impl PlannedFile<'_> {
+    fn row(&self) -> Vec<String> {
+        let path = match &self.link {
+            Some(target) => format!("{} -> {target}", self.path),
+            None => self.path.to_owned(),
+        };
+        vec![self.kind.to_owned(), print::size(self.size), print::safe(&path)]
+    }
 }
 
 /// The plan, for `--dry-run`.
@@ -326,6 +343,7 @@ fn show(command: &Pack, plan: &Plan) -> Result<()> {
             kind: layer.kind.name(),
             size: layer.file.size,
             mode: format!("{:04o}", layer.mode),
+            link: layer.file.target.as_ref().map(|target| target.display().to_string()),
         })
         .collect();
     let planned = Planned { files, bytes: plan.bytes(), model: &plan.described, skipped: &plan.skipped };
@@ -341,10 +359,7 @@ fn show(command: &Pack, plan: &Plan) -> Result<()> {
     }
     rows.push(vec!["files".into(), format!("{}, {}", planned.files.len(), print::size(planned.bytes))]);
     let head = ["KIND", "SIZE", "PATH"].map(str::to_owned).to_vec();
-    let files = planned
-        .files
-        .iter()
-        .map(|file| vec![file.kind.to_owned(), print::size(file.size), print::safe(file.path)]);
+    let files = planned.files.iter().map(PlannedFile::row);
     let table: Vec<_> = std::iter::once(head).chain(files).collect();
     let mut text = format!("{}\n\n{}", print::table(&rows), print::table(&table));
     if !plan.skipped.is_empty() {

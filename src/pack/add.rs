@@ -20,7 +20,7 @@ use crate::oci::artifact::Family;
 use crate::oci::config::{CONFIG_LIMIT, Description};
 use crate::oci::digest::Hasher;
 use crate::oci::manifest::{Document, LAYER_LIMIT, Manifest, OCI_MANIFEST};
-use crate::oci::{Artifact, Blob, Descriptor, Digest, Reference};
+use crate::oci::{Artifact, Blob, Descriptor, Digest, Reference, Which};
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::push::Piece;
 use crate::repository::{Pinned, Repository, read_all};
@@ -105,10 +105,19 @@ impl Plain {
     /// Reads every layer once, and publishes the artifact with its index. `watch` is told of twice the bytes: once
     /// where they are digested, once where they are uploaded or need not be. Must be called within a tokio runtime.
     ///
+    /// `replaced` is the tag of its own repository that is moved, if one is: it is looked at once more right before, so
+    /// that nobody's newer manifest gives way. What is pushed within that last moment is not seen: registries have no
+    /// word for "only if" (distribution specification, "Pushing Manifests").
+    ///
     /// # Errors
-    /// `Integrity` where a layer's bytes are not what its digest says, naming it: nothing is published then. Those of
-    /// reading and of the destination.
-    pub async fn add(&self, destination: &Destination, watch: &Watch) -> Result<Added> {
+    /// `Integrity` where a layer's bytes are not what its digest says, naming it, and `Busy` where `replaced` stands for
+    /// another manifest meanwhile: nothing is published then. Those of reading and of the destination.
+    pub async fn add(
+        &self,
+        destination: &Destination,
+        replaced: Option<&str>,
+        watch: &Watch,
+    ) -> Result<Added> {
         let digested = stream::iter(0..self.index.layers.len())
             .map(|number| self.digested(number, watch))
             .buffered(SIDE_BY_SIDE);
@@ -122,8 +131,25 @@ impl Plain {
         if let Some(config) = &config {
             destination.put_bytes("the config", config, watch).await?;
         }
+        if let Some(tag) = replaced {
+            self.refuse_moved(tag).await?;
+        }
         let new = destination.tag(self.media_type(), &manifest).await?;
         Ok(Added { old: self.pinned.digest.clone(), new, index: encoded.blob })
+    }
+
+    async fn refuse_moved(&self, tag: &str) -> Result<()> {
+        let old = &self.pinned.digest;
+        let now = match self.repository.manifest(&Which::Tag(tag.to_owned())).await {
+            Ok(now) if now.digest == *old => return Ok(()),
+            Ok(now) => format!("for {} now and no more for {old}", now.digest),
+            Err(error) if error.kind() == Kind::NotFound => {
+                format!("for nothing any more, and not for {old}")
+            }
+            Err(error) => return Err(error.context(format!("cannot see whether {tag} still is {old}"))),
+        };
+        let doing = format!("the tag {tag} of {} stands {now}", self.repository.place());
+        Err(Error::new(Kind::Busy, doing).hint("somebody else moved it meanwhile; ask again"))
     }
 
     fn media_type(&self) -> &str {

@@ -40,7 +40,7 @@ async fn add(memory: &Arc<Memory>) -> Result<(Added, String)> {
     let destination =
         Destination::new(Target::open(&target, &Config::default()).unwrap(), Some("v1".into()), Vec::new());
     let plain = Plain::open(memory.clone(), &reference()).await?;
-    let added = plain.add(&destination, &unwatched()).await?;
+    let added = plain.add(&destination, None, &unwatched()).await?;
     let manifest = folder.path().join("blobs/sha256").join(added.new.hex());
     Ok((added, std::fs::read_to_string(manifest).unwrap()))
 }
@@ -70,6 +70,29 @@ async fn every_layer_is_read_once_before_it_is_copied_and_none_where_it_is_refus
     assert!(manifest.contains(&added.index.digest.to_string()));
     // The config is read for its diffIDs; it and the layers are read once more where the target has none of them.
     assert_eq!(memory.bytes(), 2 * (2 + 3 + 4));
+}
+
+#[tokio::test]
+async fn a_tag_that_somebody_moved_or_removed_meanwhile_is_not_moved_back() {
+    let memory = memory(&[b"abc"], "{}", "");
+    let plain = Plain::open(memory.clone(), &reference()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let target: Reference = format!("oci:{}", folder.path().display()).parse().unwrap();
+    let open = || Target::open(&target, &Config::default()).unwrap();
+    let newer = memory.manifest(&Which::Tag("v1".into())).await.unwrap().bytes.to_vec();
+    let newer = [&newer[..newer.len() - 1], br#","annotations":{"newer":"x"}}"#].concat();
+    memory.put_manifest("v1", OCI_MANIFEST, newer);
+    for (tag, why) in [("v1", "stands for sha256:"), ("gone", "for nothing any more")] {
+        let destination = Destination::new(open(), Some(tag.into()), Vec::new());
+        let error = plain.add(&destination, Some(tag), &unwatched()).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Busy, "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+        let tagged = std::fs::read_to_string(folder.path().join("index.json")).unwrap();
+        assert!(!tagged.contains(&format!("\"{tag}\"")), "{tagged}");
+    }
+    let plain = Plain::open(memory.clone(), &reference()).await.unwrap();
+    let destination = Destination::new(open(), Some("v1".into()), Vec::new());
+    plain.add(&destination, Some("v1"), &unwatched()).await.unwrap();
 }
 
 #[tokio::test]

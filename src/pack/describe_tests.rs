@@ -6,7 +6,7 @@ use super::gguf::tests::{Value, file as gguf};
 use super::safetensors::tests::file as safetensors;
 use super::*;
 use crate::pack::kind::kind;
-use crate::pack::walk::walk;
+use crate::pack::walk::{Links, walk};
 
 fn folder(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -19,7 +19,7 @@ fn folder(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
 }
 
 fn described(folder: &Path) -> Described {
-    let found = walk(folder).unwrap();
+    let found = walk(folder, Links::Inside).unwrap();
     let files: Vec<_> = found.files.iter().map(|file| (kind(&file.path, file.size), file)).collect();
     describe(&files)
 }

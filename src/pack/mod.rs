@@ -30,6 +30,7 @@ pub mod walk;
 pub use describe::Described;
 pub use plan::{Options, Plan, Times, plan};
 pub use publish::{Destination, Published, publish};
+pub use walk::Links;
 
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::describe::{Described, describe};
 use super::kind::kind;
 use super::layer::Layer;
-use super::walk::{File, walk};
+use super::walk::{File, Links, walk};
 use crate::error::Result;
 use crate::oci::artifact::{LayerKind, Packaging};
 
@@ -19,6 +19,8 @@ const LATEST: u64 = (1 << 33) - 1;
 pub struct Options {
     /// Raw or tar.
     pub packaging: Packaging,
+    /// Which links are followed.
+    pub links: Links,
     /// Whether the artifact gets an index.
     pub index: bool,
     /// Which times the files get.
@@ -82,7 +84,7 @@ impl Plan {
 /// # Errors
 /// As [`walk`].
 pub fn plan(folder: &Path, options: &Options) -> Result<Plan> {
-    let found = walk(folder)?;
+    let found = walk(folder, options.links)?;
     let kinds: Vec<(LayerKind, &File)> =
         found.files.iter().map(|file| (kind(&file.path, file.size), file)).collect();
     let described = options.described.clone().or(describe(&kinds));

@@ -42,7 +42,7 @@ pub struct Destination {
     done: Mutex<Done>,
 }
 
-/// What became of the blobs, in stored bytes.
+/// What became of the blobs, in stored bytes; of equal ones, which are one blob, once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Done {
     /// Sent.
@@ -79,12 +79,17 @@ impl Destination {
         *self.done.lock()
     }
 
-    /// Sees to it that the blob is there. Costs one request where it is; nothing where it was seen to before.
+    /// Sees to it that the blob is there, or will be once the call that was first with its digest returns. Costs one
+    /// request where it is; nothing where it was seen to before, which is not counted again either.
     ///
     /// # Errors
     /// Those of [`Target::has`], [`Target::mount`] and [`Target::put`].
     pub(super) async fn put(&self, blob: &Blob, pieces: Vec<Piece>, watch: &Watch) -> Result<()> {
-        if !self.claimed.lock().insert(blob.digest.clone()) || self.target.has(blob).await? {
+        if !self.claimed.lock().insert(blob.digest.clone()) {
+            watch(blob.size);
+            return Ok(());
+        }
+        if self.target.has(blob).await? {
             watch(blob.size);
             self.done.lock().present += blob.size;
             return Ok(());

@@ -138,17 +138,18 @@ impl Folder {
         if there.is_err() {
             self.refuse_what_is_no_file(path, &parent, name)?;
         }
-        let temporary = temporary();
-        symlinkat(target, &parent, &*temporary).map_err(|errno| self.in_the_way(path, errno))?;
+        let (temporary, ()) = temporary(|name| symlinkat(target, &parent, name))
+            .map_err(|errno| self.in_the_way(path, errno))?;
         self.put_into_place(path, &parent, &temporary, name)
     }
 
     fn write(&self, path: &str, look: &Look, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
         let (parent, name) = self.prepare(path)?;
-        let temporary = temporary();
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let made = nix::fcntl::openat(&parent, &*temporary, flags, Mode::from_bits_truncate(0o600));
-        let mut file = File::from(made.map_err(|errno| self.in_the_way(path, errno))?);
+        let made =
+            temporary(|name| nix::fcntl::openat(&parent, name, flags, Mode::from_bits_truncate(0o600)));
+        let (temporary, file) = made.map_err(|errno| self.in_the_way(path, errno))?;
+        let mut file = File::from(file);
         let filled = fill(&mut file).and_then(|()| finish(&file, look));
         if let Err(error) = filled {
             let _ = unlinkat(&parent, &*temporary, UnlinkatFlags::NoRemoveDir);
@@ -258,11 +259,9 @@ fn mark(file: &impl AsFd, name: &str, value: &str) {
     }
 }
 
-/// A name that nobody else uses while this process lives.
-fn temporary() -> String {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!(".weightfs-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+/// Makes something under a name that nobody else uses, and gives the name too. What is there already is not ours.
+fn temporary<T>(make: impl FnMut(&str) -> nix::Result<T>) -> nix::Result<(String, T)> {
+    crate::repository::push::temporary::make(make, |errno| *errno == Errno::EEXIST)
 }
 
 #[cfg(test)]
@@ -316,6 +315,18 @@ mod tests {
             std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["copy", "empty", "link", "x"]);
+    }
+
+    #[test]
+    fn what_a_killed_process_of_our_number_left_fails_no_pull() {
+        let (dir, folder) = folder();
+        let source = image(&dir, b"bytes");
+        let left = |number| folder.path().join(format!(".weightfs-{}-{number}", std::process::id()));
+        (0..100).for_each(|number| std::fs::write(left(number), b"theirs").unwrap());
+        folder.copy("copy", &source, &Look::default()).unwrap();
+        folder.link("link", "copy").unwrap();
+        assert_eq!(std::fs::read(folder.path().join("link")).unwrap(), b"bytes");
+        assert!((0..100).all(|number| std::fs::read(left(number)).unwrap() == b"theirs"));
     }
 
     #[test]

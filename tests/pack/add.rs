@@ -85,6 +85,8 @@ fn blobs_are_taken_from_the_repository_they_lie_in_and_copied_elsewhere() {
     let old = registry.push("acme/llm", "v1", &artifact);
     let source = registry.reference(&format!("acme/llm@{old}"));
     add(&place, &[&source]).failed(2, &["has no tag", "TARGET"]);
+    let with_tag = registry.reference(&format!("acme/llm:v1@{old}"));
+    add(&place, &[&with_tag]).failed(2, &["by its digest", "the tag v1", "TARGET", "'@'"]);
     let beside = registry.reference("acme/indexed:v1");
     let report = add(&place, &[&source, &beside, "--json"]).ok().json();
     assert!(report["mountedBytes"].as_u64() >= Some(artifact.layer_bytes()), "{report}");

@@ -177,6 +177,26 @@ fn a_dry_run_shows_the_plan_and_asks_nobody() {
 }
 
 #[test]
+fn a_link_out_of_the_folder_is_packed_only_where_that_is_asked_for() {
+    let place = Place::new();
+    let folder = folder(&[("config.json".to_owned(), b"{}".to_vec())].into());
+    let elsewhere = scratch::roomy();
+    let secret = elsewhere.path().canonicalize().unwrap().join("secret");
+    fs::write(&secret, "mine").unwrap();
+    symlink(&secret, folder.path().join("w.bin")).unwrap();
+    let (target, named) = (layout(&place, "layout"), secret.to_str().unwrap());
+    for options in [&[][..], &["--dry-run"]] {
+        pack(&place, folder.path(), &target, options).failed(2, &["w.bin", named, "--follow-links"]);
+    }
+    let shown = pack(&place, folder.path(), &target, &["--dry-run", "--follow-links"]).ok().stdout;
+    assert!(shown.contains(&format!("w.bin -> {named}")), "{shown}");
+    let shown = packed(&place, folder.path(), &target, &["--dry-run", "--follow-links"]);
+    assert_eq!((&shown["files"][1]["link"], &shown["files"][0]["link"]), (&json!(named), &Value::Null));
+    packed(&place, folder.path(), &target, &["--follow-links"]);
+    assert_eq!(contents(&target)["w.bin"], b"mine");
+}
+
+#[test]
 fn the_answer_is_one_line_with_the_digest() {
     let place = Place::new();
     let folder = folder(&files());
@@ -191,12 +211,12 @@ fn the_answer_is_one_line_with_the_digest() {
 /// A plan of the folder, and a target in memory of nobody.
 fn planned(folder: &Path) -> weightfs::pack::Plan {
     use weightfs::oci::artifact::Packaging;
-    use weightfs::pack::{Described, Options, Times};
+    use weightfs::pack::{Described, Links, Options, Times};
     let described = Described::default();
     let (times, created) = (Times::Fixed(0), None);
     weightfs::pack::plan(
         folder,
-        &Options { packaging: Packaging::Raw, index: true, times, created, described },
+        &Options { packaging: Packaging::Raw, links: Links::Inside, index: true, times, created, described },
     )
     .unwrap()
 }

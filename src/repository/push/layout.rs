@@ -7,7 +7,6 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,6 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::Upload;
 use super::source::Source;
+use super::temporary;
 use crate::error::{Error, Kind, Result};
 use crate::oci::digest::Hasher;
 use crate::oci::{Blob, Digest};
@@ -26,8 +26,6 @@ use crate::repository::{Layout, Repository, Untagged};
 
 /// What `oci-layout` says (image specification, image-layout.md).
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
-/// What the marker's temporary file begins with, so that a folder that has nothing else still counts as empty.
-const BESIDE: &str = ".weightfs-";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// How long the index may be held by others, who need milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(15);
@@ -203,20 +201,11 @@ struct Beside {
 
 impl Beside {
     fn new(path: &Path) -> io::Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{BESIDE}{}-{number}.tmp", std::process::id());
-        let temporary = path.with_file_name(name);
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
-        let file = match options.open(&temporary) {
-            // Of a process that had our number and was killed.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                fs::remove_file(&temporary)?;
-                options.open(&temporary)?
-            }
-            opened => opened?,
-        };
+        let open = |name: &str| options.open(path.with_file_name(name));
+        let (name, file) = temporary::make(open, |error| error.kind() == io::ErrorKind::AlreadyExists)?;
+        let temporary = path.with_file_name(name);
         Ok(Self { file, temporary, path: path.to_owned() })
     }
 
@@ -249,7 +238,8 @@ fn make(root: &Path) -> Result<()> {
     let entries = fs::read_dir(root).map_err(|error| failed("read", root, error))?;
     for entry in entries {
         let name = entry.map_err(|error| failed("read", root, error))?.file_name();
-        let ours = name == "oci-layout" || name.to_string_lossy().starts_with(BESIDE);
+        // What a process that was killed left beside the marker; a folder that has nothing else still counts as empty.
+        let ours = name == "oci-layout" || name.to_string_lossy().starts_with(temporary::BEGINS);
         if !ours {
             let doing = format!("{} has other files in it and is no image layout", root.display());
             return Err(
@@ -363,6 +353,31 @@ mod tests {
         fs::remove_dir(folder.path().join("blobs")).unwrap();
         target(folder.path()).unwrap();
         assert_eq!(entries(folder.path()), []);
+    }
+
+    #[test]
+    fn two_that_write_one_blob_write_into_files_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("blob");
+        let (mut one, two) = (Beside::new(&path).unwrap(), Beside::new(&path).unwrap());
+        assert_ne!(one.temporary, two.temporary);
+        one.file.write_all(b"one").unwrap();
+        drop(two);
+        one.rename().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_process_of_our_number_is_writing_is_left_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = target(folder.path()).unwrap();
+        let blobs = folder.path().join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        let theirs = |number| blobs.join(format!("{}{}-{number}.tmp", temporary::BEGINS, std::process::id()));
+        (0..100).for_each(|number| fs::write(theirs(number), "theirs").unwrap());
+        target.put(&upload(b"abc"), &|_| {}).await.unwrap();
+        assert!((0..100).all(|number| fs::read(theirs(number)).unwrap() == b"theirs"));
     }
 
     #[tokio::test]

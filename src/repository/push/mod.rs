@@ -6,6 +6,7 @@
 mod layout;
 mod registry;
 pub(in crate::repository) mod source;
+pub(crate) mod temporary;
 
 use bytes::Bytes;
 

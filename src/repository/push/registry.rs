@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use serde::de::IgnoredAny;
 
 use super::Upload;
 use super::source::Source;
@@ -28,6 +29,13 @@ const LEAST_PART: u64 = 1 << 20;
 const SESSIONS: u32 = 5;
 /// How often in a row a step may fail where the registry never says that bytes came in.
 const ATTEMPTS: u32 = 40;
+/// How many sessions one blob gets in all, whatever came of each.
+const SESSIONS_IN_ALL: u32 = 100;
+/// How many steps one blob gets in all: these, and one for every so many of its bytes.
+const STEPS: u64 = 1000;
+const STEP: u64 = 64 << 10;
+/// How long a registry may look for each blob that a manifest names before it takes the manifest: slow object stores.
+const LOOKING: Duration = Duration::from_millis(100);
 
 /// A request that can be made again.
 type Ask<'a, T> = &'a (dyn Fn() -> BoxFuture<'a, Result<T>> + Send + Sync);
@@ -52,26 +60,30 @@ impl Pushing {
     }
 
     pub(super) async fn has(&self, blob: &Blob) -> Result<bool> {
-        self.asked(&format!("look for {} in", blob.digest), &|| Box::pin(self.registry.has(blob))).await
+        let doing = format!("look for {} in", blob.digest);
+        self.asked(&doing, self.setup_deadline, &|| Box::pin(self.registry.has(blob))).await
     }
 
     pub(super) async fn mount(&self, blob: &Blob, from: &str) -> Result<bool> {
         let doing = format!("mount {} from {from} in", blob.digest);
-        self.asked(&doing, &|| Box::pin(self.registry.mounted(blob, from))).await
+        self.asked(&doing, self.setup_deadline, &|| Box::pin(self.registry.mounted(blob, from))).await
     }
 
     pub(super) async fn tag(&self, tag: Option<&str>, media_type: &str, manifest: &Bytes) -> Result<Digest> {
         let digest = Digest::of(manifest);
         let which = tag.map_or_else(|| Which::Digest(digest.clone()), |tag| Which::Tag(tag.to_owned()));
-        let put: Ask<'_, ()> = &|| Box::pin(self.registry.put_manifest(&which, media_type, manifest));
-        self.asked(&format!("push the manifest {which} to"), put).await?;
+        let patience = LOOKING.saturating_mul(named_by(manifest));
+        let put: Ask<'_, ()> =
+            &|| Box::pin(self.registry.put_manifest(&which, media_type, manifest, patience));
+        let deadline = self.deadline.saturating_add(patience);
+        self.asked(&format!("push the manifest {which} to"), deadline, put).await?;
         Ok(digest)
     }
 
-    /// Asks until there is an answer that counts.
-    async fn asked<T>(&self, verb: &str, ask: Ask<'_, T>) -> Result<T> {
+    /// Asks until there is an answer that counts, or the deadline is over.
+    async fn asked<T>(&self, verb: &str, deadline: Duration, ask: Ask<'_, T>) -> Result<T> {
         let doing = format!("to {verb} {}", self.place());
-        let mut tries = Tries::new(self.setup_deadline, UNREACHABLE_PATIENCE);
+        let mut tries = Tries::new(deadline, UNREACHABLE_PATIENCE);
         let done = loop {
             match tries.bounded(ask()).await {
                 Ok(done) => break Ok(done),
@@ -86,20 +98,9 @@ impl Pushing {
     }
 
     pub(super) async fn put(&self, upload: &Upload, sent: &(dyn Fn(u64) + Send + Sync)) -> Result<()> {
-        let (source, went) = (Source::new(upload)?, Went { sent, high: AtomicU64::new(0) });
+        let went = Went { sent, high: AtomicU64::new(0) };
         let size = upload.blob.size;
-        let mut way = Way {
-            pushing: self,
-            blob: &upload.blob,
-            source,
-            went: &went,
-            tries: Tries::new(self.deadline, self.deadline),
-            mode: if size <= SMALL { Mode::Whole } else { Mode::Parts(PART) },
-            session: None,
-            unsure: false,
-            lost: 0,
-            counted: 0,
-        };
+        let mut way = Way::new(self, upload, &went)?;
         let done = way.go().await;
         if let (Err(error), Some(session)) = (&done, &way.session)
             && error.kind() != Kind::Unreachable
@@ -109,6 +110,19 @@ impl Pushing {
         went.reach(if done.is_ok() { size } else { 0 });
         done.map_err(|error| error.context(format!("cannot push {} to {}", upload.blob.digest, self.place())))
     }
+}
+
+/// How many blobs and manifests a manifest or an index names, as far as that can be read.
+fn named_by(manifest: &[u8]) -> u32 {
+    #[derive(Default, serde::Deserialize)]
+    struct Lists {
+        #[serde(default)]
+        layers: Vec<IgnoredAny>,
+        #[serde(default)]
+        manifests: Vec<IgnoredAny>,
+    }
+    let lists: Lists = serde_json::from_slice(manifest).unwrap_or_default();
+    lists.layers.len().saturating_add(lists.manifests.len()).try_into().unwrap_or(u32::MAX)
 }
 
 /// What has gone, told once for each byte however often it is sent.
@@ -154,16 +168,42 @@ struct Way<'a> {
     lost: u32,
     /// How far [`Went`] was when the deadline was last started anew.
     counted: u64,
+    /// The most that the registry ever said it has of this session: what it says less of later is no progress again.
+    confirmed: u64,
+    /// How many sessions there were.
+    sessions: u32,
+    /// How many steps there were.
+    steps: u64,
 }
 
-impl Way<'_> {
+impl<'a> Way<'a> {
+    fn new(pushing: &'a Pushing, upload: &'a Upload, went: &'a Went<'a>) -> Result<Self> {
+        Ok(Self {
+            pushing,
+            blob: &upload.blob,
+            source: Source::new(upload)?,
+            went,
+            tries: Tries::new(pushing.deadline, pushing.deadline),
+            mode: if upload.blob.size <= SMALL { Mode::Whole } else { Mode::Parts(PART) },
+            session: None,
+            unsure: false,
+            lost: 0,
+            counted: 0,
+            confirmed: 0,
+            sessions: 0,
+            steps: 0,
+        })
+    }
+
     async fn go(&mut self) -> Result<()> {
         loop {
-            let at = self.session.as_ref().map_or(0, |session| session.offset);
+            self.count_step()?;
             match self.step().await {
                 Ok(Step::Last) => return Ok(()),
                 Ok(Step::Taken) => {
-                    if self.session.as_ref().is_some_and(|session| session.offset > at) {
+                    let offset = self.session.as_ref().map_or(0, |session| session.offset);
+                    if offset > self.confirmed {
+                        self.confirmed = offset;
                         self.tries = Tries::new(self.pushing.deadline, self.pushing.deadline);
                     }
                 }
@@ -177,11 +217,22 @@ impl Way<'_> {
         }
     }
 
+    /// Whatever a registry answers, an upload ends: far beyond what one over a bad line needs.
+    fn count_step(&mut self) -> Result<()> {
+        self.steps += 1;
+        if self.steps <= STEPS.saturating_add(self.blob.size / STEP) && self.sessions <= SESSIONS_IN_ALL {
+            return Ok(());
+        }
+        let doing = format!("{} requests in {} uploads, and no end", self.steps - 1, self.sessions);
+        Err(Error::new(Kind::Protocol, doing))
+    }
+
     async fn step(&mut self) -> Result<Step, Setback> {
         let registry = &self.pushing.registry;
         let Some(session) = &mut self.session else {
             self.session = Some(registry.begin().await?);
-            self.unsure = false;
+            (self.unsure, self.confirmed) = (false, 0);
+            self.sessions += 1;
             return Ok(Step::Taken);
         };
         if self.unsure {
@@ -300,5 +351,70 @@ impl Way<'_> {
         if let Some(session) = self.session.take() {
             self.pushing.registry.cancel(&session).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::super::Piece;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_registry_that_looks_at_every_layer_of_a_manifest_gets_time_for_each() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = Config {
+            stall: Duration::from_millis(100),
+            setup_deadline: Duration::from_millis(100),
+            read_deadline: Duration::from_millis(100),
+            ..Config::default()
+        };
+        let pushing = Pushing::new(&listener.local_addr().unwrap().to_string(), "a/b", &config).unwrap();
+        let slow = async {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"]}") {
+                connection.read_buf(&mut asked).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let answer = b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n";
+            connection.write_all(answer).await.unwrap();
+            std::future::pending::<()>().await
+        };
+        let manifest = Bytes::from(format!(r#"{{"layers":[{}]}}"#, vec!["{}"; 200].join(",")));
+        tokio::select! {
+            () = slow => {}
+            tagged = pushing.tag(Some("v1"), "m", &manifest) => drop(tagged.unwrap()),
+        }
+    }
+
+    #[test]
+    fn what_a_manifest_names_is_counted() {
+        for (manifest, count) in [
+            (r#"{"config":{},"layers":[{},{"digest":"x"}]}"#, 2),
+            (r#"{"manifests":[{}]}"#, 1),
+            (r#"{"layers":7}"#, 0),
+            ("no JSON", 0),
+        ] {
+            assert_eq!(named_by(manifest.as_bytes()), count, "{manifest}");
+        }
+    }
+
+    #[test]
+    fn an_upload_ends_whatever_is_answered() {
+        let bytes = Bytes::from(vec![0; 10 << 16]);
+        let blob = Blob { digest: Digest::of(&bytes), size: 10 << 16 };
+        let upload = Upload { blob, pieces: vec![Piece::Bytes(bytes)] };
+        let pushing = Pushing::new("127.0.0.1:1", "a/b", &Config::default()).unwrap();
+        let went = Went { sent: &|_| {}, high: AtomicU64::new(0) };
+        let mut way = Way::new(&pushing, &upload, &went).unwrap();
+        (0..STEPS + 10).for_each(|_| way.count_step().unwrap());
+        assert_eq!(way.count_step().unwrap_err().kind(), Kind::Protocol);
+        let mut way = Way::new(&pushing, &upload, &went).unwrap();
+        way.sessions = SESSIONS_IN_ALL;
+        way.count_step().unwrap();
+        way.sessions += 1;
+        assert_eq!(way.count_step().unwrap_err().kind(), Kind::Protocol);
     }
 }

@@ -86,7 +86,11 @@ impl Registry {
         match response.status() {
             StatusCode::CREATED => same_digest(&blob.digest, response.headers()).map(|()| true),
             StatusCode::ACCEPTED => {
-                self.cancel(&self.session(&hop, response.headers())?).await;
+                // Without a usable place there is nothing to cancel, and a no all the same.
+                match self.session(&hop, response.headers()) {
+                    Ok(session) => self.cancel(&session).await,
+                    Err(error) => tracing::debug!(%error, "nothing to cancel"),
+                }
                 Ok(false)
             }
             status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
@@ -222,19 +226,22 @@ impl Registry {
         }
     }
 
-    /// Puts a manifest under a tag or its digest.
+    /// Puts a manifest under a tag or its digest. The answer may take `patience` longer than others: registries look for
+    /// everything that it names first.
     pub(in crate::repository) async fn put_manifest(
         &self,
         which: &Which,
         media_type: &str,
         manifest: &Bytes,
+        patience: Duration,
     ) -> Result<()> {
         let media_type = HeaderValue::from_str(media_type).map_err(|error| {
             Error::from_source(Kind::Invalid, format!("the media type {media_type:?}"), error)
         })?;
         let ask = Ask::new(Method::PUT, &self.auth).header(CONTENT_TYPE, media_type);
+        let ask = Ask { patience, ..ask.body(Body::Bytes(manifest.clone())) };
         let hop = Hop::first(self.url(&format!("manifests/{which}"))?);
-        let (_, response) = self.follow(hop, &ask.body(Body::Bytes(manifest.clone()))).await?;
+        let (_, response) = self.follow(hop, &ask).await?;
         if !response.status().is_success() {
             return Err(self.unpushed(response).await);
         }
