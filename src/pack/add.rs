@@ -59,8 +59,8 @@ impl Plain {
     /// Costs a request for the manifest, one for the config, and those of [`find`](index::find()).
     ///
     /// # Errors
-    /// `Invalid` where it has an index, where the reference leads to a list of manifests, or the manifest has as many
-    /// layers as it may; those of the repository and of finding files; `Integrity` where the config's bytes are not
+    /// `Invalid` where it has an index, where the reference leads to a list of manifests, where others may read another
+    /// value of the manifest than the one that is changed, or it has as many layers as it may; those of the repository and of finding files; `Integrity` where the config's bytes are not
     /// what its digest says.
     pub async fn open(repository: Arc<dyn Repository>, reference: &Reference) -> Result<Self> {
         let opening = |error: Error| error.context(format!("cannot open {reference}"));
@@ -73,6 +73,7 @@ impl Plain {
                     .hint("name one of them by its digest, after '@', and a TARGET"));
             }
         };
+        refuse_twins(&pinned).map_err(opening)?;
         let artifact = Artifact::read(manifest.clone()).map_err(opening)?;
         refuse_indexed(reference, &artifact)?;
         let mut index = index::find(&*repository, &artifact, &|_| Vec::new()).await.map_err(opening)?;
@@ -193,14 +194,14 @@ impl Plain {
     }
 
     /// The config with the index's diffID after the others; `None` where it stays as it is, since it gives none, or
-    /// not one for each layer.
+    /// not one for each layer, or could be read differently.
     fn config_with(&self, diff_id: &Digest) -> Option<Bytes> {
         let old = self.config.as_ref()?;
         let diff_ids = Description::parse(old).diff_ids;
         if diff_ids.is_empty() || diff_ids.len() != self.artifact.layers.len() {
             return None;
         }
-        let text = std::str::from_utf8(old).ok()?;
+        let text = std::str::from_utf8(old).ok().filter(|text| splice::twins(text).is_none())?;
         let element = format!("\"{diff_id}\"");
         let written = |key| splice::append(text, &["modelfs", key], &element);
         let new = Bytes::from(written("diffIds").or_else(|| written("diff_ids"))?);
@@ -247,6 +248,15 @@ impl Plain {
         }
         is_bound && new == old
     }
+}
+
+/// Refuses a manifest that readers take differently: what is added for one would be missing for the other.
+fn refuse_twins(pinned: &Pinned) -> Result<()> {
+    let Some((one, other)) = std::str::from_utf8(&pinned.bytes).ok().and_then(splice::twins) else {
+        return Ok(());
+    };
+    let doing = format!("the manifest {} has both {one:?} and {other:?} in one object", pinned.digest);
+    Err(Error::new(Kind::Invalid, doing).hint("pack the model's files with 'weightfs pack'"))
 }
 
 fn refuse_indexed(reference: &Reference, artifact: &Artifact) -> Result<()> {
