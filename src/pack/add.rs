@@ -31,6 +31,10 @@ const SIDE_BY_SIDE: usize = 4;
 /// How many pieces of a layer, of at most 1 MiB, wait for being digested.
 const WAITING: usize = 4;
 
+/// What a person should know of a manifest that refers to another one.
+const REFERRER: &str = "it has a subject, and the model with its index will have the same one; what refers to it, as \
+                        signatures do, stays with its old digest";
+
 /// An artifact without an index, opened to get one.
 #[derive(Debug)]
 pub struct Plain {
@@ -40,6 +44,7 @@ pub struct Plain {
     artifact: Artifact,
     index: Index,
     config: Option<Bytes>,
+    warnings: Vec<String>,
 }
 
 /// The artifact with its index.
@@ -88,7 +93,9 @@ impl Plain {
                 layer.diff_id = Some(diff_id);
             }
         }
-        Ok(Self { repository, pinned, manifest, artifact, index, config })
+        let mut warnings = std::mem::take(&mut index.warnings);
+        warnings.extend(has_subject(&pinned.bytes).then(|| REFERRER.to_owned()));
+        Ok(Self { repository, pinned, manifest, artifact, index, config, warnings })
     }
 
     /// How many stored bytes are read.
@@ -100,7 +107,7 @@ impl Plain {
     /// What a person should know of the artifact.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
-        &self.index.warnings
+        &self.warnings
     }
 
     /// Reads every layer once, and publishes the artifact with its index. `watch` is told of twice the bytes: once
@@ -269,6 +276,15 @@ fn refuse_indexed(reference: &Reference, artifact: &Artifact) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Kind::Invalid, format!("{reference} has {LAYER_LIMIT} layers, and can have no more")))
+}
+
+/// Whether the manifest names another one that it belongs to (image specification, manifest.md).
+fn has_subject(manifest: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Referrer {
+        subject: Option<serde::de::IgnoredAny>,
+    }
+    serde_json::from_slice::<Referrer>(manifest).is_ok_and(|referrer| referrer.subject.is_some())
 }
 
 /// The config's bytes; `None` where it is larger than any that is read.

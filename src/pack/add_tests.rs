@@ -74,6 +74,18 @@ async fn a_manifest_that_others_may_read_differently_gets_none() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_has_a_subject_gets_an_index_with_a_warning() {
+    let subject = format!(r#""subject":{{"mediaType":"x","digest":"{}","size":1}},"#, Digest::of(b"s"));
+    for (more, warns) in [(&*subject, true), (r#""subject":null,"#, false), ("", false)] {
+        let memory = memory(&[b"abc"], "{}", more);
+        let plain = Plain::open(memory.clone(), &reference()).await.unwrap();
+        assert_eq!(plain.warnings().iter().any(|text| text.contains("signatures")), warns, "{more}");
+        let (_, manifest) = add(&memory).await.unwrap();
+        assert!(manifest.contains(more));
+    }
+}
+
+#[tokio::test]
 async fn every_layer_is_read_once_before_it_is_copied_and_none_where_it_is_refused() {
     let memory = memory(&[b"abc", b"", b"defg"], "{}", "");
     let (added, manifest) = add(&memory).await.unwrap();
