@@ -95,7 +95,7 @@ fn add(command: &Add, settings: &Settings) -> Result<()> {
         let repository = crate::repository::connect(&source, &settings.repository)?;
         let plain = Plain::open(repository, &source).await?;
         for warning in plain.warnings() {
-            tracing::warn!("{source}: {}", print::safe(warning));
+            print::complain(format!("{source}: {warning}"));
         }
         let destination = Destination::new(
             Target::open(&target, &settings.repository)?,

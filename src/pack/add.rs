@@ -31,6 +31,10 @@ const SIDE_BY_SIDE: usize = 4;
 /// How many pieces of a layer, of at most 1 MiB, wait for being digested.
 const WAITING: usize = 4;
 
+/// What a person should know of a manifest that refers to another one.
+const REFERRER: &str = "it has a subject, and the model with its index will have the same one; what refers to it, as \
+                        signatures do, stays with its old digest";
+
 /// An artifact without an index, opened to get one.
 #[derive(Debug)]
 pub struct Plain {
@@ -40,6 +44,7 @@ pub struct Plain {
     artifact: Artifact,
     index: Index,
     config: Option<Bytes>,
+    warnings: Vec<String>,
 }
 
 /// The artifact with its index.
@@ -59,8 +64,8 @@ impl Plain {
     /// Costs a request for the manifest, one for the config, and those of [`find`](index::find()).
     ///
     /// # Errors
-    /// `Invalid` where it has an index, where the reference leads to a list of manifests, or the manifest has as many
-    /// layers as it may; those of the repository and of finding files; `Integrity` where the config's bytes are not
+    /// `Invalid` where it has an index, where the reference leads to a list of manifests, where others may read another
+    /// value of the manifest than the one that is changed, or it has as many layers as it may; those of the repository and of finding files; `Integrity` where the config's bytes are not
     /// what its digest says.
     pub async fn open(repository: Arc<dyn Repository>, reference: &Reference) -> Result<Self> {
         let opening = |error: Error| error.context(format!("cannot open {reference}"));
@@ -73,6 +78,7 @@ impl Plain {
                     .hint("name one of them by its digest, after '@', and a TARGET"));
             }
         };
+        refuse_twins(&pinned).map_err(opening)?;
         let artifact = Artifact::read(manifest.clone()).map_err(opening)?;
         refuse_indexed(reference, &artifact)?;
         let mut index = index::find(&*repository, &artifact, &|_| Vec::new()).await.map_err(opening)?;
@@ -87,7 +93,9 @@ impl Plain {
                 layer.diff_id = Some(diff_id);
             }
         }
-        Ok(Self { repository, pinned, manifest, artifact, index, config })
+        let mut warnings = std::mem::take(&mut index.warnings);
+        warnings.extend(has_subject(&pinned.bytes).then(|| REFERRER.to_owned()));
+        Ok(Self { repository, pinned, manifest, artifact, index, config, warnings })
     }
 
     /// How many stored bytes are read.
@@ -99,7 +107,7 @@ impl Plain {
     /// What a person should know of the artifact.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
-        &self.index.warnings
+        &self.warnings
     }
 
     /// Reads every layer once, and publishes the artifact with its index. `watch` is told of twice the bytes: once
@@ -193,14 +201,14 @@ impl Plain {
     }
 
     /// The config with the index's diffID after the others; `None` where it stays as it is, since it gives none, or
-    /// not one for each layer.
+    /// not one for each layer, or could be read differently.
     fn config_with(&self, diff_id: &Digest) -> Option<Bytes> {
         let old = self.config.as_ref()?;
         let diff_ids = Description::parse(old).diff_ids;
         if diff_ids.is_empty() || diff_ids.len() != self.artifact.layers.len() {
             return None;
         }
-        let text = std::str::from_utf8(old).ok()?;
+        let text = std::str::from_utf8(old).ok().filter(|text| splice::twins(text).is_none())?;
         let element = format!("\"{diff_id}\"");
         let written = |key| splice::append(text, &["modelfs", key], &element);
         let new = Bytes::from(written("diffIds").or_else(|| written("diff_ids"))?);
@@ -249,6 +257,15 @@ impl Plain {
     }
 }
 
+/// Refuses a manifest that readers take differently: what is added for one would be missing for the other.
+fn refuse_twins(pinned: &Pinned) -> Result<()> {
+    let Some((one, other)) = std::str::from_utf8(&pinned.bytes).ok().and_then(splice::twins) else {
+        return Ok(());
+    };
+    let doing = format!("the manifest {} has both {one:?} and {other:?} in one object", pinned.digest);
+    Err(Error::new(Kind::Invalid, doing).hint("pack the model's files with 'weightfs pack'"))
+}
+
 fn refuse_indexed(reference: &Reference, artifact: &Artifact) -> Result<()> {
     let bound = artifact.bound_index().map_err(|error| error.context(format!("{reference} has an index")))?;
     if let Some(bound) = bound {
@@ -259,6 +276,15 @@ fn refuse_indexed(reference: &Reference, artifact: &Artifact) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Kind::Invalid, format!("{reference} has {LAYER_LIMIT} layers, and can have no more")))
+}
+
+/// Whether the manifest names another one that it belongs to (image specification, manifest.md).
+fn has_subject(manifest: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Referrer {
+        subject: Option<serde::de::IgnoredAny>,
+    }
+    serde_json::from_slice::<Referrer>(manifest).is_ok_and(|referrer| referrer.subject.is_some())
 }
 
 /// The config's bytes; `None` where it is larger than any that is read.

@@ -64,6 +64,28 @@ async fn the_config_gets_a_diff_id_only_where_it_has_one_for_each_layer() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_others_may_read_differently_gets_none() {
+    for more in [r#""Layers":[],"#, r#""x":{"a":1,"A":2},"#] {
+        let memory = memory(&[b"abc"], "{}", more);
+        let error = add(&memory).await.unwrap_err();
+        assert!(error.kind() == Kind::Invalid && error.to_string().contains("in one object"), "{error}");
+        assert_eq!(memory.bytes(), 0, "nothing is read for it");
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_that_has_a_subject_gets_an_index_with_a_warning() {
+    let subject = format!(r#""subject":{{"mediaType":"x","digest":"{}","size":1}},"#, Digest::of(b"s"));
+    for (more, warns) in [(&*subject, true), (r#""subject":null,"#, false), ("", false)] {
+        let memory = memory(&[b"abc"], "{}", more);
+        let plain = Plain::open(memory.clone(), &reference()).await.unwrap();
+        assert_eq!(plain.warnings().iter().any(|text| text.contains("signatures")), warns, "{more}");
+        let (_, manifest) = add(&memory).await.unwrap();
+        assert!(manifest.contains(more));
+    }
+}
+
+#[tokio::test]
 async fn every_layer_is_read_once_before_it_is_copied_and_none_where_it_is_refused() {
     let memory = memory(&[b"abc", b"", b"defg"], "{}", "");
     let (added, manifest) = add(&memory).await.unwrap();

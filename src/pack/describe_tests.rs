@@ -1,5 +1,6 @@
 //! Tests of [`describe`] over folders as they are found, with headers and no data.
 
+use std::fs;
 use std::path::Path;
 
 use super::gguf::tests::{Value, file as gguf};
@@ -172,4 +173,17 @@ fn what_is_typed_overrules_what_is_found() {
     let both = typed.or(found);
     assert_eq!((both.family.as_deref(), both.precision.as_deref()), (Some("mine"), Some("int8")));
     assert_eq!(both.licenses, ["MIT"]);
+}
+
+#[test]
+fn pipes_in_the_place_of_files_say_nothing_and_hold_up_nobody() {
+    let names = ["config.json", "model.safetensors", "other.gguf"];
+    let folder = folder(&names.map(|name| (name, b"{}".to_vec())));
+    let found = walk(folder.path(), Links::Inside).unwrap();
+    for name in names {
+        fs::remove_file(folder.path().join(name)).unwrap();
+        nix::unistd::mkfifo(&folder.path().join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    let files: Vec<_> = found.files.iter().map(|file| (kind(&file.path, file.size), file)).collect();
+    assert_eq!(describe(&files), Described::default());
 }

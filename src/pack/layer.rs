@@ -89,7 +89,8 @@ impl Layer {
         }
         if self.file.size > 0 {
             let range = StoredRange::new(0, self.file.size);
-            pieces.push(Piece::File { path: self.file.place.clone(), range });
+            let (path, seal) = (self.file.place.clone(), self.file.seal);
+            pieces.push(Piece::Sealed { path, range, seal });
         }
         let tail = usize::try_from(self.tail).unwrap_or(0);
         if tail > 0 {

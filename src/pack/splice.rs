@@ -4,6 +4,7 @@
 //! before, and whoever calls parses what comes of it; here nothing is checked beyond what it takes to find the place.
 //! [`add`](super::add) changes manifests and configs with it.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// `text` with the value at `path` replaced; `None` where there is no such place.
@@ -20,6 +21,42 @@ pub(super) fn append(text: &str, path: &[&str], value: &str) -> Option<String> {
     let comma = if kept.trim_start().is_empty() { "" } else { "," };
     let whole = ["[", kept, comma, value, inside.get(kept.len()..)?, "]"].concat();
     replace(text, path, &whole)
+}
+
+/// Two keys of one object that differ by case alone, where there are any. Go's `encoding/json` takes either for the field,
+/// so that others would read another value than the one that is changed here. Costs memory for the keys of the objects
+/// that enclose one another.
+pub(super) fn twins(text: &str) -> Option<(String, String)> {
+    let mut scan = Scan { bytes: text.as_bytes(), at: 0 };
+    let mut objects: Vec<HashMap<String, String>> = Vec::new();
+    while let Some(byte) = scan.peek() {
+        match byte {
+            b'{' => objects.push(HashMap::new()),
+            b'}' => drop(objects.pop()),
+            b'"' => {
+                let start = scan.at;
+                scan.string()?;
+                let end = scan.at;
+                scan.space();
+                if scan.peek() == Some(b':') {
+                    let key: String = serde_json::from_str(text.get(start..end)?).ok()?;
+                    let twin = objects.last_mut()?.insert(folded(&key), key.clone());
+                    if let Some(twin) = twin.filter(|twin| *twin != key) {
+                        return Some((twin, key));
+                    }
+                }
+                continue;
+            }
+            _ => {}
+        }
+        scan.at += 1;
+    }
+    None
+}
+
+/// The same for all spellings by case; beyond ASCII too, where `ſ` is an `s` and the sign of Kelvin a `k`.
+fn folded(key: &str) -> String {
+    key.to_uppercase().to_lowercase()
 }
 
 /// Where the value stands that the keys lead to; of a key that occurs twice the last, as parsers have it.
@@ -149,6 +186,23 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_one_object_that_differ_by_case_alone_are_found() {
+        for text in [
+            r#"{"layers":[],"Layers":[]}"#,
+            r#"[{"a":{"b":"}","digest":1,"x":{},"DIGEST":2}}]"#,
+            r#"{"layer\u0073":[],"layer\u017f":[]}"#,
+            "{\"kind\" : 1 , \"\u{212a}ind\" : 1}",
+        ] {
+            assert!(twins(text).is_some(), "{text}");
+        }
+        for text in
+            [TEXT, r#"{"a":{"A":1},"b":["a","A",{"B":":"}],"c":"C"}"#, r#"{"a":1,"a":2}"#, "", "}}", "\""]
+        {
+            assert_eq!(twins(text), None, "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_not_there_is_not_found() {
         for path in [&["c"][..], &["a", "n"], &["b", "x"], &["b", "n", "z"]] {
             assert_eq!(replace(TEXT, path, "0"), None, "{path:?}");
@@ -162,7 +216,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_text_is_survived(text in r#"[\[\]{}:,"\\ab 1]{0,40}"#) {
-            let _whatever = (append(&text, &["a"], "0"), replace(&text, &["a", "b"], "0"), replace(&text, &[], "0"));
+            let _whatever = (append(&text, &["a"], "0"), replace(&text, &["a", "b"], "0"), replace(&text, &[], "0"), twins(&text));
         }
 
         #[test]

@@ -4,13 +4,14 @@
 //! [`Seal`] whether a file is still the one that was found.
 
 use std::ffi::OsStr;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::oci::path;
+use crate::repository::push::Seal;
 
 /// The most files of one model: a manifest may have so many layers, one of which is the index.
 pub const FILES_LIMIT: usize = crate::oci::manifest::LAYER_LIMIT - 1;
@@ -71,32 +72,18 @@ pub struct File {
     pub seal: Seal,
 }
 
-/// Which file it is and when it was last written: two that are equal are one file that nobody wrote to. The time of change
-/// goes with every writing and can't be set back, which that of modification can.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seal {
-    device: u64,
-    inode: u64,
-    size: u64,
-    mtime: (i64, i64),
-    ctime: (i64, i64),
-}
-
-impl Seal {
-    /// The seal of what `metadata` is of.
-    #[must_use]
-    pub fn of(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.len(),
-            mtime: (metadata.mtime(), metadata.mtime_nsec()),
-            ctime: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-}
-
 impl File {
+    /// Opens the file that was found. Never waits for anybody.
+    ///
+    /// # Errors
+    /// `Busy` where it is another or was written to, naming it; `Storage` where it can't be opened.
+    pub fn open(&self) -> Result<fs::File> {
+        self.seal.open(&self.place).map_err(|error| match error.kind() {
+            Kind::Busy => self.changed(),
+            _ => error,
+        })
+    }
+
     /// Whether the file that was found still stands at its place, unwritten.
     ///
     /// # Errors

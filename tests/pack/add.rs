@@ -68,11 +68,16 @@ fn what_nobody_here_knows_of_a_manifest_stays_as_it_was() {
     let mut artifact = artifact(Packing::Raw, Dialect::Upstream);
     let text = String::from_utf8(artifact.manifest).unwrap();
     let more = r#"{ "zz" : [1, {"layers":[]}],"annotations":{"org.cncf.modctl.modelfile":"FROM x\n"}, "#;
-    artifact.manifest = text.replacen('{', more, 1).into_bytes();
+    let digest = weightfs::oci::Digest::of(b"subject");
+    let subject =
+        json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 7});
+    artifact.manifest = text.replacen('{', &format!("{more}\"subject\":{subject},"), 1).into_bytes();
     registry.push("acme/llm", "v1", &artifact);
     let target = registry.reference("acme/llm:v1");
-    add(&place, &[&target]).ok();
+    let ran = add(&place, &[&target]).ok();
+    assert!(ran.stderr.contains("it has a subject"), "{ran:?}");
     let after = Published::open(&target);
+    assert_eq!(after.manifest["subject"], subject);
     assert_eq!(after.manifest["zz"], json!([1, {"layers": []}]));
     assert_eq!(after.manifest["annotations"]["org.cncf.modctl.modelfile"], "FROM x\n");
     assert_indexed(&target);

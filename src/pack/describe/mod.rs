@@ -8,7 +8,6 @@ mod gguf;
 mod safetensors;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::{BufReader, Read};
 
 use serde::Serialize;
@@ -127,7 +126,7 @@ fn format_of(path: &str) -> Option<String> {
 /// The JSON file at `path` of the model, if it is there and can be read.
 fn json(files: &[&File], path: &str) -> Option<Value> {
     let file = files.iter().find(|file| file.path == path && file.size <= JSON_LIMIT)?;
-    let reader = fs::File::open(&file.place).ok()?.take(JSON_LIMIT);
+    let reader = file.open().ok()?.take(JSON_LIMIT);
     serde_json::from_reader(BufReader::new(reader)).ok()
 }
 
@@ -155,9 +154,7 @@ fn of_safetensors(files: &[&File], is_quantized: bool) -> Described {
     let Some(shards) = shards(files) else { return Described::default() };
     let mut counts = safetensors::Counts::new();
     for shard in shards {
-        let Some(some) =
-            fs::File::open(&shard.place).ok().and_then(|file| safetensors::counts(BufReader::new(file)))
-        else {
+        let Some(some) = shard.open().ok().and_then(|file| safetensors::counts(BufReader::new(file))) else {
             return Described::default();
         };
         for (dtype, count) in some {
@@ -228,7 +225,7 @@ fn precision(dtype: &str) -> Option<&'static str> {
 /// What the GGUF files say: all of them, since a folder may hold one model in several quantizations.
 fn of_gguf(weights: &[&File]) -> Described {
     let files = weights.iter().filter(|file| file.path.ends_with(".gguf"));
-    let read = |file: &&&File| fs::File::open(&file.place).ok().and_then(gguf::Facts::read);
+    let read = |file: &&&File| file.open().ok().and_then(gguf::Facts::read);
     let Some(facts) = files.map(|file| read(&file)).collect::<Option<Vec<_>>>() else {
         return Described::default();
     };

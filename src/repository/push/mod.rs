@@ -5,6 +5,7 @@
 
 mod layout;
 mod registry;
+mod seal;
 pub(in crate::repository) mod source;
 pub(crate) mod temporary;
 
@@ -12,6 +13,7 @@ use bytes::Bytes;
 
 use self::layout::Folder;
 use self::registry::Pushing;
+pub use self::seal::Seal;
 pub use self::source::Piece;
 use super::Config;
 use crate::error::{Error, Kind, Result};

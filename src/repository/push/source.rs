@@ -3,15 +3,15 @@
 //! A push that breaks goes on where it broke, so every stretch can be read again. Nothing is kept: what is in memory at
 //! once is what was asked for last, and one piece ahead of it.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use super::Upload;
-use crate::error::{Error, Kind, Result, StorageContext};
+use super::seal::regular;
+use super::{Seal, Upload};
+use crate::error::{Error, Kind, Result};
 use crate::oci::Blob;
 use crate::range::StoredRange;
 use crate::repository::layout::{blocking, read_piece};
@@ -34,6 +34,15 @@ pub enum Piece {
         /// Which of its bytes.
         range: StoredRange,
     },
+    /// A stretch of a local file that is only read while it is the one that was sealed.
+    Sealed {
+        /// The file.
+        path: PathBuf,
+        /// Which of its bytes.
+        range: StoredRange,
+        /// What it was.
+        seal: Seal,
+    },
     /// All of a blob that is elsewhere.
     Blob {
         /// Where it is.
@@ -49,7 +58,7 @@ impl Piece {
     pub fn size(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => u64::try_from(bytes.len()).unwrap_or(u64::MAX),
-            Self::File { range, .. } => range.len(),
+            Self::File { range, .. } | Self::Sealed { range, .. } => range.len(),
             Self::Blob { blob, .. } => blob.size,
         }
     }
@@ -58,7 +67,8 @@ impl Piece {
     fn read(&self, within: StoredRange) -> ByteStream {
         match self {
             Self::Bytes(bytes) => slices(bytes.clone(), within),
-            Self::File { path, range } => file(path.clone(), *range, within),
+            Self::File { path, range } => file(path.clone(), *range, None, within),
+            Self::Sealed { path, range, seal } => file(path.clone(), *range, Some(*seal), within),
             Self::Blob { repository, blob } => {
                 let (repository, blob) = (repository.clone(), blob.clone());
                 let opened = async move { repository.read(&blob, within).await };
@@ -144,12 +154,16 @@ fn slices(bytes: Bytes, within: StoredRange) -> ByteStream {
     stream::iter(stretches(within).map(slice)).boxed()
 }
 
-fn file(path: PathBuf, range: StoredRange, within: StoredRange) -> ByteStream {
+fn file(path: PathBuf, range: StoredRange, seal: Option<Seal>, within: StoredRange) -> ByteStream {
     let start = range.start();
     let here = StoredRange::new(start.saturating_add(within.start()), start.saturating_add(within.end()));
     let name = path.clone();
     let reads = async move {
-        let file = blocking(move || open(&path)).await?;
+        let open = move || match seal {
+            Some(seal) => seal.open(&path),
+            None => regular(&path).map(|(file, _)| file),
+        };
+        let file = Arc::new(blocking(open).await?);
         let read = move |range| {
             let file = file.clone();
             blocking(move || read_piece(&file, range))
@@ -162,8 +176,4 @@ fn file(path: PathBuf, range: StoredRange, within: StoredRange) -> ByteStream {
             .hint("files must stay as they are while they are pushed")
     };
     stream::once(reads).try_flatten().map_err(changed).boxed()
-}
-
-fn open(path: &Path) -> Result<Arc<File>> {
-    File::open(path).storage(|| format!("cannot open {}", path.display())).map(Arc::new)
 }
