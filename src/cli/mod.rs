@@ -101,8 +101,15 @@ fn reference(text: &str) -> Result<Reference> {
 /// # Errors
 /// Those of the floors below.
 async fn open(reference: Reference, settings: &Settings) -> Result<Arc<Model>> {
+    open_over(Store::open(&settings.store)?, reference, settings).await
+}
+
+/// The same, over a store that is open already.
+///
+/// # Errors
+/// Those of the floors below.
+async fn open_over(store: Arc<Store>, reference: Reference, settings: &Settings) -> Result<Arc<Model>> {
     let repository = crate::repository::connect(&reference, &settings.repository)?;
-    let store = Store::open(&settings.store)?;
     let model = Model::open(repository, reference, store, settings.content.clone()).await?;
     for warning in &model.index.warnings {
         tracing::warn!("{}: {}", model.reference, print::safe(warning));

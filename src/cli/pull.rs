@@ -1,6 +1,7 @@
 //! `weightfs pull`: a model's files brought here as a whole, into the store or into a folder.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,10 +11,11 @@ use serde::Serialize;
 
 use super::args::{REFERENCE, Reading};
 use super::progress::Progress;
-use super::{open, print, reference, runtime};
+use super::{open, open_over, print, reference, runtime};
 use crate::config::{Flags, Settings};
 use crate::content::bring::Watch;
-use crate::content::{Sealing, StoreConfig, Warm};
+use crate::content::store::Sharing;
+use crate::content::{Sealing, Store, StoreConfig, Warm};
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::fs::Model;
 use crate::oci::Reference;
@@ -83,7 +85,7 @@ pub(super) fn run(command: &Pull, settings: &Settings) -> Result<()> {
 }
 
 async fn into_store(command: &Pull, settings: &Settings, choice: &Choice) -> Result<Report> {
-    let model = open(reference(&command.reference)?, &quiet(settings, None)).await?;
+    let model = open(reference(&command.reference)?, &quiet(settings)).await?;
     let done = async {
         let plan = Plan::new(&model, choice)?;
         let bar = Bar::of(&model, &plan);
@@ -100,9 +102,14 @@ async fn into_folder(command: &Pull, settings: &Settings, choice: &Choice, dir: 
     let folder = Arc::new(Folder::open(dir)?);
     let unfinished = dir.join(UNFINISHED);
     let lock = alone(&folder, &unfinished)?;
-    let model = open(reference, &quiet(settings, Some(&unfinished))).await?;
+    // It may take all the room that there is, and what is found in it proves nothing: the folder may be from anywhere.
+    let store = StoreConfig { folder: unfinished.clone(), size: Some(u64::MAX) };
+    let store = Store::open_as(&store, Sharing::Nothing)
+        .map_err(|error| error.context("cannot use the folder for what is not whole yet"))?;
+    let model = open_over(store, reference, &quiet(settings)).await?;
     let done = async {
         let plan = Plan::new(&model, choice)?;
+        plan.refuse(UNFINISHED)?;
         let bar = Bar::of(&model, &plan);
         let filled = pull::into_folder(&model, &plan, &folder, &bar.watch()).await?;
         let pinned = Reference { digest: Some(model.digest.clone()), ..model.reference.clone() };
@@ -119,13 +126,21 @@ async fn into_folder(command: &Pull, settings: &Settings, choice: &Choice, dir: 
     done
 }
 
-/// Keeps other pulls from the folder while it is filled.
+/// Keeps other pulls from the folder while it is filled, and refuses what an earlier pull did not leave there.
 fn alone(folder: &Folder, unfinished: &Path) -> Result<File> {
     folder.folder(UNFINISHED)?;
     let doing = || format!("cannot use {}", unfinished.display());
     let lock = File::open(unfinished).storage(doing)?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => {
+            let (locked, there) = (lock.metadata().storage(doing)?, std::fs::symlink_metadata(unfinished));
+            if !there.is_ok_and(|there| (there.dev(), there.ino()) == (locked.dev(), locked.ino())) {
+                // The pull that had it has just removed it.
+                return alone(folder, unfinished);
+            }
+            refuse_foreign(unfinished, &["layers", "small", "admitted"])?;
+            Ok(lock)
+        }
         Err(std::fs::TryLockError::WouldBlock) => {
             let doing = format!("another pull fills {}", folder.path().display());
             Err(Error::new(Kind::Busy, doing).hint("wait for it, or choose another folder with --output"))
@@ -134,14 +149,32 @@ fn alone(folder: &Folder, unfinished: &Path) -> Result<File> {
     }
 }
 
-/// The settings for a process that brings files and reads none, with the store in `folder` where one is given.
-fn quiet(settings: &Settings, folder: Option<&Path>) -> Settings {
+/// Refuses what no pull of this user has made: it would be followed, or removed at the end. `names`: what may stand there;
+/// anything, where it is empty.
+fn refuse_foreign(folder: &Path, names: &[&str]) -> Result<()> {
+    let doing = || format!("cannot use {}", folder.display());
+    for entry in std::fs::read_dir(folder).storage(doing)? {
+        let entry = entry.storage(doing)?;
+        let meta = entry.metadata().storage(doing)?;
+        let known = names.is_empty() || names.iter().any(|name| entry.file_name() == *name);
+        let ours = meta.uid() == nix::unistd::geteuid().as_raw() && !meta.is_symlink();
+        if !(known && ours) {
+            let doing = format!("{} is nothing that a pull of this user has left", entry.path().display());
+            return Err(
+                Error::new(Kind::Invalid, doing).hint("move it away, or choose another folder with --output")
+            );
+        }
+        if meta.is_dir() {
+            refuse_foreign(&entry.path(), &[])?;
+        }
+    }
+    Ok(())
+}
+
+/// The settings for a process that brings files and reads none.
+fn quiet(settings: &Settings) -> Settings {
     let mut settings = settings.clone();
     (settings.content.warm, settings.content.sealing) = (Warm::None, Sealing::Later);
-    if let Some(folder) = folder {
-        // What is fetched there is what was asked for, so it may take all the room that there is.
-        settings.store = StoreConfig { folder: folder.to_owned(), size: Some(u64::MAX) };
-    }
     settings
 }
 

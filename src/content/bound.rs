@@ -2,8 +2,8 @@
 //!
 //! The manifest pins the section and the section pins every chunk, so a bound layer is proved before it is read: nothing
 //! of it is served unverified, nothing is hashed as a whole, and a chunk that is wrong is refused by itself. The section
-//! is had when the layer is first touched. Who may see what others have kept of the layer is settled by the first chunk
-//! that the mount's own repository gives. Called by the fetch and by whoever relies on the store.
+//! is had when the layer is first touched. Who may see what others have kept of the layer is asked for
+//! one chunk of it, picked at random, as of plain layers. Called by the fetch and by whoever relies on the store.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

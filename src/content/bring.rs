@@ -13,6 +13,7 @@ use super::extent::Extent;
 use super::fetch::runs;
 use super::lanes::Lane;
 use super::loader::{Loader, Standing};
+use super::store::Sharing;
 use crate::error::{Error, Kind, Result};
 use crate::index::{ChunkDigest, ExtentId};
 
@@ -52,7 +53,7 @@ impl Loader {
         let mut watch = Arc::clone(watch);
         for _ in 0..ROUNDS {
             self.refuse_poisoned(layer)?;
-            let missing = self.missing_of(files, look).await;
+            let missing = self.missing_of(files, look).await?;
             let lacking: u64 = missing.iter().map(|(id, run)| self.len_of(*id, run)).sum();
             watch(files.iter().map(|id| self.len(*id)).sum::<u64>().saturating_sub(lacking));
             let fetch = |(id, run): (ExtentId, Range<u64>)| {
@@ -67,7 +68,7 @@ impl Loader {
                 self.prove_first(layer).await?;
             }
             (look, watch) = (Look::AtMarks, Arc::new(|_| {}));
-            if self.missing_of(files, look).await.is_empty() {
+            if self.missing_of(files, look).await?.is_empty() {
                 self.share_now(layer).await;
                 return self.refuse_poisoned(layer);
             }
@@ -113,7 +114,11 @@ impl Loader {
     }
 
     /// Runs of chunks that are not here.
-    async fn missing_of(self: &Arc<Self>, files: &[ExtentId], look: Look) -> Vec<(ExtentId, Range<u64>)> {
+    async fn missing_of(
+        self: &Arc<Self>,
+        files: &[ExtentId],
+        look: Look,
+    ) -> Result<Vec<(ExtentId, Range<u64>)>> {
         let (loader, files) = (Arc::clone(self), files.to_vec());
         let search = move || {
             let of_file =
@@ -123,13 +128,17 @@ impl Loader {
                 .flat_map(|(id, chunks)| runs(&chunks, CHUNKS).into_iter().map(move |run| (id, run)))
                 .collect()
         };
-        tokio::task::spawn_blocking(search).await.unwrap_or_default()
+        let found = tokio::task::spawn_blocking(search).await;
+        found.map_err(|error| {
+            Error::from_source(Kind::Storage, "looking into the store was interrupted", error)
+        })
     }
 
     fn missing_chunks(&self, extent: &Extent, look: Look) -> Vec<u64> {
         let all = 0..extent.grid.chunks();
         let Some(kept) = self.reliable(extent) else { return all.collect() };
-        let trusted = look == Look::AtMarks || kept.sealed();
+        let sealed = || self.shelf.store.sharing() == Sharing::Proved && kept.sealed();
+        let trusted = look == Look::AtMarks || sealed();
         let is_here = |(chunk, marked): &(u64, bool)| {
             *marked && (trusted || self.read_from(extent, &kept, *chunk).is_some())
         };

@@ -92,6 +92,29 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Refuses paths that begin with this name: it is where a folder's files are until they are whole.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the path.
+    pub fn refuse(&self, name: &str) -> Result<()> {
+        let files = self.layers.values().flat_map(|layer| layer.files.values()).flat_map(|file| &file.names);
+        let mut paths = files.chain(&self.others).map(|(_, path)| path);
+        match paths.find(|path| path.split('/').next() == Some(name)) {
+            None => Ok(()),
+            Some(path) => Err(Error::new(
+                Kind::Invalid,
+                format!("the model has {path:?}, where pull has its own files"),
+            )
+            .hint("leave it out (--exclude), or mount the model")),
+        }
+    }
+
+    /// How many bytes of what is meant are not in the store.
+    fn lacking(&self, model: &Model) -> u64 {
+        let files = self.layers.values().flat_map(|layer| layer.files.values());
+        files.map(|file| model.loader.len(file.id).saturating_sub(model.loader.kept(file.id))).sum()
+    }
+
     fn take(&mut self, model: &Model, node: NodeId, path: String) {
         let placed = model.extent(node).and_then(|id| {
             let layer = model.index.layers.get(id.layer)?;
@@ -201,7 +224,14 @@ pub async fn into_store(model: &Model, plan: &Plan, watch: &Watch) -> Result<()>
         ));
     }
     let each = plan.layers.values().map(|layer| layer.bring(model, watch));
-    stream::iter(each).buffer_unordered(LAYERS).try_collect().await
+    stream::iter(each).buffer_unordered(LAYERS).try_collect::<()>().await?;
+    match plan.lacking(model) {
+        0 => Ok(()),
+        lacking => {
+            let doing = format!("{lacking} bytes were evicted again: others use the rest of the store");
+            Err(Error::new(Kind::Storage, doing).hint("give it more room (--store-size), or choose less"))
+        }
+    }
 }
 
 /// Brings everything that is meant into `folder`, beside which the store of `model` must lie. What stands there already, byte

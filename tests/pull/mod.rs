@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::pack::{self, Content, Dialect, Packing};
 use crate::support::place::Place;
 use crate::support::registry::{Registry, flip};
 use crate::support::relay::Weather;
 use crate::support::sample::{PACKED, REPOSITORY, sample};
-use crate::support::{heavy, read, wait};
+use crate::support::{heavy, read, scratch, wait};
 
 const MIB: u64 = 1 << 20;
 
@@ -205,4 +206,65 @@ fn a_store_too_small_is_said_before_anything_is_fetched() {
     let ran = place.run(["pull", &reference(&registry, PACKED), "--store-size", "32MiB"]);
     ran.failed(8, &["room", "--store-size", "--output"]);
     assert!(registry.settled() < MIB, "{} bytes", registry.fetched());
+}
+
+/// What stands in the working folder is neither followed nor believed nor removed, unless a pull left it there.
+#[test]
+fn a_working_folder_that_no_pull_has_left_is_refused() {
+    let (registry, place) = (sample().registry(), Place::new());
+    let reference = reference(&registry, PACKED);
+    let (output, outside) = (place.folder("out"), place.folder("outside"));
+    let working = output.join(".weightfs-pull");
+    let pull = || place.run(["pull", &reference, "--output", text(&output), "--include", "*.json"]);
+    std::fs::create_dir(&working).unwrap();
+    symlink(&outside, working.join("layers")).unwrap();
+    pull().failed(2, &["layers", "--output"]);
+    std::fs::remove_file(working.join("layers")).unwrap();
+    std::fs::write(working.join("notes.txt"), "mine").unwrap();
+    pull().failed(2, &["notes.txt"]);
+    assert_eq!(std::fs::read(working.join("notes.txt")).unwrap(), b"mine");
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    std::fs::remove_dir_all(&working).unwrap();
+    pull().ok();
+    assert!(!working.exists());
+}
+
+#[test]
+fn a_file_of_the_model_cannot_stand_where_pull_has_its_own() {
+    let (registry, place, work) = (Registry::start(), Place::new(), scratch::roomy());
+    let content = Content::Bytes(b"mine".to_vec());
+    let files = [pack::File { path: ".weightfs-pull/layers/x".to_owned(), content }];
+    registry.push("acme/odd", "v1", &pack::pack(&files, Packing::Raw, Dialect::Upstream, work.path()));
+    let ran = place.run(["pull", &registry.reference("acme/odd:v1"), "--output", text(&place.folder("out"))]);
+    ran.failed(2, &[".weightfs-pull/layers/x", "--exclude"]);
+}
+
+/// Neither bytes nor proofs are taken from a working folder: what is there is held to the manifest again.
+#[test]
+fn a_forged_working_folder_places_no_wrong_byte() {
+    let _alone = heavy();
+    for tag in ["raw", PACKED] {
+        let (registry, place) = (sample().registry(), Place::new());
+        let (reference, output) = (reference(&registry, tag), place.folder("out"));
+        // A whole store of another pull into the store, as if it had been made by this user here.
+        pulled(&place, &reference, &[]);
+        let working = output.join(".weightfs-pull");
+        std::fs::create_dir(&working).unwrap();
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .arg(place.store().join("layers"))
+            .arg(&working)
+            .status();
+        assert!(copied.unwrap().success());
+        let data = std::process::Command::new("find")
+            .arg(&working)
+            .args(["-name", "*.data", "-size", "+4M"])
+            .output();
+        let data = String::from_utf8(data.unwrap().stdout).unwrap();
+        for image in data.lines() {
+            flip(Path::new(image), 2 * MIB + 1);
+        }
+        pulled(&place, &reference, &["--output", text(&output)]);
+        assert_sample_in(&output);
+    }
 }

@@ -27,7 +27,8 @@ pub struct Catalogue(HashMap<Digest, Known>);
 #[derive(Debug)]
 struct Known {
     layer: Digest,
-    extents: Vec<ContentRange>,
+    /// For each file, which of the layer's chunks is its first.
+    first: HashMap<ContentRange, usize>,
     /// By where the file begins.
     names: HashMap<u64, String>,
     section: Option<Section>,
@@ -82,8 +83,7 @@ impl Catalogue {
         let known = self.0.get(kept_as)?;
         let section = known.section.as_ref()?.bytes()?;
         let chunks = |extent: &ContentRange| Grid::new(extent.len()).chunks();
-        let before: u64 = known.extents.iter().take_while(|other| **other != extent).map(chunks).sum();
-        let first = usize::try_from(before).ok()?;
+        let first = *known.first.get(&extent)?;
         let digests = section.as_chunks::<32>().0;
         let own = digests.get(first..first.checked_add(usize::try_from(chunks(&extent)).ok()?)?)?;
         Some(own.iter().copied().map(ChunkDigest::recorded).collect())
@@ -113,11 +113,18 @@ impl Catalogue {
 
 impl Known {
     fn plain(layer: Digest) -> Self {
-        Self { layer, extents: Vec::new(), names: HashMap::new(), section: None }
+        Self { layer, first: HashMap::new(), names: HashMap::new(), section: None }
     }
 
     fn of(layer: &Layer) -> Self {
-        Self { extents: layer.extents.clone(), ..Self::plain(layer.blob.digest.clone()) }
+        let mut chunks = 0;
+        let first = layer.extents.iter().map(|extent| {
+            let first = chunks;
+            chunks = usize::try_from(Grid::new(extent.len()).chunks())
+                .map_or(usize::MAX, |more| first.saturating_add(more));
+            (*extent, first)
+        });
+        Self { first: first.collect(), ..Self::plain(layer.blob.digest.clone()) }
     }
 }
 

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! HEX is the layer's digest; for a bound layer it is one that the digests of its chunks are part of, so that nothing is
-//! left to prove: such a layer is shared once its first chunk was fetched.
+//! left to prove: such a layer is shared once all of it is here.
 //!
 //! WHO stands for a place and the credentials used there. What nobody has proved yet is never shown to another, and
 //! can do him no harm: a registry of somebody's own making may give anything under any digest.
@@ -72,9 +72,19 @@ pub struct StoreConfig {
     pub size: Option<u64>,
 }
 
+/// Whether a store has what others left there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Layers that were proved there, by whoever.
+    Proved,
+    /// Nothing: its folder may be anybody's, so no proof counts that is found there.
+    Nothing,
+}
+
 /// What is kept on disk. Cheap to open however much it holds.
 #[derive(Debug)]
 pub struct Store {
+    sharing: Sharing,
     folder: PathBuf,
     budget: Budget,
     open: OpenFiles,
@@ -95,6 +105,14 @@ impl Store {
     /// # Errors
     /// `Denied` where the folder is a link, another user's, or can be written by others.
     pub fn open(config: &StoreConfig) -> Result<Arc<Self>> {
+        Self::open_as(config, Sharing::Proved)
+    }
+
+    /// The same, for a folder whose proofs count or do not.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_as(config: &StoreConfig, sharing: Sharing) -> Result<Arc<Self>> {
         let folder = config.folder.clone();
         if let Err(error) = private::make_dir(&folder) {
             if error.kind() == io::ErrorKind::PermissionDenied {
@@ -108,7 +126,13 @@ impl Store {
         private::check_dir(&folder)?;
         let layers = folder.join("layers");
         let limit = config.size.unwrap_or_else(|| default_limit(&folder));
-        Ok(Arc::new(Self { budget: Budget::new(layers, limit), folder, open: OpenFiles::default() }))
+        Ok(Arc::new(Self { sharing, budget: Budget::new(layers, limit), folder, open: OpenFiles::default() }))
+    }
+
+    /// Whether what is found there may be taken for what it says to be.
+    #[must_use]
+    pub fn sharing(&self) -> Sharing {
+        self.sharing
     }
 
     /// The folder.
@@ -163,25 +187,32 @@ impl Store {
     /// Whether the layer was proved here, whoever may have it.
     #[must_use]
     pub fn proved_for_some(&self, layer: &Digest) -> bool {
+        if self.sharing == Sharing::Nothing {
+            return false;
+        }
         let marker = private::read_small(&self.shared(layer).join("proved"), 256);
         marker.is_ok_and(|text| text == layer.to_string().as_bytes())
     }
 
-    /// Records that `who` has proved the layer's digest over what is kept for him: it is shared from now on.
+    /// Records that `who` has proved the layer's digest over what is kept for him, all of it: it is shared from now on, in
+    /// place of what others have shared, of which part may be evicted by now. Who has that open goes on reading it.
     ///
     /// Every file's digests must have been vouched for before, or be part of the name that is given as `layer`.
     pub fn set_proved(&self, who: &str, layer: &Digest) {
+        if self.sharing == Sharing::Nothing {
+            return;
+        }
         let own = self.own(who, layer);
         self.alone(layer, || {
-            if self.proved_for_some(layer) {
-                self.add_origin_alone(who, layer);
-                let _ = std::fs::remove_dir_all(&own);
-                return;
-            }
             let share = || {
-                private::write_small(&own.join("origins"), (key(who) + "\n").as_bytes())?;
+                let others = if self.proved_for_some(layer) { self.origins(layer) } else { String::new() };
+                let others: String = others
+                    .lines()
+                    .filter(|other| *other != key(who))
+                    .map(|other| format!("{other}\n"))
+                    .collect();
+                private::write_small(&own.join("origins"), (others + &key(who) + "\n").as_bytes())?;
                 private::write_small(&own.join("proved"), layer.to_string().as_bytes())?;
-                // What stands there without a proof is no use to anybody.
                 let _ = std::fs::remove_dir_all(self.shared(layer));
                 std::fs::rename(&own, self.shared(layer))
             };
@@ -507,5 +538,37 @@ mod tests {
                 dirs.extend(path.is_dir().then_some(path));
             }
         }
+    }
+
+    #[test]
+    fn who_has_all_of_a_layer_brings_it_to_those_who_shared_it_before() {
+        let (_dir, store) = store();
+        let (layer, extent) = (Digest::of(b"layer"), ContentRange::new(0, 100));
+        for who in ["one", "two"] {
+            store.file(who, &layer, extent).unwrap();
+            store.set_proved(who, &layer);
+            // The first one's image is evicted, and what says that it was proved stays.
+            if who == "one" {
+                std::fs::remove_file(stem(&store.shared(&layer), extent).with_added_extension("data"))
+                    .unwrap();
+            }
+        }
+        assert!(stem(&store.shared(&layer), extent).with_added_extension("data").exists());
+        assert!(store.proved("one", &layer) && store.proved("two", &layer) && !store.proved("three", &layer));
+        assert!(!store.own("two", &layer).exists());
+    }
+
+    #[test]
+    fn a_store_that_shares_nothing_believes_no_proof() {
+        let (dir, shared) = store();
+        let (layer, extent) = (Digest::of(b"layer"), ContentRange::new(0, 100));
+        shared.file("me", &layer, extent).unwrap();
+        shared.set_proved("me", &layer);
+        let config = StoreConfig { folder: dir.path().join("store"), size: None };
+        let alone = Store::open_as(&config, Sharing::Nothing).unwrap();
+        assert!(shared.proved("me", &layer) && !alone.proved("me", &layer));
+        alone.file("me", &layer, extent).unwrap();
+        alone.set_proved("me", &layer);
+        assert!(alone.own("me", &layer).exists());
     }
 }
