@@ -106,7 +106,9 @@ async fn into_folder(command: &Pull, settings: &Settings, choice: &Choice, dir: 
     let store = StoreConfig { folder: unfinished.clone(), size: Some(u64::MAX) };
     let store = Store::open_as(&store, Sharing::Nothing)
         .map_err(|error| error.context("cannot use the folder for what is not whole yet"))?;
-    let model = open_over(store, reference, &quiet(settings)).await?;
+    let model = open_over(store, reference, &quiet(settings)).await.map_err(|error| {
+        error.context(format!("cannot fill {}, for which nothing is taken from the store", dir.display()))
+    })?;
     let done = async {
         let plan = Plan::new(&model, choice)?;
         plan.refuse(UNFINISHED)?;
