@@ -24,7 +24,7 @@ const REQUESTS: usize = 4;
 /// How often is brought what turned out to be missing after all: damage in the store shows when it is read back.
 const ROUNDS: usize = 3;
 
-/// Is told of every so many bytes.
+/// Is told of every so many bytes that are done: brought here, or digested and uploaded where a model is packed.
 pub type Watch = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// How the store is asked what it has.

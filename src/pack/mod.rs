@@ -27,12 +27,8 @@ pub mod publish;
 mod splice;
 pub mod walk;
 
+pub use crate::content::bring::Watch;
 pub use describe::Described;
 pub use plan::{Options, Plan, Times, plan};
 pub use publish::{Destination, Published, publish};
 pub use walk::Links;
-
-use std::sync::Arc;
-
-/// Is told of every so many bytes that have been digested, and of every so many that have been uploaded or need not be.
-pub type Watch = Arc<dyn Fn(u64) + Send + Sync>;

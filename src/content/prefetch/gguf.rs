@@ -137,7 +137,7 @@ impl Reader<'_> {
 }
 
 /// The size of a value of fixed size, by its type number.
-fn size_of_kind(kind: u32) -> Option<u64> {
+pub(crate) fn size_of_kind(kind: u32) -> Option<u64> {
     match kind {
         0 | 1 | 7 => Some(1),
         2 | 3 => Some(2),

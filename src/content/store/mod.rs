@@ -60,7 +60,7 @@ pub const GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
 const GAPS_LIMIT: u64 = 80 << 20;
 
 /// Room for the largest of the blobs that are kept whole: the chunk digests of a layer of 16 TiB, 32 bytes for each MiB.
-/// A bound index's head has at most 128 MiB, manifests and configs 4.
+/// A bound index's head has at most 256 MiB, manifests and configs 4.
 const SMALL_LIMIT: u64 = 512 << 20;
 
 /// Where the store is and how much it may hold.

@@ -5,6 +5,8 @@
 
 use std::io::{BufReader, Read, Seek};
 
+use crate::content::prefetch::gguf::size_of_kind;
+
 /// The longest text that is kept; longer ones are stepped over.
 const TEXT_LIMIT: u64 = 4096;
 /// The deepest nesting of arrays that is followed; writers use one level.
@@ -164,17 +166,6 @@ impl<R: Read + Seek> Stream<R> {
     fn skip(&mut self, len: u64) -> Option<()> {
         self.left = self.left.checked_sub(len)?;
         self.reader.seek_relative(i64::try_from(len).ok()?).ok()
-    }
-}
-
-/// The size of a value of fixed size, by its type's number.
-fn size_of_kind(kind: u32) -> Option<u64> {
-    match kind {
-        0 | 1 | 7 => Some(1),
-        2 | 3 => Some(2),
-        4..=6 => Some(4),
-        10..=12 => Some(8),
-        _ => None,
     }
 }
 
