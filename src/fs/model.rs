@@ -408,7 +408,7 @@ mod tests {
         };
         let first = open().await.unwrap();
         let bound = first.index.layers[0].bound.clone().unwrap();
-        assert_eq!(store.small(&memory.identity(), &bound.digest), bound.bytes);
+        assert_eq!(store.small(&memory.identity(), &bound.chunks.digest), bound.chunks.bytes);
         first.close().await;
         memory.fail_with(|_, _| Some(Error::new(Kind::Unreachable, "nobody answers")));
         let again = open().await.unwrap();

@@ -26,7 +26,7 @@ const INDEX_LIMIT: u64 = 768 << 20;
 pub struct Opened {
     /// The index as the manifest pins it.
     pub index: BoundIndex,
-    /// What it says. Sections that came along are in its layers' [`Bound::bytes`](super::Bound::bytes), proved as well.
+    /// What it says. Sections that came along are in its layers' [`Section::bytes`](super::Section::bytes), proved as well.
     pub head: Head,
     /// Its bytes, to be kept.
     pub bytes: Bytes,
@@ -113,7 +113,7 @@ fn read(index: &BoundIndex, bytes: Bytes) -> Result<Opened> {
 /// Gives each layer its section of the whole index.
 fn add_sections(head: &mut Head, whole: &Bytes) -> Result<()> {
     for layer in &mut head.layers {
-        let Some(bound) = &mut layer.bound else { continue };
+        let Some(bound) = layer.bound.as_mut().map(|bound| &mut bound.chunks) else { continue };
         let place = |at| usize::try_from(at).unwrap_or(usize::MAX);
         let section = whole.get(place(bound.range.start())..place(bound.range.end())).unwrap_or_default();
         if !bound.digest.matches(section) {

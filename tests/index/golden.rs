@@ -7,7 +7,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use weightfs::index::format::{self, Encoded};
-use weightfs::index::{CHUNK, ChunkDigest, Coding, Entry, EntryKind, ExtentId, Grid, Index, Layer};
+use weightfs::index::{Bound, CHUNK, ChunkDigest, Coding, Entry, EntryKind, ExtentId, Grid, Index, Layer};
 use weightfs::oci::digest::{Algorithm, Hasher};
 use weightfs::oci::{Blob, Digest};
 use weightfs::range::ContentRange;
@@ -169,7 +169,7 @@ fn what_is_published_is_read_as_what_it_stands_for() {
         for (number, (found, layer)) in found.layers.iter().zip(&made.index.layers).enumerate() {
             assert_eq!((&found.blob, &found.diff_id), (&layer.blob, &layer.diff_id), "{name} {number}");
             assert_eq!(found.extents, layer.extents, "{name} {number}");
-            let Some(bound) = &found.bound else {
+            let Some(Bound { chunks: bound, .. }) = &found.bound else {
                 assert!(layer.extents.is_empty(), "{name} {number}");
                 continue;
             };

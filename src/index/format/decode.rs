@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::{HEAD_LIMIT, Head, PassedOver, kept_as, wire};
 use crate::error::{Error, Kind, Result};
-use crate::index::{Bound, Coding, Entry, EntryKind, ExtentId, Gap, Grid, Layer};
+use crate::index::{Bound, Coding, Entry, EntryKind, ExtentId, Gap, Grid, Home, Layer, Section};
 use crate::oci::digest::Algorithm;
 use crate::oci::{Blob, Digest, path};
 use crate::range::{ContentRange, StoredRange};
@@ -241,7 +241,8 @@ fn chunk_digests(layer: &Layer, range: StoredRange, digest: Digest, blob: &Blob)
         format!("it has {} bytes of chunk digests where {wanted} are needed", range.len())
     })?;
     let kept_as = kept_as(&layer.blob.digest, extents, &digest);
-    Ok(Bound { blob: blob.clone(), range, digest, bytes: None, kept_as })
+    let home = Home::Repository(blob.clone());
+    Ok(Bound { chunks: Section { home, range, digest, bytes: None }, kept_as })
 }
 
 fn entries(tables: &Tables<'_>, layers: &[Layer]) -> Result<Vec<Entry>> {

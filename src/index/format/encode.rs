@@ -43,8 +43,8 @@ impl Head {
             let bound = layer.bound.as_ref();
             planned.extend(bound.map(|bound| Planned {
                 kind: wire::CHUNK_DIGESTS,
-                len: bound.range.len(),
-                digest: bound.digest.clone(),
+                len: bound.chunks.range.len(),
+                digest: bound.chunks.digest.clone(),
             }));
         }
         for other in &self.passed_over {
@@ -130,7 +130,9 @@ fn head(layers: &[Layer], entries: &[Entry], sections: &[Vec<Planned>]) -> Resul
 
 impl Tables {
     fn add_layer(&mut self, layer: &Layer, sections: usize) -> Result<()> {
-        let Coding::Stored = layer.coding;
+        if !matches!(layer.coding, Coding::Stored) {
+            return Err(Error::new(Kind::Unsupported, "an index of a compressed layer can't be written"));
+        }
         let mut row = wire::Layer::new_zeroed();
         row.stored = layer.blob.size.into();
         row.content = layer.blob.size.into();
