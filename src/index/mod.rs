@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::oci::artifact::Packaging;
 use crate::oci::{Blob, Digest};
 use crate::range::{ContentRange, StoredRange};
 
@@ -168,6 +169,16 @@ pub enum Compression {
     Gzip,
     /// RFC 8878.
     Zstd,
+}
+
+/// How a layer of this packaging is compressed; `None` where it is not.
+#[must_use]
+pub fn compression(packaging: Packaging) -> Option<Compression> {
+    match packaging {
+        Packaging::Raw | Packaging::Tar => None,
+        Packaging::TarGzip => Some(Compression::Gzip),
+        Packaging::TarZstd => Some(Compression::Zstd),
+    }
 }
 
 impl Layer {

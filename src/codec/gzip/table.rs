@@ -62,6 +62,9 @@ pub struct WindowPlace {
 }
 
 impl Table {
+    /// How many bytes a table can have.
+    pub const LENGTHS: std::ops::RangeInclusive<u64> = 64..=64 + 88 * 1_000_000;
+
     /// How many spans there are; 0 where there is no content.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -205,8 +208,7 @@ impl Table {
         };
         for span in of_spans.chunks_exact(SPAN) {
             let (digest, numbers_of) = (span.last_chunk::<DIGEST>(), span.get(..SPAN - DIGEST));
-            let [bit, content, windows_end] =
-                numbers(numbers_of).ok_or_else(|| bad("it is cut short"))?;
+            let [bit, content, windows_end] = numbers(numbers_of).ok_or_else(|| bad("it is cut short"))?;
             table.push(bit, content, windows_end)?;
             table.stored_digests.extend(digest);
         }

@@ -52,6 +52,9 @@ struct Start {
 }
 
 impl Spans {
+    /// How many bytes the table of an index can have.
+    pub const LENGTHS: std::ops::RangeInclusive<u64> = 16..=16 + 48 * (4 << 20);
+
     /// How many spans.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -145,8 +148,10 @@ impl Spans {
             return Err(wrong());
         }
         let rows = rows.chunks_exact(row);
-        let starts = rows.clone().filter_map(|row| Some(Start { content: u64_at(row, 0)?, stored: u64_at(row, 8)? }));
-        let digests = rows.filter(|_| *form == DIGESTED).filter_map(|row| row.last_chunk::<DIGEST>().copied());
+        let starts =
+            rows.clone().filter_map(|row| Some(Start { content: u64_at(row, 0)?, stored: u64_at(row, 8)? }));
+        let digests =
+            rows.filter(|_| *form == DIGESTED).filter_map(|row| row.last_chunk::<DIGEST>().copied());
         let end = Start { content, stored };
         let spans = Self { starts: starts.collect(), digests: digests.collect(), end };
         spans.check()?;
@@ -234,7 +239,8 @@ impl Builder {
     /// Whether a frame that has so many bytes so far may still be joined to the span before it.
     pub(super) fn may_join(&self, stored: u64, content: u64) -> bool {
         let (Some(open), end) = (self.open, self.spans.end) else { return false };
-        let fits = |from: u64, to: u64, by: u64| (to - from).checked_add(by).is_some_and(|len| len <= self.limit);
+        let fits =
+            |from: u64, to: u64, by: u64| (to - from).checked_add(by).is_some_and(|len| len <= self.limit);
         fits(open.stored, end.stored, stored) && fits(open.content, end.content, content)
     }
 
