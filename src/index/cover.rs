@@ -5,6 +5,7 @@
 
 use super::find::LARGEST_LAYER;
 use super::format::Head;
+use super::local::renumbered;
 use super::plain::{Derived, raw_path};
 use super::{Coding, Entry, EntryKind, Layer, bound, compression};
 use crate::error::{Error, Kind, Result};
@@ -59,18 +60,13 @@ fn by_layer(head: Head) -> Vec<(Layer, Vec<Entry>)> {
 }
 
 /// The layer as number `number` of the manifest's visible ones.
-fn place(mut said: Layer, mut entries: Vec<Entry>, layer: &ModelLayer, number: usize) -> Result<Derived> {
+fn place(mut said: Layer, entries: Vec<Entry>, layer: &ModelLayer, number: usize) -> Result<Derived> {
     check_coding(&said, layer)?;
     if layer.packaging == Packaging::Raw {
         check_raw(&said, &entries, layer)?;
     }
     said.media_type.clone_from(&layer.descriptor.media_type);
-    for entry in &mut entries {
-        entry.layer = number;
-        if let EntryKind::File { extent: Some(id), .. } = &mut entry.kind {
-            id.layer = number;
-        }
-    }
+    let entries = entries.into_iter().map(|entry| renumbered(entry, number)).collect();
     Ok(Derived { layer: said, entries, warnings: Vec::new() })
 }
 

@@ -179,7 +179,7 @@ fn published() -> [(&'static str, Made, &'static str); 5] {
         ("raw", raw(), "46a322d7a214d7b0097efa34d72cce47292aea68d8e07754d337ef7a74083202"),
         ("tar", tar(), "0e7faef350456dadd0ff0fd457311532973e58161a96d03c35651d9bf4812ff7"),
         ("sha512", sha512(), "870f7eb763a19131dcfc3118fd64b13a38313abb1a4a2a0f74a71f6361bb7d9f"),
-        ("compressed", compressed(), "0"),
+        ("compressed", compressed(), "dbb76fbb1be6c7dbbb4edc86a55bbf3940a26b2abbb7856101765b581c463eda"),
         ("empty", empty(), "153be73374661bc9a570469c6af30124e23240912e03709a91f926473973f66a"),
     ]
 }

@@ -13,7 +13,7 @@ use super::{HEAD_LIMIT, Head, PassedOver, kept_as, wire};
 use crate::codec::{gzip, zstd};
 use crate::error::{Error, Kind, Result};
 use crate::index::{
-    Bound, Coding, Compression, Entry, EntryKind, ExtentId, Gap, Grid, Home, Layer, Section, Spans,
+    Bound, Coding, Compression, Entry, EntryKind, ExtentId, Grid, Home, Layer, Section, Spans, between,
 };
 use crate::oci::digest::Algorithm;
 use crate::oci::{Blob, Digest, path};
@@ -211,14 +211,6 @@ fn ranges(rows: &[wire::Extent], content: u64) -> Result<Vec<ContentRange>> {
         ranges.push(range);
     }
     Ok(ranges)
-}
-
-/// What lies between extents, up to the end of the content.
-fn between(extents: &[ContentRange], content: u64) -> Vec<Gap> {
-    let starts = std::iter::once(0).chain(extents.iter().map(|extent| extent.end()));
-    let ends = extents.iter().map(|extent| extent.start()).chain([content]);
-    let gaps = starts.zip(ends).map(|(start, end)| ContentRange::new(start, end));
-    gaps.filter(|range| !range.is_empty()).map(|range| Gap { range, bytes: None }).collect()
 }
 
 /// The sections of a layer, as their records say.

@@ -8,6 +8,7 @@ mod encode;
 mod wire;
 
 pub use decode::decode;
+pub(super) use decode::decode_at;
 pub use encode::encode;
 
 use std::fs::File;
