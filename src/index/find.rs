@@ -52,7 +52,6 @@ pub async fn find_with(
     known: &Known<'_>,
     head: Option<Head>,
 ) -> Result<Index> {
-    artifact.refuse_compressed()?;
     artifact.visible().try_for_each(refuse_huge)?;
     let mut index = Index { warnings: artifact.warnings.clone(), ..Index::default() };
     let mut covered = Vec::new();

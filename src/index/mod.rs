@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::oci::artifact::ModelLayer;
 use crate::oci::artifact::Packaging;
 use crate::oci::{Blob, Digest};
 use crate::range::{ContentRange, StoredRange};
@@ -150,8 +151,9 @@ pub enum Coding {
     Stored,
     /// Decoded span by span.
     Spans(Box<Spans>),
-    /// Compressed, and nobody knows the spans yet: the layer goes by once, and its files become known as it does.
-    Streamed(Compression),
+    /// Compressed, and nobody knows the spans yet: the layer, of which the manifest says this, goes by once, and its files
+    /// become known as it does.
+    Streamed(Arc<ModelLayer>),
 }
 
 /// The spans of a compressed layer.
