@@ -33,6 +33,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::index::Trust;
+
 /// What is asked of bytes before they are served. Chunks of a bound layer are verified when they arrive whatever is set
 /// here: the artifact itself says what they must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +64,8 @@ pub struct Config {
     pub memory: u64,
     /// Whether what is complete is made ready for the kernel.
     pub sealing: Sealing,
+    /// Whether an index that is attached to an artifact counts, for compressed layers that have none of their own.
+    pub trust_index: Trust,
 }
 
 /// Whether a complete file of the store is read back and sealed, so that the kernel may serve it by itself.
@@ -82,6 +86,7 @@ impl Default for Config {
             read_deadline: Duration::from_secs(60),
             memory: 32 << 20,
             sealing: Sealing::default(),
+            trust_index: Trust::default(),
         }
     }
 }

@@ -13,11 +13,11 @@ use super::tree::{Look, NodeId, NodeKind, Tree};
 use crate::content::{Config, Loader, Standing, Store};
 use crate::error::{Error, Kind, Result};
 use crate::index::find::Known;
-use crate::index::{Coding, ExtentId, Grid, Index, bound};
+use crate::index::{Coding, ExtentId, Grid, Index, Sources, Subject, Trust, bound};
 use crate::metrics::Metrics;
 use crate::oci::artifact::{INDEX_KEY, ModelLayer, Packaging};
 use crate::oci::digest::Algorithm;
-use crate::oci::{Artifact, Digest, Reference};
+use crate::oci::{Artifact, Blob, Digest, Reference};
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::Repository;
 
@@ -61,7 +61,7 @@ impl Model {
     ///
     /// # Errors
     /// `NotFound`, `Denied`, `Unreachable` and what else the repository may say; `Invalid` for manifests, names and
-    /// archives that are refused; `Unsupported` for images and compressed layers.
+    /// archives that are refused; `Unsupported` for images and forms that are not read.
     pub async fn open(
         repository: Arc<dyn Repository>,
         reference: Reference,
@@ -75,7 +75,7 @@ impl Model {
         // Side by side, to save a round: nothing but warnings hangs on the config.
         let (description, index) = tokio::join!(
             pin::config(&*repository, &found, &store, &mut warnings),
-            find(&*repository, &store, &found.artifact, &known),
+            find(&*repository, &store, &found, &known, config.trust_index),
         );
         let (mut index, opened) = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
         warnings.extend(compare_diff_ids(&mut index, &found.artifact, &pin::diff_ids(description.as_ref())));
@@ -362,13 +362,20 @@ fn spelled(standing: &Standing) -> &'static str {
 async fn find(
     repository: &dyn Repository,
     store: &Arc<Store>,
-    artifact: &Artifact,
+    found: &pin::Found,
     known: &Known<'_>,
+    trust: Trust,
 ) -> Result<(Index, Option<bound::Opened>)> {
+    let artifact = &found.artifact;
     let kept = pin::kept_head(repository, store, artifact).await;
     let opened = bound::open(repository, artifact, kept).await?;
-    let head = opened.as_ref().map(|opened| opened.head.clone());
-    let index = crate::index::find_with(repository, artifact, known, head).await?;
+    let bound = opened.as_ref().map(|opened| opened.head.clone());
+    let subject = Subject { digest: &found.pinned.digest, trust };
+    let attached = (found.from == pin::Source::Repository).then_some(subject);
+    let who = repository.identity();
+    let local = |layer: &Blob| store.index(&who, &layer.digest).map(Arc::new);
+    let sources = Sources { bound, local: &local, attached, known };
+    let index = crate::index::find_in(repository, artifact, sources).await?;
     Ok((index, opened))
 }
 
