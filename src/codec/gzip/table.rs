@@ -205,8 +205,7 @@ impl Table {
         };
         for span in of_spans.chunks_exact(SPAN) {
             let (digest, numbers_of) = (span.last_chunk::<DIGEST>(), span.get(..SPAN - DIGEST));
-            let [bit, content, windows_end] =
-                numbers(numbers_of).ok_or_else(|| bad("it is cut short"))?;
+            let [bit, content, windows_end] = numbers(numbers_of).ok_or_else(|| bad("it is cut short"))?;
             table.push(bit, content, windows_end)?;
             table.stored_digests.extend(digest);
         }

@@ -86,6 +86,13 @@ impl Spans {
         Some(Span { stored, content, digest: digest.copied() })
     }
 
+    /// The position of the span that holds the byte of content at `at`, or `None` past the end. Costs a binary search.
+    #[must_use]
+    pub fn position(&self, at: u64) -> Option<usize> {
+        let after = self.starts.partition_point(|start| start.content <= at);
+        (at < self.end.content).then(|| after.saturating_sub(1))
+    }
+
     /// All spans in order.
     pub fn iter(&self) -> impl Iterator<Item = Span> + '_ {
         (0..self.len()).filter_map(|position| self.span(position))
@@ -145,8 +152,10 @@ impl Spans {
             return Err(wrong());
         }
         let rows = rows.chunks_exact(row);
-        let starts = rows.clone().filter_map(|row| Some(Start { content: u64_at(row, 0)?, stored: u64_at(row, 8)? }));
-        let digests = rows.filter(|_| *form == DIGESTED).filter_map(|row| row.last_chunk::<DIGEST>().copied());
+        let starts =
+            rows.clone().filter_map(|row| Some(Start { content: u64_at(row, 0)?, stored: u64_at(row, 8)? }));
+        let digests =
+            rows.filter(|_| *form == DIGESTED).filter_map(|row| row.last_chunk::<DIGEST>().copied());
         let end = Start { content, stored };
         let spans = Self { starts: starts.collect(), digests: digests.collect(), end };
         spans.check()?;
@@ -234,7 +243,8 @@ impl Builder {
     /// Whether a frame that has so many bytes so far may still be joined to the span before it.
     pub(super) fn may_join(&self, stored: u64, content: u64) -> bool {
         let (Some(open), end) = (self.open, self.spans.end) else { return false };
-        let fits = |from: u64, to: u64, by: u64| (to - from).checked_add(by).is_some_and(|len| len <= self.limit);
+        let fits =
+            |from: u64, to: u64, by: u64| (to - from).checked_add(by).is_some_and(|len| len <= self.limit);
         fits(open.stored, end.stored, stored) && fits(open.content, end.content, content)
     }
 

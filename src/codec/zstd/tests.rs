@@ -299,7 +299,9 @@ fn the_table_of_spans_has_these_bytes() {
     let spans = builder.finish().unwrap();
     let rows: [u64; 6] = [0, 0, 100, 90, 1100, 590];
     let golden = |form: u64, rows: &[u64], digest: &[u8]| {
-        let each = |row: &[u64]| [row.iter().flat_map(|number| number.to_le_bytes()).collect(), digest.to_vec()].concat();
+        let each = |row: &[u64]| {
+            [row.iter().flat_map(|number| number.to_le_bytes()).collect(), digest.to_vec()].concat()
+        };
         let count = u64::try_from(rows.len() / 2).unwrap();
         let header = [form, count].into_iter().flat_map(u64::to_le_bytes);
         header.chain(rows.chunks(2).flat_map(each)).collect::<Vec<u8>>()
