@@ -19,7 +19,7 @@ use super::extent::Extent;
 use super::loader::{Loader, Standing};
 use super::store::kept::KeptFile;
 use super::verify::Verified;
-use crate::index::{CHUNK, ExtentId, Layer};
+use crate::index::{CHUNK, Coding, ExtentId, Layer};
 use crate::oci::digest::Hasher;
 use crate::range::{ContentRange, StoredRange};
 
@@ -174,6 +174,9 @@ impl Proving {
 
     /// Hashes the rest of a layer from what is kept, as far as that goes.
     fn check(&mut self, loader: &Loader, number: usize) {
+        if loader.standing(number) == Standing::Unproved && loader.spans_of(number).is_some() {
+            return loader.not_proved(number);
+        }
         let Some(layer) = unproved(loader, number) else { return };
         let (mut hasher, mut at) = self.take(number, layer);
         while at < layer.blob.size && !self.stopped.load(Ordering::Relaxed) {
@@ -277,7 +280,9 @@ impl Loader {
 }
 
 fn unproved(loader: &Loader, layer: usize) -> Option<&Layer> {
-    loader.layer(layer).filter(|_| loader.standing(layer) == Standing::Unproved)
+    // What is decoded is not what the layer's digest is of.
+    let stored = loader.layer(layer).filter(|layer| matches!(layer.coding, Coding::Stored));
+    stored.filter(|_| loader.standing(layer) == Standing::Unproved)
 }
 
 fn pass_gaps(layer: &Layer, hasher: &mut Hasher, mut at: u64) -> u64 {

@@ -53,12 +53,12 @@ impl Loader {
         let _ = tokio::task::spawn_blocking(look).await;
     }
 
-    /// Loads ahead of who just read `range`.
-    pub(super) fn observe(self: &Arc<Self>, extent: &Extent, range: ContentRange) {
-        if self.config.warm == Warm::None {
-            return;
-        }
+    /// Loads ahead of who just read `range`; whether he has read on here for a while, rather than here and there.
+    pub(super) fn observe(self: &Arc<Self>, extent: &Extent, range: ContentRange) -> bool {
         let plan = extent.observe(range);
+        if self.config.warm == Warm::None {
+            return plan.reads_on;
+        }
         if let Some(ahead) = plan.ahead {
             self.warm_later(extent.id, ahead, Lane::Ahead);
         }
@@ -69,6 +69,7 @@ impl Loader {
             let (loader, id) = (Arc::clone(self), extent.id);
             self.spawn(async move { loader.find_tensors(id).await });
         }
+        plan.reads_on
     }
 
     fn warm_later(self: &Arc<Self>, id: ExtentId, range: ContentRange, lane: Lane) {
