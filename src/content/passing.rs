@@ -255,9 +255,7 @@ impl Loader {
         if self.shelf.store.budget().exhausted() {
             return Vec::new();
         }
-        let extents = self.extents(layer);
-        let first = extents.partition_point(|extent| extent.range.end() <= range.start());
-        let touched = extents.iter().skip(first).take_while(|extent| extent.range.start() < range.end());
+        let touched = self.layers.get(layer).into_iter().flat_map(|stratum| stratum.files_within(range));
         let mut stops = Vec::new();
         for extent in touched.take(EXTRAS) {
             let chunks = within(extent.grid, extent.range, range);

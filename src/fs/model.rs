@@ -329,16 +329,16 @@ impl Model {
 
     /// The blob that a file is by itself, once it is proved: then the blob's SHA-256 is the file's. Never of a bound layer:
     /// there the digests of its chunks are proved, and nobody has hashed the whole.
-    fn proved_blob(&self, extent: ExtentId) -> Option<&crate::oci::Blob> {
+    fn proved_blob(&self, extent: ExtentId) -> Option<&Blob> {
         let bound = self.index.layers.get(extent.layer).is_some_and(|layer| layer.bound.is_some());
         let proved = !bound && self.loader.standing(extent.layer) == Standing::Proved;
-        let sha256 = |blob: &&crate::oci::Blob| blob.digest.algorithm() == Algorithm::Sha256;
+        let sha256 = |blob: &&Blob| blob.digest.algorithm() == Algorithm::Sha256;
         self.whole_blob(extent).filter(|_| proved).filter(sha256)
     }
 
     /// The blob that a file is by itself; `None` where it is a part of one.
     #[must_use]
-    pub fn whole_blob(&self, extent: ExtentId) -> Option<&crate::oci::Blob> {
+    pub fn whole_blob(&self, extent: ExtentId) -> Option<&Blob> {
         let layer = self.index.layers.get(extent.layer)?;
         let whole = ContentRange::new(0, layer.blob.size);
         let alone = layer.extents.as_slice() == [whole] && layer.gaps.is_empty();

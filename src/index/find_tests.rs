@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::codec::tar::tests::{extension, header, plain, record};
-use crate::index::{CHUNK, Coding, Compression, ExtentId, Gap, Layer};
+use crate::index::{CHUNK, Coding, ExtentId, Gap, Layer};
 use crate::oci::manifest::Manifest;
 use crate::oci::{Blob, Descriptor, Which};
 use crate::range::ContentRange;

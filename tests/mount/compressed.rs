@@ -268,3 +268,26 @@ fn commands_read_a_compressed_layer_without_a_mount() {
     packed.assert_all(&packed.place);
     assert!(packed.registry.settled() - before < MIB / 4);
 }
+
+#[test]
+fn what_was_evicted_comes_back_by_span_from_the_index_that_was_made_here() {
+    let _alone = heavy();
+    let packed = Packed::new(Form::Gzip);
+    packed.mount();
+    packed.assert_all(&packed.place);
+    packed.place.wait_until_complete();
+    packed.place.unmount();
+    let (digest, size) = packed.layer();
+    for file in fs::read_dir(packed.place.layer(digest)).unwrap().map(|file| file.unwrap().path()) {
+        if file.extension().is_some_and(|ending| ending == "data" || ending == "kept") {
+            fs::remove_file(file).unwrap();
+        }
+    }
+    let before = packed.registry.settled();
+    packed.place.mount(&packed.reference(), &["--warm", "none"]);
+    assert_eq!(packed.place.status()["standing"], "verified");
+    packed.assert_right(&packed.place, "first.safetensors");
+    let cost = packed.registry.settled() - before;
+    assert!(cost < size * 3 / 4, "{cost} bytes of {size} for a file of one");
+    packed.assert_all(&packed.place);
+}
