@@ -3,6 +3,8 @@
 //! Its author is the artifact's own, but a tool may have changed the artifact since: layers attached later are not covered,
 //! and one that was taken away fails the opening. Called by [`find`](super::find()) before any layer is derived.
 
+use std::sync::Arc;
+
 use super::find::LARGEST_LAYER;
 use super::format::Head;
 use super::local::renumbered;
@@ -73,7 +75,10 @@ pub(super) fn bare(layer: &ModelLayer) -> Layer {
         blob: layer.descriptor.blob(),
         media_type: layer.descriptor.media_type.clone(),
         diff_id: None,
-        coding: compression(layer.packaging).map_or(Coding::Stored, Coding::Streamed),
+        coding: match compression(layer.packaging) {
+            None => Coding::Stored,
+            Some(_) => Coding::Streamed(Arc::new(layer.clone())),
+        },
         extents: Vec::new(),
         gaps: Vec::new(),
         bound: None,
@@ -127,7 +132,7 @@ fn check_coding(said: &Layer, layer: &ModelLayer) -> Result<()> {
     let how = match &said.coding {
         Coding::Stored => None,
         Coding::Spans(spans) => Some(spans.how),
-        Coding::Streamed(how) => Some(*how),
+        Coding::Streamed(layer) => compression(layer.packaging),
     };
     if how != compression(layer.packaging) {
         return Err(wrong(format!("it is otherwise compressed than {}", layer.descriptor.media_type)));

@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::oci::artifact::ModelLayer;
 use crate::oci::artifact::Packaging;
 use crate::oci::{Blob, Digest};
 use crate::range::{ContentRange, StoredRange};
@@ -154,10 +155,11 @@ pub enum Coding {
     /// Content is the stored bytes: raw and tar layers.
     Stored,
     /// Decoded span by span.
-    Spans(Spans),
-    /// Compressed, and nobody knows the spans yet: the layer goes by once, and its files become known as it does. The one
-    /// file of a layer whose annotation names it is known already, with the first extent; no other entry or extent is.
-    Streamed(Compression),
+    Spans(Box<Spans>),
+    /// Compressed, and nobody knows the spans yet: the layer, of which the manifest says this, goes by once, and its files
+    /// become known as it does. The one file of a layer whose annotation names it is known already, with the first extent;
+    /// no other entry or extent is.
+    Streamed(Arc<ModelLayer>),
 }
 
 /// The spans of a compressed layer.

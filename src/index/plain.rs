@@ -53,8 +53,8 @@ impl Task<'_> {
             extents: Vec::new(),
             gaps: Vec::new(),
         };
-        if let Some(how) = compression(self.layer.packaging) {
-            return streamed::derive(self, layer, how).await;
+        if compression(self.layer.packaging).is_some() {
+            return streamed::derive(self, layer).await;
         }
         let (entries, warnings) = match self.layer.packaging {
             Packaging::Raw => self.raw(&mut layer)?,

@@ -166,6 +166,19 @@ fn an_index_is_built_into_a_file_and_published_beside_the_model() {
 }
 
 #[test]
+fn an_index_that_was_built_here_saves_asking_for_the_layer() {
+    let (registry, place) = (Registry::start(), Place::new());
+    let artifact = flat("zstd");
+    registry.push("acme/llm", "v1", &artifact);
+    let target = registry.reference("acme/llm:v1");
+    index(&place, &["build", &target, "--span", "1MiB"]).ok();
+    let asked = || registry.requests().iter().filter(|line| line.contains(&artifact.blobs[0].digest)).count();
+    let before = asked();
+    assert!(before > 0 && has_all_files(&place, &target, &[]));
+    assert_eq!(asked(), before, "names come from the index");
+}
+
+#[test]
 fn an_index_beside_a_model_in_a_folder_leaves_the_model_the_only_one_without_a_tag() {
     let place = Place::new();
     let folder = place.folder("layout");
