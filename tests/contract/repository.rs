@@ -8,7 +8,7 @@ use weightfs::oci::{Blob, Digest, Which};
 use weightfs::range::StoredRange;
 use weightfs::repository::{Config, Memory, Repository, connect, read_all};
 
-use crate::registry::sample::{MEDIA_TYPE, Sample};
+use crate::registry::sample::{MEDIA_TYPE, REFERRER_TYPE, Sample};
 use crate::registry::server::Server;
 
 /// Asks `repository`, which has what `sample` has, everything that the trait promises.
@@ -19,6 +19,7 @@ async fn holds(repository: Arc<dyn Repository>, sample: &Sample) {
     ranges_outside_are_refused(&*repository, sample).await;
     a_stream_given_up_disturbs_nobody(&*repository, sample).await;
     many_read_at_once(&repository, sample).await;
+    referrers_are_those_of_the_subject_and_the_type(&*repository, sample).await;
     assert!(!repository.place().is_empty());
     assert_eq!(repository.identity(), repository.identity());
 }
@@ -92,6 +93,14 @@ async fn many_read_at_once(repository: &Arc<dyn Repository>, sample: &Sample) {
     }
 }
 
+async fn referrers_are_those_of_the_subject_and_the_type(repository: &dyn Repository, sample: &Sample) {
+    let found = repository.referrers(&sample.manifest, REFERRER_TYPE).await.unwrap();
+    let found: Vec<Blob> = found.iter().map(weightfs::oci::Descriptor::blob).collect();
+    assert_eq!(found, [sample.referrer.clone()]);
+    assert!(repository.referrers(&sample.manifest, "another type").await.unwrap().is_empty());
+    assert!(repository.referrers(&Digest::of(b"nobody"), REFERRER_TYPE).await.unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn memory_keeps_the_contract() {
     let sample = Sample::new();
@@ -99,6 +108,7 @@ async fn memory_keeps_the_contract() {
     memory.put(sample.bytes_of(StoredRange::new(0, sample.large.size)).to_vec());
     memory.put(&b"x"[..]);
     memory.put_manifest("v1", MEDIA_TYPE, sample.manifest_bytes.clone());
+    memory.put_manifest("referrer", MEDIA_TYPE, sample.referrer_bytes.clone());
     holds(Arc::new(memory), &sample).await;
 }
 
@@ -112,14 +122,30 @@ async fn an_image_layout_keeps_the_contract() {
 #[tokio::test]
 async fn a_registry_keeps_the_contract() {
     let sample = Sample::new();
+    sample.list_referrers();
     let server = Server::start(sample.folder()).await;
     holds(connect(&server.reference(), &Config::default()).unwrap(), &sample).await;
+}
+
+/// One that lists referrers by itself: the list stands where the specification has it.
+#[tokio::test]
+async fn a_registry_with_the_referrers_api_keeps_the_contract() {
+    use crate::registry::server::{Fault, Rule};
+    let sample = Sample::new();
+    let list = sample.list_referrers();
+    let server = Server::start(sample.folder()).await;
+    let path: &'static str = format!("/referrers/{}?artifactType=", sample.manifest).leak();
+    let list: &'static str = format!("{}/v2/test/sample/manifests/{list}", server.origin()).leak();
+    server.rule(Rule::always(path, Fault::RedirectTo(list)));
+    holds(connect(&server.reference(), &Config::default()).unwrap(), &sample).await;
+    assert!(server.log(path).len() >= 2);
 }
 
 #[tokio::test]
 async fn a_registry_that_wants_tokens_and_sends_away_for_blobs_keeps_the_contract() {
     use crate::registry::server::{Fault, Rule, Tokens};
     let sample = Sample::new();
+    sample.list_referrers();
     let cdn = Server::start(sample.folder()).await;
     let server = Server::with_tokens(sample.folder(), Tokens::for_everyone()).await;
     server.rule(Rule::always("/blobs/", Fault::Redirect(cdn.origin())));
