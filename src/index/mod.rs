@@ -149,7 +149,7 @@ pub enum Coding {
     /// Content is the stored bytes: raw and tar layers.
     Stored,
     /// Decoded span by span.
-    Spans(Box<Spans>),
+    Spans(Spans),
     /// Compressed, and nobody knows the spans yet: the layer goes by once, and its files become known as it does.
     Streamed(Compression),
 }
