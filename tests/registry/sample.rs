@@ -3,16 +3,17 @@
 use std::path::Path;
 
 use serde_json::json;
+use weightfs::oci::manifest::OCI_INDEX;
 use weightfs::oci::{Blob, Digest};
 use weightfs::range::StoredRange;
 
 /// The media type of the sample's manifest.
 pub(crate) const MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// The artifact type of the sample's referrer.
-pub(crate) const REFERRER_TYPE: &str = "application/vnd.example.referrer";
+/// The artifact type of what refers to the sample.
+pub(crate) const REFERRER_TYPE: &str = "application/vnd.weightfs.index.v1";
 
-/// An image layout in a temporary folder: one manifest under the tag `v1`, a blob of a few MiB, one of a byte.
+/// An image layout in a temporary folder, with a manifest that refers to its first: one manifest under the tag `v1`, a blob of a few MiB, one of a byte.
 pub(crate) struct Sample {
     folder: tempfile::TempDir,
     bytes: Vec<u8>,
@@ -20,8 +21,7 @@ pub(crate) struct Sample {
     pub(crate) small: Blob,
     pub(crate) manifest: Digest,
     pub(crate) manifest_bytes: Vec<u8>,
-    /// A manifest that refers to the other one, of the type [`REFERRER_TYPE`].
-    pub(crate) referrer: Blob,
+    pub(crate) referrer: Digest,
     pub(crate) referrer_bytes: Vec<u8>,
 }
 
@@ -52,32 +52,23 @@ impl Sample {
         .to_string()
         .into_bytes();
         let referrer = keep(folder.path(), &referrer_bytes);
-        let index = json!({"schemaVersion": 2, "manifests": [
-            {"mediaType": MEDIA_TYPE, "digest": manifest.digest, "size": manifest.size,
-             "annotations": {"org.opencontainers.image.ref.name": "v1"}},
-            {"mediaType": MEDIA_TYPE, "digest": referrer.digest, "size": referrer.size},
-        ]});
+        // As clients keep it where a registry keeps no lists.
+        let list = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [{
+            "mediaType": MEDIA_TYPE, "artifactType": REFERRER_TYPE, "digest": referrer.digest, "size": referrer.size,
+        }]});
+        let list = keep(folder.path(), list.to_string().as_bytes());
+        let index = json!({"schemaVersion": 2, "manifests": [{
+            "mediaType": MEDIA_TYPE, "digest": manifest.digest, "size": manifest.size,
+            "annotations": {"org.opencontainers.image.ref.name": "v1"},
+        }, {
+            "mediaType": MEDIA_TYPE, "artifactType": REFERRER_TYPE, "digest": referrer.digest, "size": referrer.size,
+        }, {
+            "mediaType": OCI_INDEX, "digest": list.digest, "size": list.size,
+            "annotations": {"org.opencontainers.image.ref.name": format!("sha256-{}", manifest.digest.hex())},
+        }]});
         std::fs::write(folder.path().join("index.json"), index.to_string()).unwrap();
-        let manifest = manifest.digest;
+        let (manifest, referrer) = (manifest.digest, referrer.digest);
         Self { folder, bytes, large, small, manifest, manifest_bytes, referrer, referrer_bytes }
-    }
-
-    /// Puts a list of referrers under the tag that stands for it where a registry has no other way; gives the tag.
-    pub(crate) fn list_referrers(&self) -> String {
-        let other =
-            json!({"mediaType": MEDIA_TYPE, "digest": self.large.digest, "size": 1, "artifactType": "other"});
-        let list = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [
-            other, {"mediaType": MEDIA_TYPE, "digest": self.referrer.digest, "size": self.referrer.size,
-                    "artifactType": REFERRER_TYPE}]});
-        let list = keep(self.folder(), list.to_string().as_bytes());
-        let tag = format!("sha256-{}", self.manifest.hex());
-        let path = self.folder().join("index.json");
-        let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        index["manifests"].as_array_mut().unwrap().push(json!({
-            "mediaType": "application/vnd.oci.image.index.v1+json", "digest": list.digest, "size": list.size,
-            "annotations": {"org.opencontainers.image.ref.name": tag}}));
-        std::fs::write(path, index.to_string()).unwrap();
-        tag
     }
 
     /// The image layout.
