@@ -9,8 +9,8 @@ use super::format::Head;
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::BoundIndex;
 use crate::oci::manifest::Document;
-use crate::oci::{Artifact, Descriptor, Which};
-use crate::repository::{Repository, refers};
+use crate::oci::{Artifact, Descriptor, Digest, Which};
+use crate::repository::Repository;
 
 /// The artifact type of an attached index.
 pub const ARTIFACT_TYPE: &str = "application/vnd.weightfs.index.v1";
@@ -70,7 +70,7 @@ async fn pinned(
     referrer: &Descriptor,
 ) -> Result<BoundIndex> {
     let pinned = repository.manifest(&Which::Digest(referrer.digest.clone())).await?;
-    if !refers(&pinned.bytes, subject.digest, ARTIFACT_TYPE) {
+    if !refers(&pinned.bytes, subject.digest) {
         let doing = format!("the manifest {} is not of an index for {}", pinned.digest, subject.digest);
         return Err(Error::new(Kind::Invalid, doing));
     }
@@ -79,6 +79,22 @@ async fn pinned(
     };
     let index = Artifact::read(manifest)?.bound_index()?;
     index.ok_or_else(|| Error::new(Kind::Invalid, format!("the manifest {} has no index", pinned.digest)))
+}
+
+/// Whether a manifest says of itself that it is one of an index for `subject`.
+fn refers(manifest: &[u8], subject: &Digest) -> bool {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Referrer {
+        artifact_type: String,
+        subject: Subject,
+    }
+    #[derive(serde::Deserialize)]
+    struct Subject {
+        digest: Digest,
+    }
+    let says = serde_json::from_slice::<Referrer>(manifest);
+    says.is_ok_and(|says| says.artifact_type == ARTIFACT_TYPE && says.subject.digest == *subject)
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ pub fn open(file: Arc<File>, blob: &Blob, number: usize) -> Result<(Layer, Vec<E
 }
 
 /// The entry as one of the layer `number`.
-pub(super) fn renumbered(mut entry: Entry, number: usize) -> Entry {
+pub(crate) fn renumbered(mut entry: Entry, number: usize) -> Entry {
     entry.layer = number;
     if let EntryKind::File { extent: Some(id), .. } = &mut entry.kind {
         id.layer = number;

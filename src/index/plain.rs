@@ -4,7 +4,6 @@
 //! A raw layer costs no request. A tar layer costs one for each member larger than 64 KiB, less where they share
 //! a window, and none where its gaps are known. No file's data is read for its own sake.
 //! [`find`](super::find()) calls it for every layer.
-
 use bytes::Bytes;
 
 use super::names::Names;

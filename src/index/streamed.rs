@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::names::fuller_path;
 use super::pass::{Event, Pass, Spacing};
 use super::plain::{Derived, Task};
-use super::{Coding, Entry, Layer};
+use super::{Coding, Entry, EntryKind, Layer};
 use crate::error::{Error, Kind, Result};
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::read_all;
@@ -19,7 +19,7 @@ const START: u64 = 64 << 10;
 /// How much of it is decoded at once, so that what decodes to much is given up early.
 const PIECE: usize = 4 << 10;
 
-/// The layer `layer` of `task`, which is compressed, with the file that is known of it, if one is.
+/// The layer `layer` of `task` with the file that is known of it, if one is.
 ///
 /// # Errors
 /// Those of reading. What can't be decoded is whoever streams the layer to say.
@@ -72,7 +72,7 @@ fn enough() -> Error {
 /// The entry under the path of the annotation, where that is its path, or ends with it.
 fn named(task: &Task<'_>, (mut entry, extent): Found) -> Option<Found> {
     let annotation = task.layer.path.as_deref()?;
-    let is_file = matches!(entry.kind, super::EntryKind::File { .. });
+    let is_file = matches!(entry.kind, EntryKind::File { .. });
     if entry.path != annotation {
         entry.path = fuller_path(&entry.path, Some(annotation)).ok()??;
     }

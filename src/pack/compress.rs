@@ -1,19 +1,22 @@
-//! A file as a compressed layer: written once into a file without a name, and gone over as it is, for digests and spans.
+//! One file as a compressed tar that can be read at random: a frame or member of its own for the header, for each chunk of the
+//! file, and for what ends the archive.
 //!
-//! Frames and members begin where the file does and on its grid of chunks, so that a chunk costs itself. What was written is
-//! decoded again at once: no byte is published that does not come back. Called by [`publish`](super::publish()).
+//! What is written is ordinary zstd with a seek table, or ordinary gzip of many members: `tar x` reads it. It goes into a
+//! file without a name, since its digest is known at the end only; and by as any layer would that somebody else wrote
+//! ([`Pass`]), so that its index is that of what is there. Called by [`publish`](super::publish()).
 
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::build::nameless;
-use super::digest::read_layer;
+use bytes::Bytes;
+use nix::libc;
+
 use super::layer::Layer;
 use crate::codec::{gzip, zstd};
 use crate::error::{Error, Kind, Result};
-use crate::index::pass::{Digesting, Event, Pass, Passed, Spacing};
+use crate::index::pass::{Digesting, Event, Pass, Spacing};
 use crate::index::spool::Spool;
 use crate::index::{self, CHUNK, ChunkDigest, Compression, Entry};
 use crate::oci::artifact::ModelLayer;
@@ -23,157 +26,245 @@ use crate::oci::{Artifact, Blob, Descriptor, Digest};
 use crate::range::StoredRange;
 use crate::repository::push::Piece;
 
-/// As `gzip` and `zstd` compress when nothing is said.
-const LEVELS: (i32, i32) = (6, 3);
+/// The level of libzstd that `zstd` itself takes.
+const LEVEL: i32 = 3;
+
+/// How many pieces of a file are in memory for each core.
+const PIECES: usize = 4;
 
 /// A layer that was compressed.
 #[derive(Clone, Debug)]
 pub struct Compressed {
-    /// Digest and size of the stored bytes.
+    /// Digest and size of its stored bytes.
     pub blob: Blob,
     /// The digest of its content.
     pub diff_id: Digest,
-    /// The stored bytes.
-    pub piece: Piece,
-    /// Itself as the index has it.
-    pub layer: index::Layer,
-    /// Its one name.
-    pub entries: Vec<Entry>,
-    /// The digests of its chunks.
+    /// The digests of the file's chunks.
     pub chunks: Vec<ChunkDigest>,
+    /// What the index says of it, but for these.
+    pub layer: index::Layer,
+    /// The file's entry, of layer 0.
+    pub entries: Vec<Entry>,
+    file: Arc<File>,
 }
 
-/// Compresses the layer, number `number` of the index's, by `how`, into a file in the folder `scratch`. Blocks; `read(n)` is
-/// called for every `n` bytes of the file.
+impl Compressed {
+    /// Its stored bytes, for an upload.
+    #[must_use]
+    pub fn pieces(&self) -> Vec<Piece> {
+        vec![Piece::Open { file: self.file.clone(), range: StoredRange::new(0, self.blob.size) }]
+    }
+}
+
+/// Compresses a layer, into a file in the folder for temporary ones. Blocks, on as many threads as there are cores;
+/// `read(n)` is called for every `n` bytes of content.
 ///
-/// Takes as much room in `scratch` as the layer will in the registry, and some 16 MiB of memory.
+/// Costs one reading of the file, its compression and one decompression, room on the disk for what is stored, and 8 MiB
+/// for each core.
 ///
 /// # Errors
-/// As [`digest`](super::digest::digest()), and `Storage` where the compressed bytes can't be written.
+/// `Busy` where the file is not the one that was found or changed while it was read, naming it; `Storage` where it can't
+/// be read, or there is no room; `Deadline` where `stop` was set.
 pub fn compress(
     layer: &Layer,
-    number: usize,
     how: Compression,
-    scratch: &Path,
     stop: &AtomicBool,
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<Compressed> {
-    let mut writing = Writing::new(layer, number, how, scratch)?;
-    let mut encoder = Encoder::new(how)?;
-    let mut diff_id = Hasher::new(Algorithm::Sha256);
-    read_layer(layer, stop, read, &mut |len| vec![0; len], &mut |content| {
-        diff_id.update(&content);
-        encoder.push(&content, &mut |stored| writing.write(stored))
-    })?;
-    encoder.finish(&mut |stored| writing.write(stored))?;
-    writing.finish(diff_id.finish())
-}
-
-/// Makes frames or members of content.
-enum Encoder {
-    Gzip,
-    Zstd(Box<zstd::Writer>),
-}
-
-impl Encoder {
-    fn new(how: Compression) -> Result<Self> {
-        match how {
-            Compression::Gzip => Ok(Self::Gzip),
-            Compression::Zstd => {
-                zstd::Writer::new(LEVELS.1, CHUNK).map(|writer| Self::Zstd(Box::new(writer)))
-            }
+    let mut writing = Writing::begin(layer, how)?;
+    let mut content = Content::open(layer)?;
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::new(Kind::Deadline, format!("{} was given up", layer.file.place.display())));
+        }
+        let pieces = content.next(cores * PIECES)?;
+        if pieces.is_empty() {
+            break;
+        }
+        for (piece, stored) in pieces.iter().zip(side_by_side(how, &pieces, cores)) {
+            writing.take(piece, &stored?)?;
+            read(length(piece.len()));
         }
     }
+    writing.finish()
+}
 
-    /// Takes a part of the layer that begins a frame: its headers, chunks of the file, what follows it.
-    fn push(&mut self, content: &[u8], write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let chunk = usize::try_from(CHUNK).unwrap_or(usize::MAX);
-        for piece in content.chunks(chunk) {
-            let mut stored = Vec::new();
-            match self {
-                Self::Gzip => gzip::write_member(piece, LEVELS.0, &mut stored)?,
-                Self::Zstd(writer) => {
-                    writer.push(piece, &mut stored)?;
-                    writer.cut(&mut stored)?;
-                }
-            }
-            write(&stored)?;
-        }
-        Ok(())
-    }
+/// Each piece compressed, in order.
+fn side_by_side(how: Compression, pieces: &[Bytes], cores: usize) -> Vec<Result<Vec<u8>>> {
+    let share = pieces.len().div_ceil(cores).max(1);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            pieces.chunks(share).map(|own| scope.spawn(move || one_by_one(how, own))).collect();
+        let interrupted = || vec![Err(Error::new(Kind::Kernel, "a thread that compresses has ended"))];
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|_| interrupted())).collect()
+    })
+}
 
-    fn finish(self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let Self::Zstd(writer) = self else { return Ok(()) };
+fn one_by_one(how: Compression, pieces: &[Bytes]) -> Vec<Result<Vec<u8>>> {
+    let mut zstd = zstd::Compressor::new(LEVEL);
+    let mut compressed = |piece: &Bytes| {
         let mut stored = Vec::new();
-        writer.finish(&mut stored)?;
-        write(&stored)
+        match how {
+            Compression::Gzip => gzip::member(piece, &mut stored)?,
+            Compression::Zstd => zstd.as_mut().map_err(|error| error.clone())?.frame(piece, &mut stored)?,
+        };
+        Ok(stored)
+    };
+    pieces.iter().map(&mut compressed).collect()
+}
+
+/// The content in pieces, cut where the file begins, at each of its chunks, and where it ends.
+struct Content<'a> {
+    layer: &'a Layer,
+    open: File,
+    /// How much of the file has been read; `None` before the header.
+    at: Option<u64>,
+    ended: bool,
+}
+
+impl<'a> Content<'a> {
+    fn open(layer: &'a Layer) -> Result<Self> {
+        Ok(Self { layer, open: layer.file.open()?, at: None, ended: false })
+    }
+
+    /// The next pieces, so many or fewer; none at the end.
+    fn next(&mut self, count: usize) -> Result<Vec<Bytes>> {
+        let mut pieces = Vec::with_capacity(count);
+        while pieces.len() < count {
+            let Some(piece) = self.piece()? else { break };
+            pieces.push(piece);
+        }
+        Ok(pieces)
+    }
+
+    fn piece(&mut self) -> Result<Option<Bytes>> {
+        let file = &self.layer.file;
+        let Some(at) = self.at else {
+            self.at = Some(0);
+            return Ok(Some(self.layer.headers.clone()));
+        };
+        if at < file.size {
+            let mut piece = vec![0; usize::try_from(CHUNK.min(file.size - at)).unwrap_or(0)];
+            self.open.read_exact_at(&mut piece, at).map_err(|error| match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => file.changed(),
+                _ => {
+                    Error::from_source(Kind::Storage, format!("cannot read {}", file.place.display()), error)
+                }
+            })?;
+            self.at = Some(at.saturating_add(length(piece.len())));
+            return Ok(Some(piece.into()));
+        }
+        if self.ended {
+            return Ok(None);
+        }
+        self.ended = true;
+        file.check()?;
+        let tail = usize::try_from(self.layer.tail).unwrap_or(0);
+        Ok(Some(vec![0; tail].into()))
     }
 }
 
-/// The compressed bytes on their way into the file.
+/// What is stored, as it is written.
 struct Writing {
-    file: Arc<std::fs::File>,
+    how: Compression,
+    model: ModelLayer,
+    file: File,
     size: u64,
     stored: Hasher,
-    described: ModelLayer,
+    content: Hasher,
+    frames: Vec<(u32, u32)>,
     pass: Pass,
+    chunks: Digesting,
     spool: Spool,
-    digesting: Digesting,
 }
 
 impl Writing {
-    fn new(layer: &Layer, number: usize, how: Compression, scratch: &Path) -> Result<Self> {
-        let described = described(layer)?;
-        // Of gzip a member may begin a span when a quarter has gone by, so that each of a chunk does.
-        let spacing = if how == Compression::Gzip { 4 * CHUNK } else { CHUNK };
-        let pass = Pass::new(&described, number, Spacing::new(spacing)?)?;
-        let (file, spool) = (Arc::new(nameless(scratch)?), Spool::new(nameless(scratch)?));
-        let (stored, digesting) = (Hasher::new(Algorithm::Sha256), Digesting::default());
-        Ok(Self { file, size: 0, stored, described, pass, spool, digesting })
+    fn begin(layer: &Layer, how: Compression) -> Result<Self> {
+        let model = described(layer, &Blob { digest: Digest::of(b""), size: 0 })?;
+        let spacing = Spacing::new(match how {
+            // A member begins a span when a quarter has gone by: each chunk's does, and none is cut within.
+            Compression::Gzip => 2 * CHUNK,
+            // Frames are joined up to this: none of those of chunks is.
+            Compression::Zstd => CHUNK,
+        })?;
+        Ok(Self {
+            how,
+            file: unnamed()?,
+            size: 0,
+            stored: Hasher::new(Algorithm::Sha256),
+            content: Hasher::new(Algorithm::Sha256),
+            frames: Vec::new(),
+            pass: Pass::new(&model, 0, spacing)?,
+            chunks: Digesting::default(),
+            spool: Spool::new(unnamed()?),
+            model,
+        })
     }
 
-    fn write(&mut self, stored: &[u8]) -> Result<()> {
+    /// A piece of content, and what is stored of it.
+    fn take(&mut self, content: &[u8], stored: &[u8]) -> Result<()> {
+        self.content.update(content);
+        let frame = u32::try_from(stored.len()).ok().zip(u32::try_from(content.len()).ok());
+        self.frames.extend(frame);
+        self.put(stored)
+    }
+
+    fn put(&mut self, stored: &[u8]) -> Result<()> {
         let failed = |error| Error::from_source(Kind::Storage, "cannot put a compressed layer aside", error);
-        self.file.write_all_at(stored, self.size).map_err(failed)?;
-        self.size = self.size.saturating_add(u64::try_from(stored.len()).unwrap_or(u64::MAX));
+        let hint = "set TMPDIR to a folder with room for the largest file";
+        self.file.write_all_at(stored, self.size).map_err(|error| failed(error).hint(hint))?;
+        self.size = self.size.saturating_add(length(stored.len()));
         self.stored.update(stored);
-        let (spool, digesting) = (&mut self.spool, &mut self.digesting);
-        self.pass.step(stored, &mut |event| take(event, spool, digesting))
+        let (chunks, spool) = (&mut self.chunks, &mut self.spool);
+        self.pass.step(stored, &mut |event| sink(event, chunks, spool))
     }
 
-    fn finish(mut self, diff_id: Digest) -> Result<Compressed> {
-        let blob = Blob { digest: self.stored.finish(), size: self.size };
-        let (spool, digesting) = (&mut self.spool, &mut self.digesting);
-        let passed: Passed = self.pass.finish(&mut |event| take(event, spool, digesting))?;
-        let mut layer = self.spool.layer(&self.described, &passed);
-        layer.blob = blob.clone();
-        layer.diff_id = Some(diff_id.clone());
-        let piece = Piece::Open { file: self.file, range: StoredRange::new(0, self.size) };
-        let chunks = self.digesting.finish();
-        Ok(Compressed { blob, diff_id, piece, layer, entries: passed.entries, chunks })
-    }
-}
-
-fn take(event: Event<'_>, spool: &mut Spool, digesting: &mut Digesting) -> Result<()> {
-    match event {
-        Event::Content { extent, bytes, .. } => {
-            digesting.update(extent, bytes);
-            Ok(())
+    fn finish(mut self) -> Result<Compressed> {
+        if self.how == Compression::Zstd {
+            let table = zstd::seekable::table(&self.frames)?;
+            self.put(&table)?;
         }
-        Event::Window(window) => spool.push(&window),
-        Event::Extent(..) | Event::Entry(_) => Ok(()),
+        let Self { mut model, file, size, stored, content, pass, mut chunks, mut spool, .. } = self;
+        let passed = pass.finish(&mut |event| sink(event, &mut chunks, &mut spool))?;
+        let blob = Blob { digest: stored.finish(), size };
+        model.descriptor.digest = blob.digest.clone();
+        let diff_id = content.finish();
+        let layer = index::Layer { diff_id: Some(diff_id.clone()), ..spool.layer(&model, &passed) };
+        let (chunks, entries) = (chunks.finish(), passed.entries);
+        Ok(Compressed { blob, diff_id, chunks, layer, entries, file: Arc::new(file) })
     }
 }
 
-/// The layer as its manifest will have it, but for digest and size.
-fn described(layer: &Layer) -> Result<ModelLayer> {
-    let descriptor = Descriptor {
-        media_type: layer.media_type(),
-        digest: Digest::of(b""),
-        size: 0,
-        annotations: [("org.cncf.model.filepath".to_owned(), layer.file.path.clone())].into(),
-    };
-    let read = Artifact::read(Manifest { layers: vec![descriptor], ..Manifest::default() })?;
-    let described = read.layers.into_iter().next();
-    described.ok_or_else(|| Error::new(Kind::Invalid, "a layer is none"))
+fn sink(event: Event<'_>, chunks: &mut Digesting, spool: &mut Spool) -> Result<()> {
+    match event {
+        Event::Content { extent, bytes, .. } => chunks.update(extent, bytes),
+        Event::Window(window) => spool.push(&window)?,
+        Event::Extent(..) | Event::Entry(_) => {}
+    }
+    Ok(())
+}
+
+/// The layer as a reader finds it in the manifest.
+fn described(layer: &Layer, blob: &Blob) -> Result<ModelLayer> {
+    let annotations = [("org.cncf.model.filepath".to_owned(), layer.file.path.clone())].into();
+    let (digest, size, media_type) = (blob.digest.clone(), blob.size, layer.media_type());
+    let layers = vec![Descriptor { media_type, digest, size, annotations }];
+    let artifact = Artifact::read(Manifest { layers, ..Manifest::default() })?;
+    artifact.layers.into_iter().next().ok_or_else(|| Error::new(Kind::Invalid, "a layer is none"))
+}
+
+/// A file in the folder for temporary ones that has no name, so that it goes with this process.
+fn unnamed() -> Result<File> {
+    let folder = std::env::temp_dir();
+    let made =
+        OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(&folder);
+    made.map_err(|error| {
+        Error::from_source(Kind::Storage, format!("cannot make a file in {}", folder.display()), error)
+            .hint("set TMPDIR to another folder")
+    })
+}
+
+fn length(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,7 @@
 //! One file as a layer, and that layer as the index has it: known from name, size and times, before the file is read.
 //!
-//! As modctl writes layers: the file itself (raw), or a tar of the file alone.
+//! As modctl writes layers: the file itself (raw), or a tar of the file alone, which may be compressed
+//! ([`compress`](super::compress)).
 
 use bytes::Bytes;
 
@@ -20,7 +21,7 @@ pub struct Layer {
     pub file: File,
     /// What the file is.
     pub kind: LayerKind,
-    /// Raw or tar, or a tar that will be compressed.
+    /// Raw, tar, or tar compressed.
     pub packaging: Packaging,
     /// Permission bits: 0644, or 0755 for what its user may execute.
     pub mode: u32,
@@ -53,7 +54,7 @@ impl Layer {
         Ok(Self { file, kind, packaging, mode, mtime, headers, tail })
     }
 
-    /// How many bytes of content it has: stored ones too, but for one that will be compressed.
+    /// How many bytes its content has: the stored ones, where it is not compressed.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.content().end().saturating_add(self.tail)
@@ -79,7 +80,7 @@ impl Layer {
         format!("application/vnd.cncf.model.{}.v1.{}", self.kind.name(), self.packaging.name())
     }
 
-    /// Its content, for an upload of one that is not compressed.
+    /// Its content, which is what is stored where it is not compressed, for an upload.
     #[must_use]
     pub fn pieces(&self) -> Vec<Piece> {
         let mut pieces = Vec::with_capacity(3);
@@ -98,7 +99,7 @@ impl Layer {
         pieces
     }
 
-    /// Itself as the index has it, where `blob` is what it turned out to be and `number` its place among the layers: as
+    /// Itself, if it is not compressed, as the index has it, where `blob` is what it turned out to be and `number` its place among the layers: as
     /// [`find`](crate::index::find()) derives it from the published layer.
     #[must_use]
     pub fn indexed(&self, blob: &Blob, number: usize) -> (index::Layer, Entry) {

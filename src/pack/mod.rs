@@ -8,7 +8,7 @@
 //! | [`layer`] | a file as a layer: raw, or the only member of a tar |
 //! | [`mod@plan`] | these four put together: all that is known before any content is read |
 //! | [`digest`] | one pass over a layer's bytes: its digest and those of its chunks |
-//! | [`compress`] | a layer compressed, on the grid of its file |
+//! | [`compress`] | a file as a compressed tar that can be read at random |
 //! | [`manifest`] | config and manifest as JSON, in the words of the specification |
 //! | [`publish`] | layers digested and uploaded side by side, then index, config, manifest |
 //! | [`build`] | the index of an artifact that is in a repository already, by reading its layers once |

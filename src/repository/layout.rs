@@ -12,7 +12,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 
-use super::{ByteStream, MANIFEST_LIMIT, Pinned, REFERRERS_LIMIT, Repository, referrers};
+use super::referrers::REFERRERS_LIMIT;
+use super::{ByteStream, MANIFEST_LIMIT, Pinned, Repository, referrers};
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
@@ -87,15 +88,11 @@ impl Layout {
             .hint("the folder must have the files oci-layout and index.json")
     }
 
-    fn index(&self) -> Result<ImageIndex> {
-        let path = self.folder.join("index.json");
-        serde_json::from_slice(&read_small(&path)?).map_err(|error| {
-            Error::from_source(Kind::Protocol, format!("cannot read {}", path.display()), error)
-        })
-    }
-
     fn resolve(&self, which: &Which) -> Result<(Digest, String)> {
-        let index = self.index()?;
+        let path = self.folder.join("index.json");
+        let index: ImageIndex = serde_json::from_slice(&read_small(&path)?).map_err(|error| {
+            Error::from_source(Kind::Protocol, format!("cannot read {}", path.display()), error)
+        })?;
         match which {
             Which::Digest(digest) => {
                 let known = index.manifests.into_iter().find(|descriptor| descriptor.digest == *digest);
@@ -123,8 +120,8 @@ impl Layout {
     /// The only manifest that belongs to no other, if that is one.
     fn only(&self, all: &[Descriptor]) -> Option<Descriptor> {
         let stands_alone = |one: &&Descriptor| {
-            let bytes = read_small(&self.blob_path(&one.digest)).ok();
-            !bytes.is_some_and(|bytes| referrers::has_subject(&bytes))
+            let manifest = read_small(&self.blob_path(&one.digest)).ok();
+            manifest.and_then(|manifest| referrers::subject_of(&manifest)).is_none()
         };
         match all {
             [only] => Some(only.clone()),
@@ -153,14 +150,13 @@ impl Layout {
         Ok(Pinned { digest, media_type, bytes })
     }
 
-    /// Those manifests of `index.json` that say they refer to `subject`.
     fn referring(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>> {
-        let all = self.index()?.manifests.into_iter().take(REFERRERS_LIMIT);
+        let list = referrers::of_type(&read_small(&self.folder.join("index.json"))?, artifact_type)?;
         let refers = |one: &Descriptor| {
-            let bytes = read_small(&self.blob_path(&one.digest)).ok();
-            bytes.is_some_and(|bytes| referrers::refers(&bytes, subject, artifact_type))
+            let manifest = read_small(&self.blob_path(&one.digest)).ok();
+            manifest.and_then(|manifest| referrers::subject_of(&manifest)).as_ref() == Some(subject)
         };
-        Ok(all.filter(refers).collect())
+        Ok(list.into_iter().filter(refers).collect())
     }
 
     /// The size of a blob that is kept here, in stored bytes.

@@ -27,7 +27,7 @@ use crate::range::StoredRange;
 
 pub use layout::{Layout, Untagged};
 pub use memory::Memory;
-pub use referrers::{refers, tag as referrers_tag};
+pub use referrers::REFERRERS_LIMIT;
 pub use registry::Registry;
 pub use retry::Retrying;
 pub use secret::Secret;
@@ -48,9 +48,6 @@ pub struct Pinned {
 
 /// The largest manifest or index that is read: 4 MiB, the limit that registries themselves apply.
 pub const MANIFEST_LIMIT: u64 = 4 << 20;
-
-/// The most referrers that are looked at.
-pub const REFERRERS_LIMIT: usize = 1000;
 
 /// A place that has manifests and blobs, under their digests.
 ///
@@ -74,21 +71,22 @@ pub trait Repository: Send + Sync + fmt::Debug {
     /// [`manifest`](Self::manifest); `Protocol` where the answer is not the range asked for.
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>>;
 
-    /// The manifests of `artifact_type` that belong to the manifest `subject`, at most [`REFERRERS_LIMIT`] (distribution
-    /// specification, "Listing Referrers"); none where the repository has no way to say so. Their own bytes say
-    /// whether that is true: nothing is verified here.
+    /// The manifests of `artifact_type` that refer to the manifest `subject`, in the repository's order, at most
+    /// [`REFERRERS_LIMIT`]; none where the repository keeps no such lists. Anybody who may push there may refer to anything, so
+    /// they prove nothing, not even that they exist.
     ///
-    /// Costs one request, or two where a registry answers by the tag scheme only.
+    /// Costs one request, or two where a registry has to be asked by tag. A registry's first page is all that is asked for.
     ///
     /// # Errors
-    /// As [`manifest`](Self::manifest), but for `NotFound`; `Protocol` for lists that can't be meant.
+    /// As [`manifest`](Self::manifest), but never `NotFound`; `Protocol` where what it gives is no list.
     fn referrers<'a>(
         &'a self,
         subject: &'a Digest,
         artifact_type: &'a str,
     ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        // Of those that have none. What wraps another repository asks it.
         let _ = (subject, artifact_type);
-        Box::pin(async { Ok(Vec::new()) })
+        Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
     /// Where this is, as error messages name it: `ghcr.io/acme/llm` or `oci:/models/llm`.

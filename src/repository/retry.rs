@@ -56,11 +56,11 @@ impl<R: Repository + 'static> Retrying<R> {
     }
 
     async fn list(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>> {
-        let doing = format!("asking {} who refers to {subject}", self.inner.place());
+        let doing = format!("listing what refers to {subject} in {}", self.inner.place());
         let mut tries = Tries::new(self.setup_deadline, UNREACHABLE_PATIENCE);
         loop {
             match tries.bounded(self.inner.referrers(subject, artifact_type)).await {
-                Ok(listed) => return Ok(listed),
+                Ok(found) => return Ok(found),
                 Err(error) => tries.pause(error, &doing).await?,
             }
         }

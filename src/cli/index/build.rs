@@ -9,24 +9,30 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Asking, Spans};
-use crate::cli::args::REFERENCE;
+use crate::cli::args::{REFERENCE, set};
 use crate::cli::progress::Progress;
 use crate::cli::{print, reference, runtime};
 use crate::config::{Flags, Settings};
+use crate::content::Store;
 use crate::error::{Error, Kind, Result};
 use crate::index::format::Encoded;
+use crate::index::{Coding, Entry, local};
 use crate::oci::Reference;
 use crate::pack::Watch;
 use crate::pack::build::{Built, Making, Source, build};
 
-/// Reads every layer of REF once, verifies it, and keeps what is needed to read compressed layers at any place.
+/// Reads every layer of REF once, verifies it, and keeps what is needed to read compressed layers at any place: for the mounts of
+/// this machine, or in a file for 'index push'.
 #[derive(Debug, Args)]
 pub(super) struct Build {
     #[arg(value_name = "REF", help = REFERENCE)]
     reference: String,
-    /// Write the index into this file, in place of what is there
+    /// Write the index into this file, in place of what is there, and not into the store of this machine
     #[arg(long, value_name = "FILE")]
-    output: PathBuf,
+    output: Option<PathBuf>,
+    /// Where fetched bytes and indexes are kept
+    #[arg(long, value_name = "DIR", conflicts_with = "output")]
+    store: Option<String>,
     #[command(flatten)]
     making: Spans,
     #[command(flatten)]
@@ -39,6 +45,7 @@ pub(super) struct Build {
 impl Build {
     pub(super) fn set(&self, flags: &mut Flags) {
         self.asking.set(flags);
+        set(flags, "store.folder", self.store.as_ref());
     }
 }
 
@@ -66,7 +73,10 @@ pub(super) fn run(command: &Build, settings: &Settings) -> Result<()> {
     let begun = Instant::now();
     let (source, making) = (reference(&command.reference)?, command.making.making(settings)?);
     let (source, built) = runtime()?.block_on(built(&source, settings, &making))?;
-    write(&built.encoded, &command.output)?;
+    match &command.output {
+        Some(path) => write(&built.encoded, path)?,
+        None => keep(&built, &source.repository.identity(), settings)?,
+    }
     let content = built.index.layers.iter().filter_map(crate::index::Layer::content);
     let report = Report {
         reference: command.reference.clone(),
@@ -102,6 +112,23 @@ pub(super) async fn built(
         print::complain(format!("{reference}: {warning}"));
     }
     Ok((source, built))
+}
+
+/// Keeps the index of each compressed layer for the mounts of this machine. The layers' own bytes have just been proved by
+/// who asks.
+fn keep(built: &Built, who: &str, settings: &Settings) -> Result<()> {
+    let store = Store::open(&settings.store)?;
+    for (number, (layer, digests)) in built.index.layers.iter().zip(&built.digests).enumerate() {
+        if matches!(layer.coding, Coding::Stored) {
+            continue;
+        }
+        let own = built.index.entries.iter().filter(|entry| entry.layer == number);
+        let own: Vec<Entry> = own.cloned().collect();
+        let digest = &layer.blob.digest;
+        store.keep_index(who, digest, |file| local::write(file, layer, &own, digests.clone()))?;
+        store.set_proved(who, digest);
+    }
+    Ok(())
 }
 
 /// Writes an index beside `path` and puts it there when all of it is written.

@@ -71,8 +71,7 @@ pub(super) fn run(command: &Push, settings: &Settings) -> Result<()> {
         };
         let target = Target::open(&of, &settings.repository)?;
         let destination = Destination::new(target, None, Vec::new());
-        let digest =
-            attach(&*source.repository, &source.pinned, &encoded, &destination, &unwatched()).await?;
+        let digest = attach(&source.pinned, &encoded, &destination, &unwatched()).await?;
         Ok::<_, Error>(Report {
             reference: of.to_string(),
             subject: source.pinned.digest.to_string(),

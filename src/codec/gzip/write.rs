@@ -1,34 +1,33 @@
-//! Content becomes gzip members, each decodable alone.
+//! Content becomes gzip members that are decodable alone.
 //!
-//! What comes out is ordinary gzip: `gzip -d` reads members that follow one another. `pack` writes layers with it.
+//! Members may follow one another (RFC 1952 §2.2), so `gzip -d` and `tar -z` read a file of them. `pack` writes layers so.
 
 use zlib_rs::{Deflate, DeflateConfig, DeflateFlush, Status};
 
 use crate::error::{Error, Kind, Result};
 
-/// What every member begins with: deflate, no name, no time, no system that it was made on (RFC 1952, 2.3).
-const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
+/// What asks zlib for a gzip wrapper around a window of 32 KiB.
+const GZIP: i32 = 16 + 15;
 
-/// Appends one member with all of `content` to `stored`, compressed at `level`, 0 to 9. Allocates a compressor (about
-/// 300 KiB) for the time of the call. The same content gives the same bytes.
+/// Appends one member with all of `content` to `stored` and gives its length. Its header has neither name nor time, so that the
+/// same content gives the same bytes with the same library.
+///
+/// Takes about 300 KiB beside its output.
 ///
 /// # Errors
-/// [`Kind::Invalid`] for 4 GiB of content or more, or where the compressor fails.
-pub fn write_member(content: &[u8], level: i32, stored: &mut Vec<u8>) -> Result<()> {
-    let failed = |why: &str| Error::new(Kind::Invalid, format!("cannot compress: {why}"));
-    let len = u32::try_from(content.len()).map_err(|_| failed("a member has 4 GiB or more"))?;
-    let config = DeflateConfig { window_bits: -15, level, ..DeflateConfig::default() };
+/// [`Kind::Invalid`] where the library fails.
+pub fn member(content: &[u8], stored: &mut Vec<u8>) -> Result<usize> {
+    let config = DeflateConfig { window_bits: GZIP, ..DeflateConfig::default() };
     let mut deflate = Deflate::new_with_config(config);
-    // Five bytes for each 16 KiB that do not get smaller (RFC 1951, 3.2.4), and some for the last block.
-    let mut body = vec![0; content.len() + content.len() / 1024 + 1024];
-    match deflate.compress(content, &mut body, DeflateFlush::Finish) {
-        Ok(Status::StreamEnd) => {}
-        _ => return Err(failed("the member does not fit where it must")),
+    let before = stored.len();
+    // What does not compress is stored in blocks of at most 65,535 bytes with 5 bytes before each (RFC 1951 §3.2.4).
+    stored.resize(before + content.len() + content.len() / 100 + 1024, 0);
+    let room = stored.get_mut(before..).unwrap_or_default();
+    let ended = deflate.compress(content, room, DeflateFlush::Finish);
+    let len = usize::try_from(deflate.total_out()).unwrap_or(usize::MAX);
+    stored.truncate(before.saturating_add(len));
+    match ended {
+        Ok(Status::StreamEnd) => Ok(len),
+        other => Err(Error::new(Kind::Invalid, format!("cannot compress: {other:?}"))),
     }
-    body.truncate(usize::try_from(deflate.total_out()).unwrap_or(0));
-    stored.extend(HEADER);
-    stored.append(&mut body);
-    stored.extend(zlib_rs::crc32::crc32(0, content).to_le_bytes());
-    stored.extend(len.to_le_bytes());
-    Ok(())
 }

@@ -16,6 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
@@ -119,28 +120,51 @@ impl Registry {
         Ok(Pinned { digest, media_type, bytes })
     }
 
-    /// By the referrers API; where that is not there by the tag scheme.
-    ///
-    /// What does not fit one page is not looked at: the list is asked for by type, and few of one type are meant.
-    async fn referring(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>> {
+    /// The list of what refers to `subject`, as the registry gives it; `None` where it does not know the request.
+    async fn list(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Bytes>> {
         let mut url = self.url(&format!("referrers/{subject}"))?;
         url.query_pairs_mut().append_pair("artifactType", artifact_type);
         let ask = Ask::new(Method::GET, &self.auth).header(ACCEPT, HeaderValue::from_static(OCI_INDEX));
         let (_, response) = self.follow(Hop::first(url), &ask).await?;
+        let media_type = wire::one(response.headers(), &CONTENT_TYPE)?.unwrap_or_default();
+        let is_list = media_type.split(';').next().is_some_and(|kind| kind.trim() == OCI_INDEX);
         match response.status() {
-            StatusCode::OK => {
+            StatusCode::OK if is_list => {
                 wire::check_encoding(response.headers())?;
                 let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
-                referrers::of_type(&wire::limited(response, limit, self.stall).await?, artifact_type)
+                wire::limited(response, limit, self.stall).await.map(Some)
             }
-            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-                match self.pin(&Which::Tag(referrers::tag(subject))).await {
-                    Ok(list) => referrers::of_type(&list.bytes, artifact_type),
-                    Err(error) if error.kind() == Kind::NotFound => Ok(Vec::new()),
-                    Err(error) => Err(error),
-                }
-            }
+            // A page for people, or a word that the request is unknown.
+            StatusCode::OK
+            | StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::BAD_REQUEST => Ok(None),
             _ => Err(self.refusal(response).await),
+        }
+    }
+
+    async fn referring(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>> {
+        let list = match self.list(subject, artifact_type).await? {
+            Some(list) => list,
+            None => self.list_by_tag(subject).await?,
+        };
+        if list.is_empty() { Ok(Vec::new()) } else { referrers::of_type(&list, artifact_type) }
+    }
+
+    /// The list that a tag stands in for; empty where there is none.
+    async fn list_by_tag(&self, subject: &Digest) -> Result<Bytes> {
+        match self.pin(&Which::Tag(referrers::tag_of(subject))).await {
+            Ok(pinned) => Ok(pinned.bytes),
+            Err(error) if error.kind() == Kind::NotFound => Ok(Bytes::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The list that a tag must stand in for, empty where there is none yet; `None` where the registry keeps lists by itself.
+    pub(super) async fn own_list(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Bytes>> {
+        match self.list(subject, artifact_type).await? {
+            Some(_) => Ok(None),
+            None => self.list_by_tag(subject).await.map(Some),
         }
     }
 
@@ -305,10 +329,11 @@ impl Repository for Registry {
         subject: &'a Digest,
         artifact_type: &'a str,
     ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
-        Box::pin(async move {
-            let listed = self.referring(subject, artifact_type).await;
-            listed.map_err(|error| self.unread(&format!("who refers to {subject}"), error))
-        })
+        let read = async move {
+            let found = self.referring(subject, artifact_type).await;
+            found.map_err(|error| self.unread(&format!("what refers to {subject}"), error))
+        };
+        Box::pin(read)
     }
 
     fn place(&self) -> String {
