@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::pin;
 use super::tree::{Look, NodeId, NodeKind, Tree};
-use crate::content::{Config, Loader, Standing, Store};
+use crate::content::{Config, Integrity, Loader, Standing, Store};
 use crate::error::{Error, Kind, Result};
 use crate::index::find::Known;
 use crate::index::{Coding, ExtentId, Grid, Index, Sources, Subject, Trust, bound, compression};
@@ -80,6 +80,9 @@ impl Model {
         );
         let (mut index, opened) = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
         warnings.extend(compare_diff_ids(&mut index, &found.artifact, &pin::diff_ids(description.as_ref())));
+        if config.integrity == Integrity::Strict {
+            forget_unproved(&mut index);
+        }
         let tree = Tree::build(&index, &mut warnings)?;
         index.warnings.append(&mut warnings);
         let index = Arc::new(index);
@@ -425,6 +428,19 @@ async fn keep_gaps(store: &Arc<Store>, repository: &dyn Repository, index: &Arc<
         }
     };
     pin::blocking(store, repository, keep).await;
+}
+
+/// Forgets what the first header of a compressed layer says of its one file: nobody has verified it.
+fn forget_unproved(index: &mut Index) {
+    let mut streamed = Vec::new();
+    for layer in &mut index.layers {
+        let is_streamed = matches!(layer.coding, Coding::Streamed(_));
+        if is_streamed {
+            layer.extents.clear();
+        }
+        streamed.push(is_streamed);
+    }
+    index.entries.retain(|entry| streamed.get(entry.layer) != Some(&true));
 }
 
 /// Notes the config's diffIDs in the layers, and says where one disagrees: where content is the stored bytes it

@@ -1,6 +1,6 @@
 //! A reference model: random small artifacts and random operations, through a real mount and in memory side by side.
 //!
-//! Half of the artifacts bring their own chunk digests; their registry is wrong now and then, which may cost an error and never
+//! Some are one compressed layer whose names appear as it goes by. Half of the others bring their own chunk digests; their registry is wrong now and then, which may cost an error and never
 //! a wrong byte. Sizes lie around the borders where mistakes live (nothing, one byte, a page, a chunk of 1 MiB, each with its neighbours).
 //! The seed is printed; `WEIGHTFS_TEST_SEED=N` repeats a run, `PROPTEST_CASES` sets the number of cases (64).
 
@@ -13,6 +13,7 @@ use nix::libc::EIO;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
+use crate::support::compressed::{self, Form};
 use crate::support::pack::{self, Content, Dialect, Packing};
 use crate::support::place::Place;
 use crate::support::read::{self, Mapping};
@@ -52,6 +53,8 @@ struct Case {
     files: BTreeMap<String, (u64, u64)>,
     packing: Packing,
     dialect: Dialect,
+    /// How its one layer is compressed, without an index: then its names appear as it goes by.
+    form: Option<Form>,
     /// Whether it brings its own chunk digests. Only then can the registry be wrong and the mount none the worse.
     bound: bool,
     steps: Vec<(usize, Step)>,
@@ -104,10 +107,16 @@ fn case() -> impl Strategy<Value = Case> {
         (Packing::Tar, Dialect::Upstream),
         (Packing::Tar, Dialect::Seed),
         (Packing::OneTar, Dialect::Upstream),
+        (Packing::OneTar, Dialect::Seed),
     ]);
+    let form = prop::sample::select(vec![Form::Gzip, Form::Pigz, Form::Zstd, Form::Frames]);
     let steps = prop::collection::vec((0..6_usize, step()), 1..25);
-    (files, packing, any::<bool>(), steps)
-        .prop_map(|(files, (packing, dialect), bound, steps)| Case { files, packing, dialect, bound, steps })
+    (files, packing, form, any::<bool>(), steps)
+        .prop_map(|(files, (packing, dialect), form, bound, steps)| {
+            let form = Some(form).filter(|_| (packing, dialect) == (Packing::OneTar, Dialect::Seed));
+            let bound = bound && form.is_none();
+            Case { files, packing, dialect, form, bound, steps }
+        })
         .prop_filter("a file at least", |case| !case.files.is_empty())
 }
 
@@ -246,7 +255,10 @@ fn run(registry: &Registry, number: u32, case: &Case) {
         .iter()
         .map(|(path, bytes)| pack::File { path: path.clone(), content: Content::Bytes(bytes.clone()) })
         .collect();
-    let plain = pack::pack(&packed, case.packing, case.dialect, Path::new("/nowhere"));
+    let plain = match case.form {
+        Some(form) => compressed::pack(&packed, form),
+        None => pack::pack(&packed, case.packing, case.dialect, Path::new("/nowhere")),
+    };
     let artifact = if case.bound { bound::bind(&plain, &packed, case.packing) } else { plain };
     let layers = if case.bound { bound::places(&artifact, &packed, case.packing) } else { Vec::new() };
     let name = format!("random/case-{number}");

@@ -291,3 +291,24 @@ fn what_was_evicted_comes_back_by_span_from_the_index_that_was_made_here() {
     assert!(cost < size * 3 / 4, "{cost} bytes of {size} for a file of one");
     packed.assert_all(&packed.place);
 }
+
+#[test]
+fn layers_of_one_file_that_say_so_make_nobody_wait_for_a_name() {
+    let _alone = heavy();
+    let files = files();
+    let artifact = compressed::pack_each(&files, Form::Gzip);
+    let packed = Packed::of(files, artifact);
+    packed.registry.weather(SLOW);
+    packed.mount();
+    assert!(packed.registry.fetched() < MIB, "a start of each layer is enough");
+    packed.registry.weather(Weather::Stall);
+    for file in &packed.files {
+        assert_eq!(fs::metadata(packed.place.path(&file.path)).unwrap().len(), file.content.size());
+    }
+    let missing = fs::metadata(packed.place.path("weights/missing")).unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
+    assert_eq!(names(&packed.place.path("weights")).len(), 3);
+    packed.registry.weather(Weather::Clear);
+    packed.assert_all(&packed.place);
+    packed.place.wait_until_complete();
+}

@@ -66,6 +66,24 @@ pub fn pack(files: &[File], form: Form) -> Artifact {
     with_layer(&plain, form, compress(tar, form))
 }
 
+/// The files each as a compressed layer of its own, with the annotations that name it.
+pub fn pack_each(files: &[File], form: Form) -> Artifact {
+    let plain = pack::pack(files, Packing::Tar, Dialect::Upstream, std::path::Path::new("/nowhere"));
+    let mut artifact = plain.clone();
+    let mut manifest: Value = serde_json::from_slice(&plain.manifest).unwrap();
+    for (descriptor, blob) in manifest["layers"].as_array_mut().unwrap().iter_mut().zip(&mut artifact.blobs) {
+        let Content::Bytes(tar) = &blob.content else { panic!("the tar is on disk") };
+        let layer = compress(tar, form);
+        let media_type = descriptor["mediaType"].as_str().unwrap().strip_suffix("tar").unwrap().to_owned();
+        descriptor["mediaType"] = json!(media_type + form.suffix());
+        *blob = Blob { digest: pack::digest(&layer), content: Content::Bytes(layer) };
+        descriptor["digest"] = json!(blob.digest);
+        descriptor["size"] = json!(blob.content.size());
+    }
+    artifact.manifest = manifest.to_string().into_bytes();
+    artifact
+}
+
 /// The artifact with this in place of its layer.
 pub fn with_layer(plain: &Artifact, form: Form, layer: Vec<u8>) -> Artifact {
     let mut manifest: Value = serde_json::from_slice(&plain.manifest).unwrap();
