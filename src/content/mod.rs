@@ -9,6 +9,7 @@ mod bound;
 mod bound_tests;
 pub mod bring;
 pub mod buffer;
+mod decoding;
 mod extent;
 mod fetch;
 mod flight;
@@ -16,15 +17,22 @@ mod lanes;
 pub mod loader;
 #[cfg(test)]
 mod loader_tests;
+mod part;
+mod passing;
 pub mod prefetch;
 mod prove;
+mod reader;
 mod recheck;
 mod shelf;
+mod spans;
+#[cfg(test)]
+mod spans_tests;
 mod standing;
 pub mod store;
 pub mod stream;
 pub mod verify;
 mod warm;
+mod wire;
 
 pub use loader::{Held, Loader, Standing, Warm};
 pub use store::{Store, StoreConfig};
