@@ -75,7 +75,7 @@ impl Sample {
             blob,
             media_type: String::new(),
             diff_id: None,
-            coding: Coding::Spans(spans),
+            coding: Coding::Spans(Box::new(spans)),
             extents: vec![ContentRange::new(0, content.len() as u64)],
             gaps: Vec::new(),
             bound: Some(Bound { chunks, kept_as }),

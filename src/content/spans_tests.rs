@@ -168,7 +168,7 @@ impl Compressed {
             blob,
             media_type: String::new(),
             diff_id: None,
-            coding: Coding::Spans(Spans { how, content: content.len() as u64, table, checkpoints }),
+            coding: Coding::Spans(Box::new(Spans { how, content: content.len() as u64, table, checkpoints })),
             extents,
             gaps,
             bound: Some(Bound { chunks, kept_as }),

@@ -71,14 +71,12 @@ pub fn of(artifact: &Artifact, head: Head) -> Result<Index> {
 
 /// The layer without anything that is known of it.
 pub(super) fn bare(layer: &ModelLayer) -> Layer {
+    let streamed = |_| Coding::Streamed(Arc::new(layer.clone()));
     Layer {
         blob: layer.descriptor.blob(),
         media_type: layer.descriptor.media_type.clone(),
         diff_id: None,
-        coding: match compression(layer.packaging) {
-            None => Coding::Stored,
-            Some(_) => Coding::Streamed(Arc::new(layer.clone())),
-        },
+        coding: compression(layer.packaging).map_or(Coding::Stored, streamed),
         extents: Vec::new(),
         gaps: Vec::new(),
         bound: None,

@@ -151,15 +151,14 @@ pub enum Home {
 
 /// How a layer's content is made from its stored bytes.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one for a layer, and most are of the large variant")]
 pub enum Coding {
     /// Content is the stored bytes: raw and tar layers.
     Stored,
     /// Decoded span by span.
-    Spans(Spans),
+    Spans(Box<Spans>),
     /// Compressed, and nobody knows the spans yet: the layer, of which the manifest says this, goes by once, and its files
-    /// become known as it does. The one file of a layer whose annotation names it is known already, with the first extent;
-    /// no other entry or extent is.
+    /// become known as it does. The one file of a layer whose annotation names it is known already, with the first extent; no
+    /// other entry or extent is.
     Streamed(Arc<ModelLayer>),
 }
 

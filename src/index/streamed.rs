@@ -19,7 +19,7 @@ const START: u64 = 64 << 10;
 /// How much of it is decoded at once, so that what decodes to much is given up early.
 const PIECE: usize = 4 << 10;
 
-/// The layer `layer` of `task` with the file that is known of it, if one is.
+/// The layer `layer` of `task`, which is compressed, with the file that is known of it, if one is.
 ///
 /// # Errors
 /// Those of reading. What can't be decoded is whoever streams the layer to say.

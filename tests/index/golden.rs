@@ -56,7 +56,7 @@ impl Made {
         let (table, checkpoints) =
             (section(table.to_vec().into()), windows.map(|windows| section(windows.into())));
         let size = u64::try_from(content.len()).unwrap();
-        layer.coding = Coding::Spans(Spans { how, content: size, table, checkpoints });
+        layer.coding = Coding::Spans(Box::new(Spans { how, content: size, table, checkpoints }));
         let digests = layer.extents.iter().flat_map(|extent| chunk_digests(slice(content, *extent)));
         *self.digests.last_mut().unwrap() = digests.collect();
         self
@@ -199,7 +199,7 @@ fn what_is_published_is_written_again_byte_for_byte_and_can_never_change() {
         let encoded = encoded(&made);
         let written = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.bin"));
         if fixture(name).ok().as_deref() != Some(&encoded.bytes().unwrap()) {
-            std::fs::write(&written, &encoded.bytes().unwrap()).unwrap();
+            std::fs::write(&written, encoded.bytes().unwrap()).unwrap();
             panic!(
                 "the index {name:?} is not written as it was published (now: {}). What is published under a digest can \
                  never change: a new form is a new version, beside this one. Only a case that is new is copied to the \

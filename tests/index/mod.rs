@@ -1,6 +1,7 @@
 //! The fixtures themselves: the archives are what the real writers make, and every dialect gives one tree.
 
 mod golden;
+mod writers;
 
 use std::collections::BTreeMap;
 use std::path::Path;

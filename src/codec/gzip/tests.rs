@@ -187,7 +187,7 @@ fn members_that_are_written_are_read_by_gzip_and_begin_a_span_each() {
     assert_eq!(scanned.table.len(), 3);
     check_all(&stored, &scanned);
     assert!(piped("gzip", &["-dc"], &stored).unwrap() == content);
-    let noise: Vec<u8> = (0..70_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let noise: Vec<u8> = (0..70_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let mut random = Vec::new();
     write::member(&noise, &mut random).unwrap();
     assert!(scan(&random, SMALL, 1000, 1000).unwrap().content == noise);

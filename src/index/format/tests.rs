@@ -118,7 +118,7 @@ fn compressed(
         bytes: Some(bytes),
     };
     let (table, checkpoints) = (section(table), windows.map(section));
-    layer.coding = Coding::Spans(Spans { how, content, table, checkpoints });
+    layer.coding = Coding::Spans(Box::new(Spans { how, content, table, checkpoints }));
     layer
 }
 
