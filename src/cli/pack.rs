@@ -31,6 +31,12 @@ pub(super) struct Pack {
     /// Make each file a tar of its own instead of a layer as it is
     #[arg(long)]
     tar: bool,
+    /// Make each file a tar of its own, compressed by gzip so that it can be read at random
+    #[arg(long, conflicts_with_all = ["tar", "zstd"])]
+    gzip: bool,
+    /// Make each file a tar of its own, compressed by zstd so that it can be read at random
+    #[arg(long, conflicts_with = "tar")]
+    zstd: bool,
     /// Follow links that lead out of the folder too, and publish what they lead to
     #[arg(long)]
     follow_links: bool,
@@ -146,7 +152,12 @@ impl Pack {
     fn options(&self, environment: &Environment) -> Result<Options> {
         let epoch = environment.source_date_epoch()?;
         Ok(Options {
-            packaging: if self.tar { Packaging::Tar } else { Packaging::Raw },
+            packaging: match (self.tar, self.gzip, self.zstd) {
+                (true, ..) => Packaging::Tar,
+                (_, true, _) => Packaging::TarGzip,
+                (_, _, true) => Packaging::TarZstd,
+                _ => Packaging::Raw,
+            },
             links: if self.follow_links { Links::All } else { Links::Inside },
             index: !self.no_index,
             times: match self.keep_times {

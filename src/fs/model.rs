@@ -390,7 +390,7 @@ mod tests {
         let plain = Artifact::read(Manifest { layers: vec![layer("a", 1)], ..Manifest::default() }).unwrap();
         let index = crate::index::find(&*memory, &plain, &|_| Vec::new()).await.unwrap();
         let encoded = crate::index::format::encode(&index, &[vec![ChunkDigest::of(&[1])]]).unwrap();
-        let blob = memory.put(encoded.bytes);
+        let blob = memory.put(encoded.bytes().unwrap());
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","layers":[
             {{"mediaType":"x.raw","digest":"{}","size":1,"annotations":{{"org.cncf.model.filepath":"a"}}}},

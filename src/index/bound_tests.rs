@@ -56,7 +56,7 @@ impl Model {
     fn with_index(self, index: &Index) -> Self {
         let encoded = format::encode(index, &digests(index)).unwrap();
         let head = encoded.head.clone();
-        let blob = self.memory.put(encoded.bytes);
+        let blob = self.memory.put(encoded.bytes().unwrap());
         assert_eq!(blob, encoded.blob);
         let mut model = self.stored("raw", INDEX_PATH, blob);
         let marks = [
@@ -129,7 +129,7 @@ fn an_indexed_artifact_is_found_as_without_the_index_in_one_request_and_no_heade
     for (layer, plain) in index.layers.iter().zip(&plain.layers) {
         assert_eq!((&layer.blob, &layer.media_type), (&plain.blob, &plain.media_type));
         assert_eq!(layer.extents, plain.extents);
-        let gaps = |layer: &crate::index::Layer| layer.gaps.iter().map(|gap| gap.range).collect::<Vec<_>>();
+        let gaps = |layer: &Layer| layer.gaps.iter().map(|gap| gap.range).collect::<Vec<_>>();
         assert_eq!(gaps(layer), gaps(plain));
         assert_eq!(layer.bound.is_some(), !layer.extents.is_empty());
         if let Some(bound) = layer.bound.as_ref().map(|bound| &bound.chunks) {

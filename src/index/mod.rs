@@ -4,13 +4,18 @@
 //! its content are files. How it is found: [`find()`] takes it from the artifact's [bound](bound) index, and derives it for
 //! raw and tar layers from their descriptors and headers where there is none. How it is published: [`format`](mod@format).
 
+mod archive;
 pub mod bound;
 mod cover;
 mod digest;
 pub mod find;
 pub mod format;
 mod grid;
+pub mod local;
+mod names;
+pub mod pass;
 mod plain;
+pub mod spool;
 mod window;
 
 pub use digest::ChunkDigest;
@@ -22,6 +27,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::oci::artifact::Packaging;
 use crate::oci::{Blob, Digest};
 use crate::range::{ContentRange, StoredRange};
 
@@ -170,6 +176,16 @@ pub enum Compression {
     Zstd,
 }
 
+/// How a layer of this packaging is compressed; `None` where it is not.
+#[must_use]
+pub fn compression(packaging: Packaging) -> Option<Compression> {
+    match packaging {
+        Packaging::Raw | Packaging::Tar => None,
+        Packaging::TarGzip => Some(Compression::Gzip),
+        Packaging::TarZstd => Some(Compression::Zstd),
+    }
+}
+
 impl Layer {
     /// The name under which the layer's chunks are kept: its digest, or, for a bound layer, one that its chunk digests
     /// are part of.
@@ -193,6 +209,14 @@ impl Layer {
     pub fn stored(&self, content: ContentRange) -> Option<StoredRange> {
         matches!(self.coding, Coding::Stored).then(|| StoredRange::new(content.start(), content.end()))
     }
+}
+
+/// What lies between extents, up to the end of the content.
+fn between(extents: &[ContentRange], content: u64) -> Vec<Gap> {
+    let starts = std::iter::once(0).chain(extents.iter().map(|extent| extent.end()));
+    let ends = extents.iter().map(|extent| extent.start()).chain([content]);
+    let gaps = starts.zip(ends).map(|(start, end)| ContentRange::new(start, end));
+    gaps.filter(|range| !range.is_empty()).map(|range| Gap { range, bytes: None }).collect()
 }
 
 /// A stretch of a layer that belongs to no file.

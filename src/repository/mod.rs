@@ -7,6 +7,7 @@
 pub mod layout;
 pub mod memory;
 pub mod push;
+mod referrers;
 pub mod registry;
 pub mod retry;
 pub mod secret;
@@ -21,11 +22,12 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
 use crate::error::{Error, Kind, Result};
-use crate::oci::{Blob, Digest, Place, Reference, Which};
+use crate::oci::{Blob, Descriptor, Digest, Place, Reference, Which};
 use crate::range::StoredRange;
 
 pub use layout::{Layout, Untagged};
 pub use memory::Memory;
+pub use referrers::REFERRERS_LIMIT;
 pub use registry::Registry;
 pub use retry::Retrying;
 pub use secret::Secret;
@@ -68,6 +70,24 @@ pub trait Repository: Send + Sync + fmt::Debug {
     /// From the call, or as the stream's last item: `Invalid` where the range leaves the blob, else as
     /// [`manifest`](Self::manifest); `Protocol` where the answer is not the range asked for.
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>>;
+
+    /// The manifests of `artifact_type` that refer to the manifest `subject`, in the repository's order, at most
+    /// [`REFERRERS_LIMIT`]; none where the repository keeps no such lists. Anybody who may push there may refer to anything, so
+    /// they prove nothing, not even that they exist.
+    ///
+    /// Costs one request, or two where a registry has to be asked by tag. A registry's first page is all that is asked for.
+    ///
+    /// # Errors
+    /// As [`manifest`](Self::manifest), but never `NotFound`; `Protocol` where what it gives is no list.
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        // Of those that have none. What wraps another repository asks it.
+        let _ = (subject, artifact_type);
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
 
     /// Where this is, as error messages name it: `ghcr.io/acme/llm` or `oci:/models/llm`.
     fn place(&self) -> String;

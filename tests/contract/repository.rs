@@ -8,7 +8,7 @@ use weightfs::oci::{Blob, Digest, Which};
 use weightfs::range::StoredRange;
 use weightfs::repository::{Config, Memory, Repository, connect, read_all};
 
-use crate::registry::sample::{MEDIA_TYPE, Sample};
+use crate::registry::sample::{MEDIA_TYPE, REFERRER_TYPE, Sample};
 use crate::registry::server::Server;
 
 /// Asks `repository`, which has what `sample` has, everything that the trait promises.
@@ -19,6 +19,7 @@ async fn holds(repository: Arc<dyn Repository>, sample: &Sample) {
     ranges_outside_are_refused(&*repository, sample).await;
     a_stream_given_up_disturbs_nobody(&*repository, sample).await;
     many_read_at_once(&repository, sample).await;
+    referrers_are_found_by_their_type_and_subject(&*repository, sample).await;
     assert!(!repository.place().is_empty());
     assert_eq!(repository.identity(), repository.identity());
 }
@@ -69,6 +70,15 @@ async fn ranges_outside_are_refused(repository: &dyn Repository, sample: &Sample
     }
 }
 
+async fn referrers_are_found_by_their_type_and_subject(repository: &dyn Repository, sample: &Sample) {
+    let found = repository.referrers(&sample.manifest, REFERRER_TYPE).await.unwrap();
+    assert_eq!(found.iter().map(|one| &one.digest).collect::<Vec<_>>(), [&sample.referrer]);
+    let pinned = repository.manifest(&Which::Digest(sample.referrer.clone())).await.unwrap();
+    assert_eq!(found[0].size, pinned.bytes.len() as u64);
+    assert!(repository.referrers(&sample.manifest, "application/other").await.unwrap().is_empty());
+    assert!(repository.referrers(&sample.referrer, REFERRER_TYPE).await.unwrap().is_empty());
+}
+
 async fn a_stream_given_up_disturbs_nobody(repository: &dyn Repository, sample: &Sample) {
     let all = StoredRange::new(0, sample.large.size);
     let mut stream = repository.read(&sample.large, all).await.unwrap();
@@ -99,6 +109,7 @@ async fn memory_keeps_the_contract() {
     memory.put(sample.bytes_of(StoredRange::new(0, sample.large.size)).to_vec());
     memory.put(&b"x"[..]);
     memory.put_manifest("v1", MEDIA_TYPE, sample.manifest_bytes.clone());
+    memory.put_manifest("referrer", MEDIA_TYPE, sample.referrer_bytes.clone());
     holds(Arc::new(memory), &sample).await;
 }
 

@@ -4,6 +4,7 @@
 //! [`rules`] about what others ask of an artifact, [`model`] about what is in it, [`add`] about artifacts that get an index later.
 
 mod add;
+mod compressed;
 mod model;
 mod push;
 mod rules;

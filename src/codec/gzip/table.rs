@@ -62,6 +62,9 @@ pub struct WindowPlace {
 }
 
 impl Table {
+    /// How many bytes a table can have.
+    pub const LENGTHS: std::ops::RangeInclusive<u64> = 64..=64 + 88 * 1_000_000;
+
     /// How many spans there are; 0 where there is no content.
     #[must_use]
     pub fn len(&self) -> usize {

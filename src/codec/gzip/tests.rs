@@ -29,7 +29,7 @@ fn framed(flags: u8, fields: &[u8], content: &[u8], level: i32) -> Vec<u8> {
     [&header[..], &deflated(content, level), &crc.to_le_bytes(), &len.to_le_bytes()].concat()
 }
 
-fn member(content: &[u8], level: i32) -> Vec<u8> {
+pub(crate) fn member(content: &[u8], level: i32) -> Vec<u8> {
     framed(0, &[], content, level)
 }
 

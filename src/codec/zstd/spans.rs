@@ -52,6 +52,9 @@ struct Start {
 }
 
 impl Spans {
+    /// How many bytes the table of an index can have.
+    pub const LENGTHS: std::ops::RangeInclusive<u64> = 16..=16 + 48 * (4 << 20);
+
     /// How many spans.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -80,6 +80,13 @@ impl Pushing {
         Ok(digest)
     }
 
+    /// The list of what refers to `subject` that a tag must stand in for; `None` where the registry keeps lists by itself.
+    pub(super) async fn own_list(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Bytes>> {
+        let doing = format!("list what refers to {subject} in");
+        let ask: Ask<'_, _> = &|| Box::pin(self.registry.own_list(subject, artifact_type));
+        self.asked(&doing, self.setup_deadline, ask).await
+    }
+
     /// Asks until there is an answer that counts, or the deadline is over.
     async fn asked<T>(&self, verb: &str, deadline: Duration, ask: Ask<'_, T>) -> Result<T> {
         let doing = format!("to {verb} {}", self.place());

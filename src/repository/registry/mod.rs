@@ -16,6 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
@@ -31,10 +32,11 @@ use self::auth::{Auth, Renewed};
 use self::found::Found;
 use self::hops::{Carries, Hop};
 pub(super) use self::upload::{Session, Setback};
-use super::{ByteStream, Config, MANIFEST_LIMIT, Pinned, PlainHttp, Repository};
+use super::{ByteStream, Config, MANIFEST_LIMIT, Pinned, PlainHttp, Repository, referrers};
 use crate::error::{Error, Kind, Result};
 use crate::oci::digest::{Algorithm, Hasher};
-use crate::oci::{Blob, Digest, Which};
+use crate::oci::manifest::OCI_INDEX;
+use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
 
 /// The forms of manifest that are asked for: OCI, Docker, and ModelPack's own in its three families.
@@ -116,6 +118,54 @@ impl Registry {
         let bytes = wire::limited(response, limit, self.stall).await?;
         let digest = pinned_digest(which, told.as_deref(), &bytes)?;
         Ok(Pinned { digest, media_type, bytes })
+    }
+
+    /// The list of what refers to `subject`, as the registry gives it; `None` where it does not know the request.
+    async fn list(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Bytes>> {
+        let mut url = self.url(&format!("referrers/{subject}"))?;
+        url.query_pairs_mut().append_pair("artifactType", artifact_type);
+        let ask = Ask::new(Method::GET, &self.auth).header(ACCEPT, HeaderValue::from_static(OCI_INDEX));
+        let (_, response) = self.follow(Hop::first(url), &ask).await?;
+        let media_type = wire::one(response.headers(), &CONTENT_TYPE)?.unwrap_or_default();
+        let is_list = media_type.split(';').next().is_some_and(|kind| kind.trim() == OCI_INDEX);
+        match response.status() {
+            StatusCode::OK if is_list => {
+                wire::check_encoding(response.headers())?;
+                let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
+                wire::limited(response, limit, self.stall).await.map(Some)
+            }
+            // A page for people, or a word that the request is unknown.
+            StatusCode::OK
+            | StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::BAD_REQUEST => Ok(None),
+            _ => Err(self.refusal(response).await),
+        }
+    }
+
+    async fn referring(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>> {
+        let list = match self.list(subject, artifact_type).await? {
+            Some(list) => list,
+            None => self.list_by_tag(subject).await?,
+        };
+        if list.is_empty() { Ok(Vec::new()) } else { referrers::of_type(&list, artifact_type) }
+    }
+
+    /// The list that a tag stands in for; empty where there is none.
+    async fn list_by_tag(&self, subject: &Digest) -> Result<Bytes> {
+        match self.pin(&Which::Tag(referrers::tag_of(subject))).await {
+            Ok(pinned) => Ok(pinned.bytes),
+            Err(error) if error.kind() == Kind::NotFound => Ok(Bytes::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The list that a tag must stand in for, empty where there is none yet; `None` where the registry keeps lists by itself.
+    pub(super) async fn own_list(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Bytes>> {
+        match self.list(subject, artifact_type).await? {
+            Some(_) => Ok(None),
+            None => self.list_by_tag(subject).await.map(Some),
+        }
     }
 
     async fn open(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
@@ -272,6 +322,18 @@ impl Repository for Registry {
             let named = move |error: Error| error.context(format!("cannot read {what} from {place}"));
             Ok(body.map(move |piece| piece.map_err(&named)).boxed())
         })
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        let read = async move {
+            let found = self.referring(subject, artifact_type).await;
+            found.map_err(|error| self.unread(&format!("what refers to {subject}"), error))
+        };
+        Box::pin(read)
     }
 
     fn place(&self) -> String {
