@@ -181,7 +181,7 @@ impl Loader {
     pub(super) fn share_whole(&self, layer: usize) {
         let (Some(binding), Some(described)) = (self.binding(layer), self.layer(layer)) else { return };
         let here = |extent: &Extent| self.shelf.kept_bytes(&extent.layer, extent.range) == extent.grid.len();
-        if !binding.shared.load(Ordering::Acquire) && self.extents(layer).iter().all(here) {
+        if !binding.shared.load(Ordering::Acquire) && self.extents(layer).all(here) {
             // Twice at once does no harm: the store looks again with nobody beside it.
             self.shelf.store.set_proved(&self.shelf.who, described.kept_as());
             if self.shelf.proved(described.kept_as()) {

@@ -29,6 +29,7 @@ mod spans;
 mod spans_tests;
 mod standing;
 pub mod store;
+pub mod stream;
 pub mod verify;
 mod warm;
 mod wire;
@@ -39,6 +40,8 @@ pub use store::{Store, StoreConfig};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::index::Trust;
 
 /// What is asked of bytes before they are served. Chunks of a bound layer are verified when they arrive whatever is set
 /// here: the artifact itself says what they must be.
@@ -70,6 +73,8 @@ pub struct Config {
     pub memory: u64,
     /// Whether what is complete is made ready for the kernel.
     pub sealing: Sealing,
+    /// Whether an index that is attached to an artifact counts, for compressed layers that have none of their own.
+    pub trust_index: Trust,
 }
 
 /// Whether a complete file of the store is read back and sealed, so that the kernel may serve it by itself.
@@ -90,6 +95,7 @@ impl Default for Config {
             read_deadline: Duration::from_secs(60),
             memory: 32 << 20,
             sealing: Sealing::default(),
+            trust_index: Trust::default(),
         }
     }
 }

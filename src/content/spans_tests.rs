@@ -277,7 +277,9 @@ async fn any_range_of_a_compressed_layer_is_right_however_it_is_written() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_decoding_passes_is_kept_so_that_a_layer_is_fetched_and_decoded_once() {
-    for form in [Form::Gzip(4 << 20), Form::Members(128 << 10), Form::Frames(300_000, 4 << 20), Form::OneFrame] {
+    for form in
+        [Form::Gzip(4 << 20), Form::Members(128 << 10), Form::Frames(300_000, 4 << 20), Form::OneFrame]
+    {
         let layer = Compressed::new(form, &[100, 4 * CHUNK, 2 * CHUNK + 5]);
         let loader = layer.loader(plain());
         for chunk in 0..4 {

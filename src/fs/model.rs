@@ -4,20 +4,21 @@
 //! loader. Called by floor 5 for a mount, and by the commands that need none: `ls`, `cat`, `inspect`.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::pin;
-use super::tree::{NodeId, NodeKind, Tree};
+use super::tree::{Look, NodeId, NodeKind, Tree};
 use crate::content::{Config, Loader, Standing, Store};
 use crate::error::{Error, Kind, Result};
 use crate::index::find::Known;
-use crate::index::{ExtentId, Grid, Index, bound};
+use crate::index::{Coding, ExtentId, Grid, Index, Sources, Subject, Trust, bound, compression};
 use crate::metrics::Metrics;
 use crate::oci::artifact::{INDEX_KEY, ModelLayer, Packaging};
 use crate::oci::digest::Algorithm;
-use crate::oci::{Artifact, Digest, Reference};
+use crate::oci::{Artifact, Blob, Digest, Reference};
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::Repository;
 
@@ -61,7 +62,7 @@ impl Model {
     ///
     /// # Errors
     /// `NotFound`, `Denied`, `Unreachable` and what else the repository may say; `Invalid` for manifests, names and
-    /// archives that are refused; `Unsupported` for images and compressed layers.
+    /// archives that are refused; `Unsupported` for images and forms that are not read.
     pub async fn open(
         repository: Arc<dyn Repository>,
         reference: Reference,
@@ -75,7 +76,7 @@ impl Model {
         // Side by side, to save a round: nothing but warnings hangs on the config.
         let (description, index) = tokio::join!(
             pin::config(&*repository, &found, &store, &mut warnings),
-            find(&*repository, &store, &found.artifact, &known),
+            find(&*repository, &store, &found, &known, config.trust_index),
         );
         let (mut index, opened) = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
         warnings.extend(compare_diff_ids(&mut index, &found.artifact, &pin::diff_ids(description.as_ref())));
@@ -94,6 +95,91 @@ impl Model {
         let pin::Found { pinned, artifact, .. } = found;
         let digest = pinned.digest;
         Ok(Self { reference, digest, artifact, config: description, index, tree, loader, metrics })
+    }
+
+    /// What `name` is in the folder `parent`, `None` inside where there is no such thing; `None` where that is not known yet,
+    /// which is so only while a compressed layer without an index goes by for the first time. Never waits.
+    #[must_use]
+    pub fn known(&self, parent: NodeId, name: &[u8]) -> Option<Option<NodeId>> {
+        self.catch_up();
+        match self.tree.look(parent, name) {
+            Look::Here(id) => Some(Some(id)),
+            Look::Absent => Some(None),
+            Look::Later(_) | Look::Unknown(_) => None,
+        }
+    }
+
+    /// What `name` is in the folder `parent`; `None` where there is no such thing. Waits until that is known.
+    ///
+    /// # Errors
+    /// Why the names of a layer on which it hangs can't be had; `Deadline` where nothing of that layer arrived for the read
+    /// deadline.
+    pub async fn look_up(&self, parent: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
+        loop {
+            let seen = self.catch_up();
+            match self.tree.look(parent, name) {
+                Look::Here(id) => return Ok(Some(id)),
+                Look::Absent => return Ok(None),
+                Look::Unknown(error) => return Err(self.unnamed(error)),
+                Look::Later(layer) => self.await_names(layer, &seen).await?,
+            }
+        }
+    }
+
+    /// What stands at `path`, components joined by `/`; `None` where there is no such thing. Waits until that is known.
+    ///
+    /// # Errors
+    /// As [`look_up`](Self::look_up).
+    pub async fn find(&self, path: &str) -> Result<Option<NodeId>> {
+        let mut at = NodeId::ROOT;
+        for part in path.split('/').filter(|part| !part.is_empty()) {
+            match self.look_up(at, part.as_bytes()).await? {
+                Some(next) => at = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// Whether all names are known, so that folders can be listed. Never waits.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.catch_up();
+        matches!(self.tree.settled(), Ok(None))
+    }
+
+    /// Waits until all names are known: from then on every folder has its children.
+    ///
+    /// # Errors
+    /// As [`look_up`](Self::look_up).
+    pub async fn all_named(&self) -> Result<()> {
+        loop {
+            let seen = self.catch_up();
+            match self.tree.settled().map_err(|error| self.unnamed(error))? {
+                None => return Ok(()),
+                Some(layer) => self.await_names(layer, &seen).await?,
+            }
+        }
+    }
+
+    /// Takes the names that have come into the tree; gives how many there were, by layer.
+    fn catch_up(&self) -> HashMap<usize, usize> {
+        let seen = std::cell::RefCell::new(HashMap::new());
+        self.tree.catch_up(|layer| {
+            let coming = self.loader.coming(layer);
+            seen.borrow_mut().insert(layer, coming.count());
+            coming
+        });
+        seen.into_inner()
+    }
+
+    async fn await_names(&self, layer: usize, seen: &HashMap<usize, usize>) -> Result<()> {
+        let have = seen.get(&layer).copied().unwrap_or(0);
+        self.loader.more_names(layer, have).await.map_err(|error| self.unnamed(error))
+    }
+
+    fn unnamed(&self, error: Error) -> Error {
+        error.context(format!("cannot tell what files there are in {}", self.reference))
     }
 
     /// Ends the loader's tasks; reads that wait fail. Bounded.
@@ -165,9 +251,19 @@ impl Model {
         if self.loader.is_strict() { "strict" } else { "deferred" }
     }
 
-    /// The bytes of files that the loader [refuses](Loader::refused), as `PATH bytes A-B`, under every name they have.
+    /// The bytes of files that the loader [refuses](Loader::refused), as `PATH bytes A-B`, under every name they have; before
+    /// them the layers of which no more names are taken, each with the reason.
     #[must_use]
     pub fn refused(&self) -> Vec<String> {
+        let layers = self.tree.refused().into_iter().filter_map(|(layer, error)| {
+            Some(format!("names of {}: {error}", self.index.layers.get(layer)?.blob.digest))
+        });
+        let mut refused: Vec<String> = layers.collect();
+        refused.extend(self.refused_bytes());
+        refused
+    }
+
+    fn refused_bytes(&self) -> Vec<String> {
         let mut chunks: HashMap<ExtentId, Vec<u64>> = HashMap::new();
         for (extent, chunk) in self.loader.refused() {
             chunks.entry(extent).or_default().push(chunk);
@@ -191,9 +287,9 @@ impl Model {
     /// bound, else `deferred`.
     #[must_use]
     pub fn standing(&self) -> &'static str {
-        let layers = self.index.layers.iter().enumerate().filter(|(_, layer)| !layer.extents.is_empty());
+        let layers = (0..self.index.layers.len()).filter(|layer| self.loader.may_have_files(*layer));
         let mut all = "verified";
-        for (layer, _) in layers {
+        for layer in layers {
             match self.loader.standing(layer) {
                 Standing::Poisoned => return "poisoned",
                 Standing::Unproved => all = "deferred",
@@ -234,16 +330,16 @@ impl Model {
 
     /// The blob that a file is by itself, once it is proved: then the blob's SHA-256 is the file's. Never of a bound layer:
     /// there the digests of its chunks are proved, and nobody has hashed the whole.
-    fn proved_blob(&self, extent: ExtentId) -> Option<&crate::oci::Blob> {
+    fn proved_blob(&self, extent: ExtentId) -> Option<&Blob> {
         let bound = self.index.layers.get(extent.layer).is_some_and(|layer| layer.bound.is_some());
         let proved = !bound && self.loader.standing(extent.layer) == Standing::Proved;
-        let sha256 = |blob: &&crate::oci::Blob| blob.digest.algorithm() == Algorithm::Sha256;
+        let sha256 = |blob: &&Blob| blob.digest.algorithm() == Algorithm::Sha256;
         self.whole_blob(extent).filter(|_| proved).filter(sha256)
     }
 
     /// The blob that a file is by itself; `None` where it is a part of one.
     #[must_use]
-    pub fn whole_blob(&self, extent: ExtentId) -> Option<&crate::oci::Blob> {
+    pub fn whole_blob(&self, extent: ExtentId) -> Option<&Blob> {
         let layer = self.index.layers.get(extent.layer)?;
         let whole = ContentRange::new(0, layer.blob.size);
         let alone = layer.extents.as_slice() == [whole] && layer.gaps.is_empty();
@@ -267,14 +363,36 @@ fn spelled(standing: &Standing) -> &'static str {
 async fn find(
     repository: &dyn Repository,
     store: &Arc<Store>,
-    artifact: &Artifact,
+    found: &pin::Found,
     known: &Known<'_>,
+    trust: Trust,
 ) -> Result<(Index, Option<bound::Opened>)> {
+    let artifact = &found.artifact;
     let kept = pin::kept_head(repository, store, artifact).await;
     let opened = bound::open(repository, artifact, kept).await?;
-    let head = opened.as_ref().map(|opened| opened.head.clone());
-    let index = crate::index::find_with(repository, artifact, known, head).await?;
+    let bound = opened.as_ref().map(|opened| opened.head.clone());
+    let subject = Subject { digest: &found.pinned.digest, trust };
+    let attached = (found.from == pin::Source::Repository).then_some(subject);
+    let indexes = kept_indexes(store, repository, artifact).await;
+    let local = |blob: &Blob| indexes.get(&blob.digest).cloned();
+    let sources = Sources { bound, local: &local, attached, known };
+    let index = crate::index::find_in(repository, artifact, sources).await?;
     Ok((index, opened))
+}
+
+/// The indexes of compressed layers that were made here, by layer.
+async fn kept_indexes(
+    store: &Arc<Store>,
+    repository: &dyn Repository,
+    artifact: &Artifact,
+) -> HashMap<Digest, Arc<File>> {
+    let compressed = artifact.visible().filter(|layer| compression(layer.packaging).is_some());
+    let compressed: Vec<Digest> = compressed.map(|layer| layer.descriptor.digest.clone()).collect();
+    let open = move |store: &Store, who: &str| {
+        let opened = compressed.into_iter().filter_map(|layer| Some((store.index(who, &layer)?, layer)));
+        opened.map(|(file, layer)| (layer, Arc::new(file))).collect()
+    };
+    pin::blocking(store, repository, open).await.unwrap_or_default()
 }
 
 /// The archive headers kept of an earlier time, by layer, as far as [`KEPT_HEADERS`] goes.
@@ -309,7 +427,7 @@ async fn keep_gaps(store: &Arc<Store>, repository: &dyn Repository, index: &Arc<
     pin::blocking(store, repository, keep).await;
 }
 
-/// Notes the config's diffIDs in the layers, and says where one disagrees: content is the stored bytes here, so it
+/// Notes the config's diffIDs in the layers, and says where one disagrees: where content is the stored bytes it
 /// should be the layer's digest. A disagreement is a warning, never proof.
 fn compare_diff_ids(index: &mut Index, artifact: &Artifact, diff_ids: &[Digest]) -> Vec<String> {
     let shown =
@@ -317,7 +435,8 @@ fn compare_diff_ids(index: &mut Index, artifact: &Artifact, diff_ids: &[Digest])
     let mut warnings = Vec::new();
     for (layer, (_, diff_id)) in index.layers.iter_mut().zip(shown) {
         let digest = &layer.blob.digest;
-        if diff_id != digest && diff_id.algorithm() == digest.algorithm() {
+        let is_content = matches!(layer.coding, Coding::Stored);
+        if is_content && diff_id != digest && diff_id.algorithm() == digest.algorithm() {
             warnings.push(format!("layer {digest}: the config's diffID for it is {diff_id}, ignored"));
         }
         layer.diff_id = Some(diff_id.clone());

@@ -3,11 +3,13 @@
 //! Its author is the artifact's own, but a tool may have changed the artifact since: layers attached later are not covered,
 //! and one that was taken away fails the opening. Called by [`find`](super::find()) before any layer is derived.
 
+use std::sync::Arc;
+
 use super::find::LARGEST_LAYER;
 use super::format::Head;
 use super::local::renumbered;
 use super::plain::{Derived, raw_path};
-use super::{Coding, Entry, EntryKind, Layer, bound, compression};
+use super::{Coding, Entry, EntryKind, Index, Layer, bound, compression};
 use crate::error::{Error, Kind, Result};
 use crate::oci::Artifact;
 use crate::oci::artifact::{ModelLayer, Packaging};
@@ -20,10 +22,21 @@ use crate::oci::artifact::{ModelLayer, Packaging};
 /// [`Kind::Invalid`], naming index and layer: a layer that is not the manifest's, or not at that place; a raw layer that
 /// is not one file of the path that the manifest gives it.
 pub(super) fn cover(artifact: &Artifact, head: Head) -> Result<Vec<Option<Derived>>> {
-    let failed = |error: Error| match artifact.bound_index() {
+    cover_by(artifact, head, &|error: Error| match artifact.bound_index() {
         Ok(Some(index)) => bound::unreadable(&index, error),
         _ => error,
-    };
+    })
+}
+
+/// The same of any index; `failed` names it.
+///
+/// # Errors
+/// As [`cover`].
+pub(super) fn cover_by(
+    artifact: &Artifact,
+    head: Head,
+    failed: &dyn Fn(Error) -> Error,
+) -> Result<Vec<Option<Derived>>> {
     let mut left = by_layer(head).into_iter().peekable();
     let mut covered = Vec::new();
     for (number, layer) in artifact.visible().enumerate() {
@@ -34,6 +47,41 @@ pub(super) fn cover(artifact: &Artifact, head: Head) -> Result<Vec<Option<Derive
     match left.next() {
         Some((said, _)) => Err(failed(foreign(artifact, &said))),
         None => Ok(covered),
+    }
+}
+
+/// What `head` says of the layers of `artifact` that it covers, as an index of those alone: layers are numbered as the visible
+/// ones, and one that is not covered is there without files.
+///
+/// # Errors
+/// As [`cover`].
+pub fn of(artifact: &Artifact, head: Head) -> Result<Index> {
+    let mut index = Index::default();
+    for (covered, layer) in cover_by(artifact, head, &|error| error)?.into_iter().zip(artifact.visible()) {
+        let covered = covered.unwrap_or_else(|| Derived {
+            layer: bare(layer),
+            entries: Vec::new(),
+            warnings: Vec::new(),
+        });
+        index.layers.push(covered.layer);
+        index.entries.extend(covered.entries);
+    }
+    Ok(index)
+}
+
+/// The layer without anything that is known of it.
+pub(super) fn bare(layer: &ModelLayer) -> Layer {
+    Layer {
+        blob: layer.descriptor.blob(),
+        media_type: layer.descriptor.media_type.clone(),
+        diff_id: None,
+        coding: match compression(layer.packaging) {
+            None => Coding::Stored,
+            Some(_) => Coding::Streamed(Arc::new(layer.clone())),
+        },
+        extents: Vec::new(),
+        gaps: Vec::new(),
+        bound: None,
     }
 }
 
@@ -59,8 +107,16 @@ fn by_layer(head: Head) -> Vec<(Layer, Vec<Entry>)> {
     head.layers.into_iter().enumerate().map(of_layer).collect()
 }
 
-/// The layer as number `number` of the manifest's visible ones.
-fn place(mut said: Layer, entries: Vec<Entry>, layer: &ModelLayer, number: usize) -> Result<Derived> {
+/// The layer as number `number` of the manifest's visible ones, which is `layer`.
+///
+/// # Errors
+/// [`Kind::Invalid`] where the manifest says otherwise of it.
+pub(super) fn place(
+    mut said: Layer,
+    entries: Vec<Entry>,
+    layer: &ModelLayer,
+    number: usize,
+) -> Result<Derived> {
     check_coding(&said, layer)?;
     if layer.packaging == Packaging::Raw {
         check_raw(&said, &entries, layer)?;
@@ -76,7 +132,7 @@ fn check_coding(said: &Layer, layer: &ModelLayer) -> Result<()> {
     let how = match &said.coding {
         Coding::Stored => None,
         Coding::Spans(spans) => Some(spans.how),
-        Coding::Streamed(how) => Some(*how),
+        Coding::Streamed(layer) => compression(layer.packaging),
     };
     if how != compression(layer.packaging) {
         return Err(wrong(format!("it is otherwise compressed than {}", layer.descriptor.media_type)));

@@ -5,6 +5,7 @@
 //! raw and tar layers from their descriptors and headers where there is none. How it is published: [`format`](mod@format).
 
 mod archive;
+mod attached;
 pub mod bound;
 mod cover;
 mod digest;
@@ -15,11 +16,15 @@ pub mod local;
 mod names;
 pub mod pass;
 mod plain;
+pub mod sections;
 pub mod spool;
+mod streamed;
 mod window;
 
+pub use attached::{ARTIFACT_TYPE, Trust, open as attached_of};
+pub use cover::of as cover_of;
 pub use digest::ChunkDigest;
-pub use find::{find, find_with};
+pub use find::{Sources, Subject, find, find_in, find_with};
 pub use grid::Grid;
 
 use std::fs::File;
@@ -27,6 +32,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::oci::artifact::ModelLayer;
 use crate::oci::artifact::Packaging;
 use crate::oci::{Blob, Digest};
 use crate::range::{ContentRange, StoredRange};
@@ -145,13 +151,16 @@ pub enum Home {
 
 /// How a layer's content is made from its stored bytes.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for a layer, and most are of the large variant")]
 pub enum Coding {
     /// Content is the stored bytes: raw and tar layers.
     Stored,
     /// Decoded span by span.
     Spans(Spans),
-    /// Compressed, and nobody knows the spans yet: the layer goes by once, and its files become known as it does.
-    Streamed(Compression),
+    /// Compressed, and nobody knows the spans yet: the layer, of which the manifest says this, goes by once, and its files
+    /// become known as it does. The one file of a layer whose annotation names it is known already, with the first extent;
+    /// no other entry or extent is.
+    Streamed(Arc<ModelLayer>),
 }
 
 /// The spans of a compressed layer.
@@ -192,6 +201,12 @@ impl Layer {
     #[must_use]
     pub fn kept_as(&self) -> &Digest {
         self.bound.as_ref().map_or(&self.blob.digest, |bound| &bound.kept_as)
+    }
+
+    /// Whether an index says anything of it: its chunks' digests, or how it is decoded.
+    #[must_use]
+    pub fn is_covered(&self) -> bool {
+        self.bound.is_some() || matches!(self.coding, Coding::Spans(_))
     }
 
     /// The size of its content in bytes; `None` where the layer must go by before it is known.

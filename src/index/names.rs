@@ -19,10 +19,7 @@ const WARNINGS_LIMIT: usize = 100;
 pub(super) struct Names {
     /// The layer's place among the index's.
     number: usize,
-    /// How messages call the layer.
-    layer: String,
-    /// The path that the layer's annotation gives.
-    annotation: Option<String>,
+    layer: ModelLayer,
     /// Names at the archive's root that are no files of it.
     hidden: &'static [&'static str],
     /// `None` where a later member took the name.
@@ -40,8 +37,7 @@ impl Names {
         let is_estargz = layer.descriptor.annotations.contains_key(estargz::DIGEST_KEY);
         Self {
             number,
-            layer: layer.name(),
-            annotation: layer.path.clone(),
+            layer: layer.clone(),
             hidden: if is_estargz { &estargz::HIDDEN } else { &[] },
             entries: Vec::new(),
             places: HashMap::new(),
@@ -107,7 +103,7 @@ impl Names {
                 return Err(Error::new(Kind::Invalid, format!("{path:?} is {why} in one layer")));
             }
             if !is_folder && self.warnings.len() < WARNINGS_LIMIT {
-                let layer = &self.layer;
+                let layer = self.layer.name();
                 self.warnings.push(format!("{layer}: {path:?} occurs twice, the later one is shown"));
             }
         }
@@ -122,7 +118,7 @@ impl Names {
     pub(super) fn finish(self) -> Result<(Vec<Entry>, Vec<String>)> {
         let mut entries: Vec<_> = self.entries.into_iter().flatten().collect();
         if let [Entry { path, kind: EntryKind::File { .. }, .. }] = entries.as_mut_slice()
-            && let Some(fuller) = fuller_path(path, self.annotation.as_deref())?
+            && let Some(fuller) = fuller_path(path, self.layer.path.as_deref())?
         {
             *path = fuller;
         }

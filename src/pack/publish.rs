@@ -135,6 +135,18 @@ impl Destination {
             .map_err(|error| error.context(format!("cannot publish the manifest in {}", self.target.place())))
     }
 
+    /// Puts a manifest of `artifact_type` there that refers to `subject`, once all that it names is.
+    pub(super) async fn refer(
+        &self,
+        subject: &Digest,
+        artifact_type: &str,
+        manifest: &Bytes,
+    ) -> Result<Digest> {
+        let referred = self.target.refer(subject, artifact_type, OCI_MANIFEST, manifest).await;
+        referred
+            .map_err(|error| error.context(format!("cannot publish the referrer in {}", self.target.place())))
+    }
+
     /// Where it is, as messages name it.
     pub(super) fn place(&self) -> String {
         self.target.place()

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 
+use super::referrers::REFERRERS_LIMIT;
 use super::{ByteStream, MANIFEST_LIMIT, Pinned, Repository, referrers};
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Descriptor, Digest, Which};
@@ -28,7 +29,7 @@ const PIECE: u64 = 1 << 20;
 pub enum Untagged {
     /// Nothing: there is no such manifest.
     Missing,
-    /// The only manifest of the folder, where there is exactly one. For references without a tag.
+    /// The only manifest of the folder that belongs to no other, where there is exactly one. For references without a tag.
     TheOnlyOne,
 }
 
@@ -111,9 +112,23 @@ impl Layout {
             }
             return Ok(found.clone());
         }
-        match (self.untagged, index.manifests.as_slice()) {
-            (Untagged::TheOnlyOne, [only]) => Ok(only.clone()),
-            (_, all) => Err(self.no_such_tag(tag, all)),
+        let all = index.manifests.as_slice();
+        let only = if self.untagged == Untagged::TheOnlyOne { self.only(all) } else { None };
+        only.ok_or_else(|| self.no_such_tag(tag, all))
+    }
+
+    /// The only manifest that belongs to no other, if that is one.
+    fn only(&self, all: &[Descriptor]) -> Option<Descriptor> {
+        let stands_alone = |one: &&Descriptor| {
+            let manifest = read_small(&self.blob_path(&one.digest)).ok();
+            manifest.and_then(|manifest| referrers::subject_of(&manifest)).is_none()
+        };
+        match all {
+            [only] => Some(only.clone()),
+            several => {
+                let mut alone = several.iter().take(REFERRERS_LIMIT).filter(stands_alone);
+                alone.next().filter(|_| alone.next().is_none()).cloned()
+            }
         }
     }
 

@@ -1,10 +1,12 @@
 //! Packing: what `pack` and `index add` publish, read back and read by others.
 //!
 //! With the program itself, a real registry and image layout folders. [`push`] is about what goes over the line,
-//! [`rules`] about what others ask of an artifact, [`model`] about what is in it, [`add`] about artifacts that get an index later.
+//! [`rules`] about what others ask of an artifact, [`model`] about what is in it, [`compressed`] about layers that are packed
+//! compressed, [`add`] about artifacts that get an index later, [`indexes`] about indexes of compressed layers.
 
 mod add;
 mod compressed;
+mod indexes;
 mod model;
 mod push;
 mod rules;

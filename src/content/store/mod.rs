@@ -4,6 +4,7 @@
 //! STORE/layers/ALGORITHM/HEX/            a layer that was proved, or that is bound: shared by all who can have it
 //!     OFFSET-LEN.{data,digests,kept}     one file's content (see [`kept`])
 //!     gaps                               archive headers (see [`gaps`])
+//!     index                              of a compressed layer that went by here (see [`Store::index`])
 //!     proved                             says so
 //!     origins                            who can have it (see [`Store::origin`])
 //! STORE/layers/ALGORITHM/HEX.lock        held by who changes what is shared
@@ -28,6 +29,7 @@ pub mod audit;
 pub mod budget;
 pub mod catalogue;
 pub mod gaps;
+mod indexes;
 pub mod kept;
 mod open;
 mod private;
