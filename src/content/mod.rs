@@ -23,6 +23,7 @@ pub mod prefetch;
 mod prove;
 mod reader;
 mod recheck;
+mod runs;
 mod shelf;
 mod spans;
 #[cfg(test)]
