@@ -10,9 +10,9 @@ use std::sync::Arc;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::extent::Extent;
-use super::fetch::runs;
 use super::lanes::Lane;
 use super::loader::{Loader, Standing};
+use super::runs::runs;
 use super::store::Sharing;
 use crate::error::{Error, Kind, Result};
 use crate::index::{ChunkDigest, ExtentId};
