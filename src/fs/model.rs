@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::assemble::{Whole, assemble};
 use super::pin;
 use super::tree::{NodeId, NodeKind, Tree};
 use crate::content::{Config, Loader, Standing, Store};
@@ -39,7 +40,7 @@ pub struct Model {
     pub reference: Reference,
     /// The manifest's digest.
     pub digest: Digest,
-    /// What the manifest says.
+    /// What the manifest says, and those of the artifacts that it is built upon.
     pub artifact: Artifact,
     /// The config as it is, for people; `None` where there is none or it can't be had.
     pub config: Option<Bytes>,
@@ -69,21 +70,25 @@ impl Model {
         config: Config,
     ) -> Result<Self> {
         let found = pin::pin(&*repository, &reference, &store).await?;
+        let own = repository;
+        let Whole { artifact, repository } = assemble(own.clone(), &found, &store)
+            .await
+            .map_err(|error| error.context(format!("cannot open {reference}")))?;
         let mut warnings = Vec::new();
-        let gaps = kept_gaps(&store, &*repository, &found.artifact).await;
+        let gaps = kept_gaps(&store, &*repository, &artifact).await;
         let known = |layer: &Digest| gaps.get(layer).cloned().unwrap_or_default();
         // Side by side, to save a round: nothing but warnings hangs on the config.
         let (description, index) = tokio::join!(
-            pin::config(&*repository, &found, &store, &mut warnings),
-            find(&*repository, &store, &found.artifact, &known),
+            pin::config(&*own, &found, &store, &mut warnings),
+            find(&*repository, &store, &artifact, &known),
         );
         let (mut index, opened) = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
-        warnings.extend(compare_diff_ids(&mut index, &found.artifact, &pin::diff_ids(description.as_ref())));
+        warnings.extend(compare_diff_ids(&mut index, &artifact, &pin::diff_ids(description.as_ref())));
         let tree = Tree::build(&index, &mut warnings)?;
         index.warnings.append(&mut warnings);
         let index = Arc::new(index);
         if found.from == pin::Source::Repository {
-            pin::admit(&*repository, &reference, &store, &found.pinned).await;
+            pin::admit(&*own, &reference, &store, &found.pinned).await;
             keep_gaps(&store, &*repository, &index).await;
             if let Some(opened) = opened {
                 pin::keep_bound(&*repository, &store, opened).await;
@@ -91,8 +96,7 @@ impl Model {
         }
         let metrics = Arc::new(Metrics::default());
         let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
-        let pin::Found { pinned, artifact, .. } = found;
-        let digest = pinned.digest;
+        let digest = found.pinned.digest;
         Ok(Self { reference, digest, artifact, config: description, index, tree, loader, metrics })
     }
 

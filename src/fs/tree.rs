@@ -214,6 +214,8 @@ impl<'a> Names<'a> {
             EntryKind::Directory => Meaning::Folder(Some(entry)),
             EntryKind::Symlink(_) => Meaning::Link(entry),
             EntryKind::HardLink(target) => self.file_at(target, &entry.path)?,
+            // Found indexes have none.
+            EntryKind::Whiteout | EntryKind::Opaque => return Ok(()),
         };
         match self.winners.insert(&entry.path, meaning) {
             Some(loser) if loser.is_folder() != meaning.is_folder() => Err(both_ways(&entry.path)),
@@ -338,7 +340,7 @@ fn node(meaning: Meaning<'_>, parent: NodeId, name: &str) -> Node {
     let (kind, nlink) = match meaning.entry().map(|entry| &entry.kind) {
         Some(EntryKind::File { extent, size }) => (NodeKind::File { extent: *extent, size: *size }, 1),
         Some(EntryKind::Symlink(target)) => (NodeKind::Symlink(target.as_str().into()), 1),
-        Some(EntryKind::Directory | EntryKind::HardLink(_)) | None => (NodeKind::Directory(Vec::new()), 2),
+        _ => (NodeKind::Directory(Vec::new()), 2),
     };
     let entry = meaning.entry();
     Node {

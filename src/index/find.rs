@@ -1,7 +1,8 @@
 //! Finding the index of an artifact: every layer's, side by side, put together and checked as one tree.
 //!
 //! Layers that the artifact's bound index covers are as it says, all others as their headers say.
-//! It resolves no duplicates across layers: where two layers have one path, floor 4 shows the higher one's.
+//! It resolves no duplicates across layers of a model: where two have one path, floor 4 shows the higher one's. Layers of a
+//! container image are [put together](union) here.
 //! Whoever opens a model calls [`find`] once.
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::format::Head;
 use super::plain::{Derived, Task};
 use super::window::Allowance;
-use super::{Entry, EntryKind, Index, bound, cover};
+use super::{Entry, EntryKind, Index, bound, cover, union};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::ModelLayer;
 use crate::oci::{Artifact, Digest};
@@ -37,7 +38,8 @@ pub async fn find(repository: &dyn Repository, artifact: &Artifact, known: &Know
 }
 
 /// The index of `artifact`: entries in the order of layers and, within one, of its archive; of a path that
-/// occurs twice within a layer only the later, of one that occurs in several layers each.
+/// occurs twice within a layer only the later, of one that occurs in several layers each; of a container image what is
+/// left of them once each lies on those below.
 ///
 /// Costs no request for layers that `head`, the head of its bound index, covers, for raw layers, and for tar layers whose
 /// gaps are `known`; else one for each 64 KiB window of headers, layers side by side. A layer's diffID is what `head` says.
@@ -74,6 +76,9 @@ pub async fn find_with(
         index.warnings.extend(derived.warnings);
         index.entries.extend(derived.entries);
         index.layers.push(derived.layer);
+    }
+    if artifact.is_layered() {
+        index.entries = union::merge(std::mem::take(&mut index.entries))?;
     }
     check_tree(&index)?;
     Ok(index)

@@ -10,7 +10,9 @@ mod digest;
 pub mod find;
 pub mod format;
 mod grid;
+mod layered;
 mod plain;
+mod union;
 mod window;
 
 pub use digest::ChunkDigest;
@@ -64,10 +66,15 @@ pub enum EntryKind {
     },
     /// A folder that is named by itself; folders that only files imply have no entry.
     Directory,
-    /// A symbolic link with its target as written, known to stay inside the tree.
+    /// A symbolic link with its target as written, known to stay inside the tree, except in a container image.
     Symlink(String),
-    /// Another name of the regular file at this path, which comes earlier in the same layer.
+    /// Another name of the regular file at this path, which comes earlier, and but for container images in the same layer.
     HardLink(String),
+    /// What lower layers have at this path is gone. Only of a layer that lies on others, before they are
+    /// [put together](union): an index that was found has none.
+    Whiteout,
+    /// What lower layers have in this folder is gone; the path is empty for the root. As [`Whiteout`](Self::Whiteout).
+    Opaque,
 }
 
 /// Which extent of which layer: the name of one file's content on every floor above.

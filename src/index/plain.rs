@@ -9,10 +9,10 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 
 use super::window::{Allowance, Window};
-use super::{Coding, Entry, EntryKind, ExtentId, Layer};
+use super::{Coding, Entry, EntryKind, ExtentId, Layer, layered};
 use crate::codec::tar::{self, Member, MemberKind, Step};
 use crate::error::{Error, Kind, Result};
-use crate::oci::artifact::{ModelLayer, Packaging};
+use crate::oci::artifact::{Manner, ModelLayer, Packaging};
 use crate::oci::path;
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::Repository;
@@ -171,11 +171,24 @@ impl<'a> Names<'a> {
     }
 
     fn add(&mut self, member: Member, extent: Option<ExtentId>) -> Result<()> {
+        match self.task.layer.members.manner {
+            Manner::Model => self.add_to_model(member, extent),
+            Manner::Layered => {
+                let entry = layered::entry(member, extent, self.task.number)?;
+                let members = &self.task.layer.members;
+                self.entries.extend(entry.filter(|entry| !members.skips(&entry.path)).map(Some));
+                Ok(())
+            }
+        }
+    }
+
+    fn add_to_model(&mut self, member: Member, extent: Option<ExtentId>) -> Result<()> {
         let path = match member.kind {
             MemberKind::Directory => path::of_folder(&member.name)?,
             _ => path::of_member(&member.name)?,
         };
-        let Some(path) = path else { return Ok(()) };
+        let Some(path) = path.filter(|path| !self.task.layer.members.skips(path)) else { return Ok(()) };
+        let path = self.below(path)?;
         let kind = match member.kind {
             MemberKind::File => EntryKind::File { extent, size: member.size },
             MemberKind::Directory => EntryKind::Directory,
@@ -186,13 +199,21 @@ impl<'a> Names<'a> {
         self.keep(entry)
     }
 
+    /// The path in the folder that the archive is unpacked into.
+    fn below(&self, path: String) -> Result<String> {
+        match self.task.layer.members.below.as_str() {
+            "" => Ok(path),
+            folder => path::validate(path::below(folder, &path).as_bytes()),
+        }
+    }
+
     /// The path of the regular file that a hard link is another name of.
     fn link_end(&mut self, link: &str, target: &[u8]) -> Result<String> {
         let shown = target.escape_ascii();
         let refused = |why: &str| {
             Error::new(Kind::Invalid, format!("refused hard link {link:?} to \"{shown}\": {why}"))
         };
-        let path = path::of_member(target)?.unwrap_or_default();
+        let path = self.below(path::of_member(target)?.unwrap_or_default())?;
         let earlier = self.places.get(&path).and_then(|place| self.entries.get(*place)?.as_ref());
         let end = match earlier.map(|entry| &entry.kind) {
             Some(EntryKind::File { .. }) if path != link => path,
@@ -231,7 +252,8 @@ impl<'a> Names<'a> {
 
     fn finish(self) -> Result<(Vec<Entry>, Vec<String>)> {
         let mut entries: Vec<_> = self.entries.into_iter().flatten().collect();
-        if let [Entry { path, kind: EntryKind::File { .. }, .. }] = entries.as_mut_slice()
+        if self.task.layer.members.manner == Manner::Model
+            && let [Entry { path, kind: EntryKind::File { .. }, .. }] = entries.as_mut_slice()
             && let Some(fuller) = fuller_path(path, self.task.layer.path.as_deref())?
         {
             *path = fuller;

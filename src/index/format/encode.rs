@@ -171,6 +171,10 @@ impl Tables {
                 row.kind = wire::HARD_LINK;
                 (row.target, row.target_len) = self.add_text(target)?;
             }
+            EntryKind::Whiteout | EntryKind::Opaque => {
+                let doing = format!("{:?} is taken away by a layer, which an index can't say", entry.path);
+                return Err(Error::new(Kind::Unsupported, doing));
+            }
         }
         self.entries.push(row);
         Ok(())
