@@ -184,3 +184,7 @@ impl Names {
         entries
     }
 }
+
+#[cfg(test)]
+#[path = "union_tests.rs"]
+mod tests;

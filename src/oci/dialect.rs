@@ -240,3 +240,67 @@ impl Members {
         self.skipped.contains(&path)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::artifact::Artifact;
+    use super::super::digest::Digest;
+    use super::super::manifest::Manifest;
+    use super::*;
+
+    fn layer(media_type: &str, annotations: &[(&str, &str)]) -> Descriptor {
+        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let digest = Digest::of(media_type.as_bytes());
+        Descriptor { media_type: media_type.to_owned(), digest, size: 9, annotations: annotations.collect() }
+    }
+
+    fn artifact(config: &str, layers: Vec<Descriptor>) -> Artifact {
+        let config = Some(layer(config, &[]));
+        Artifact::read(Manifest { config, layers, ..Manifest::default() }).unwrap()
+    }
+
+    #[test]
+    fn compressed_archives_are_said_to_be_and_their_landmarks_are_not_shown() {
+        let (kit, image) = ("application/vnd.kitops.modelkit", "application/vnd.oci.image");
+        let (jozu, docker) = ("application/vnd.jozu.model", "application/vnd.docker.image.rootfs");
+        for (config, media_type, packaging) in [
+            (format!("{kit}.config.v1+json"), format!("{kit}.model.v1.tar"), Packaging::Tar),
+            (format!("{kit}.config.v1+json"), format!("{kit}.modelpart.v1.tar+gzip"), Packaging::TarGzip),
+            (format!("{jozu}.config.v1+json"), format!("{jozu}.content.v1.tar+gzip"), Packaging::TarGzip),
+            (format!("{image}.config.v1+json"), format!("{image}.layer.v1.tar+zstd"), Packaging::TarZstd),
+            (format!("{image}.config.v1+json"), format!("{image}.layer.v1.tar+gzip"), Packaging::TarGzip),
+            (String::new(), format!("{docker}.diff.tar.gzip"), Packaging::TarGzip),
+            (String::new(), format!("{docker}.diff.tar"), Packaging::Tar),
+        ] {
+            let artifact = artifact(&config, vec![layer(&media_type, &[])]);
+            let found = &artifact.layers[0];
+            assert_eq!((found.packaging, found.hidden), (packaging, false), "{media_type}");
+            assert_eq!(found.members.skips("stargz.index.json"), packaging == Packaging::TarGzip);
+            assert!(!found.members.skips("sub/stargz.index.json") && artifact.warnings.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_folder_of_oras_is_a_compressed_archive_unless_its_type_says_otherwise() {
+        let unpack = [(TITLE, "data"), (UNPACK, "true")];
+        for (media_type, annotations, packaging, path) in [
+            ("application/octet-stream", &unpack[..], Packaging::TarGzip, None),
+            ("application/vnd.oci.image.layer.v1.tar", &unpack[..], Packaging::Tar, None),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", &unpack[..1], Packaging::Raw, Some("data")),
+        ] {
+            let artifact =
+                artifact("application/vnd.oci.empty.v1+json", vec![layer(media_type, annotations)]);
+            let found = &artifact.layers[0];
+            assert_eq!((found.packaging, found.path.as_deref()), (packaging, path), "{media_type}");
+        }
+    }
+
+    #[test]
+    fn no_two_rules_of_a_table_are_for_one_type() {
+        for table in [&DOCKER_V1[..], &DOCKER_V2, &OLLAMA] {
+            for (at, rule) in table.iter().enumerate() {
+                assert!(table.iter().skip(at + 1).all(|other| other.media_type != rule.media_type));
+            }
+        }
+    }
+}

@@ -504,6 +504,26 @@ mod tests {
     }
 
     #[test]
+    fn of_images_that_of_this_machine_is_chosen_or_else_amd64s() {
+        let of = |platform: &str| format!(r#","platform":{{"os":"linux","architecture":"{platform}"}}"#);
+        let (own, amd, other, more) = (of(architecture()), of("amd64"), of("s390x-like"), of("mips-like"));
+        let soci = r#","artifactType":"application/vnd.amazon.soci.index.v2+json""#.to_owned() + &own;
+        for (entries, at) in [
+            (vec![&other, &own, &more], 1),
+            (vec![&other, &more, &amd], 2),
+            (vec![&soci, &other, &own], 2),
+            (vec![&soci, &own], 1),
+        ] {
+            let entries: Vec<_> = entries.into_iter().map(String::as_str).collect();
+            assert_eq!(choice(&entries).choose().unwrap().digest, Digest::of(&[at]), "{entries:?}");
+        }
+        for entries in [[&other, &more], [&own, &own]] {
+            let entries: Vec<_> = entries.into_iter().map(String::as_str).collect();
+            assert_eq!(choice(&entries).choose().unwrap_err().kind(), Kind::Invalid);
+        }
+    }
+
+    #[test]
     fn an_index_that_leaves_a_choice_lists_it() {
         let error = choice(&[r#","artifactType":"x/y""#, ""]).choose().unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);

@@ -9,6 +9,7 @@ pub mod bound;
 pub mod child;
 mod dialects;
 pub mod http;
+pub(crate) mod neighbours;
 pub mod pack;
 pub mod place;
 pub mod read;
