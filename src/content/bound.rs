@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,7 +20,8 @@ use super::flight::Key;
 use super::loader::{Loader, Standing};
 use super::verify::Verified;
 use crate::error::{Error, Kind, Result};
-use crate::index::{Bound, ChunkDigest, ExtentId, Grid, Layer};
+use crate::index::{ChunkDigest, ExtentId, Grid, Home, Layer, Section};
+use crate::range::StoredRange;
 use crate::repository::read_all;
 
 /// The length of a chunk's digest in a section (index format v1).
@@ -206,7 +208,7 @@ impl Loader {
     }
 
     async fn bring_section(self: &Arc<Self>, layer: usize) -> Result<Bytes> {
-        let described = self.layer(layer).and_then(|layer| layer.bound.as_ref().map(|bound| (layer, bound)));
+        let described = self.layer(layer).and_then(|layer| Some((layer, &layer.bound.as_ref()?.chunks)));
         let Some((described, bound)) = described else {
             return Err(Error::new(Kind::Invalid, "no such layer"));
         };
@@ -227,9 +229,9 @@ impl Loader {
         Ok(section)
     }
 
-    async fn fetch_section(&self, layer: &Layer, bound: &Bound) -> Result<Bytes> {
+    async fn fetch_section(&self, layer: &Layer, bound: &Section) -> Result<Bytes> {
         let wrong = |why: &str| {
-            let doing = format!("{} in {} {why}", bound.blob.digest, self.repository.place());
+            let doing = format!("{} in {} {why}", bound.digest, self.repository.place());
             Error::new(Kind::Integrity, doing)
                 .hint("push the artifact again; 'weightfs index add' writes a new index")
         };
@@ -237,7 +239,7 @@ impl Loader {
             return Err(wrong("has not a digest for every chunk"));
         }
         for _ in 0..ATTEMPTS {
-            let section = read_all(&*self.repository, &bound.blob, bound.range).await?;
+            let section = self.read_section(bound).await?;
             if bound.digest.matches(&section) {
                 return Ok(section);
             }
@@ -246,11 +248,30 @@ impl Loader {
         Err(wrong("is not what the manifest says"))
     }
 
+    /// The bytes where the section should be, not verified.
+    pub(super) async fn read_section(&self, section: &Section) -> Result<Bytes> {
+        self.read_index(&section.home, section.range).await
+    }
+
+    /// Bytes of an index, not verified.
+    pub(super) async fn read_index(&self, home: &Home, range: StoredRange) -> Result<Bytes> {
+        let file = match home {
+            Home::Repository(blob) => return read_all(&*self.repository, blob, range).await,
+            Home::File(file) => Arc::clone(file),
+        };
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; usize::try_from(range.len()).unwrap_or(0)];
+            file.read_exact_at(&mut bytes, range.start()).map(|()| Bytes::from(bytes))
+        });
+        let failed = |error| Error::from_source(Kind::Storage, "cannot read an index of this machine", error);
+        read.await.map_err(std::io::Error::other).flatten().map_err(failed)
+    }
+
     /// The section, if this machine has it: along with the index, as it was kept, or in the records of the chunks that
     /// are kept. Blocks.
     fn local_section(&self, layer: usize) -> Option<Bytes> {
         let described = self.layer(layer)?;
-        let bound = described.bound.as_ref()?;
+        let bound = &described.bound.as_ref()?.chunks;
         let right =
             |section: &Bytes| section.len() as u64 == section_len(described) && bound.digest.matches(section);
         let (store, who) = (&self.shelf.store, &self.shelf.who);

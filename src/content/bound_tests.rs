@@ -13,7 +13,9 @@ use super::loader_tests::{Elsewhere, content, id, plain, read_all, slice, strict
 use super::store::kept::KeptFile;
 use super::{Config, Integrity, Loader, Standing, Store, StoreConfig, Warm};
 use crate::error::Kind;
-use crate::index::{Bound, CHUNK, ChunkDigest, Coding, Entry, EntryKind, ExtentId, Gap, Grid, Index, Layer};
+use crate::index::{
+    Bound, CHUNK, ChunkDigest, Coding, Entry, EntryKind, ExtentId, Gap, Grid, Home, Index, Layer, Section,
+};
 use crate::metrics::Metrics;
 use crate::oci::{Blob, Digest};
 use crate::range::{ContentRange, StoredRange};
@@ -60,7 +62,8 @@ impl Packed {
         let digest = Digest::of(&section);
         let kept_as = Digest::of(format!("{} {digest}", blob.digest).as_bytes());
         let range = StoredRange::new(HEAD as u64, pinned.size);
-        let bound = Some(Bound { blob: pinned, range, digest, bytes: None, kept_as });
+        let chunks = Section { home: Home::Repository(pinned), range, digest, bytes: None };
+        let bound = Some(Bound { chunks, kept_as });
         let described = Layer {
             blob,
             media_type: String::new(),
@@ -91,6 +94,13 @@ impl Packed {
 
     fn blob(&self) -> &Blob {
         &self.index.layers[0].blob
+    }
+
+    fn bound_blob(&self) -> &Blob {
+        match &self.bound().chunks.home {
+            Home::Repository(blob) => blob,
+            Home::File(_) => unreachable!("the index is a blob"),
+        }
     }
 
     fn bound(&self) -> &Bound {
@@ -124,7 +134,7 @@ impl Packed {
     fn change_section(&self, change: impl FnOnce(&mut Vec<u8>)) {
         let mut wrong = self.index_blob.clone();
         change(&mut wrong);
-        self.repository.replace(&self.bound().blob.digest, wrong);
+        self.repository.replace(&self.bound_blob().digest, wrong);
     }
 
     /// How often the blob was asked for.
@@ -170,7 +180,7 @@ async fn a_bound_layer_is_proved_before_its_first_byte_and_any_range_is_right() 
         }
         loader.close().await;
     }
-    assert_eq!(packed.asked(&packed.bound().blob), 1, "the section is kept");
+    assert_eq!(packed.asked(packed.bound_blob()), 1, "the section is kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,7 +199,7 @@ async fn one_request_brings_the_section_however_many_read_and_a_byte_costs_one_c
     for reader in readers {
         reader.await.unwrap().unwrap();
     }
-    assert_eq!((packed.asked(&packed.bound().blob), packed.fetched()), (1, CHUNK));
+    assert_eq!((packed.asked(packed.bound_blob()), packed.fetched()), (1, CHUNK));
     assert_eq!(loader.metrics.proved_layers.value(), 0, "nothing is hashed as a whole");
     loader.close().await;
 }
@@ -198,10 +208,10 @@ async fn one_request_brings_the_section_however_many_read_and_a_byte_costs_one_c
 async fn a_section_that_came_along_with_the_index_is_not_asked_for() {
     let mut packed = Packed::new(&[CHUNK, 10]);
     let bytes = Bytes::copy_from_slice(&packed.index_blob[HEAD..]);
-    Arc::get_mut(&mut packed.index).unwrap().layers[0].bound.as_mut().unwrap().bytes = Some(bytes);
+    Arc::get_mut(&mut packed.index).unwrap().layers[0].bound.as_mut().unwrap().chunks.bytes = Some(bytes);
     let loader = packed.loader(plain());
     assert_eq!(read_all(&loader, 1).await.unwrap(), packed.file(1));
-    assert_eq!(packed.asked(&packed.bound().blob), 0);
+    assert_eq!(packed.asked(packed.bound_blob()), 0);
     loader.close().await;
 }
 
@@ -268,13 +278,13 @@ async fn a_section_that_cannot_be_had_is_an_error_under_its_name_and_the_next_re
         [(&flip as &dyn Fn(&mut Vec<u8>), Kind::Integrity, 2), (&shorten, Kind::Broken, 1)]
     {
         packed.change_section(change);
-        let before = packed.asked(&packed.bound().blob);
+        let before = packed.asked(packed.bound_blob());
         let error = read_all(&loader, 0).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         for word in ["the bound index", &packed.blob().digest.to_string(), "0.safetensors"] {
             assert!(error.to_string().contains(word), "{error}");
         }
-        assert!(packed.asked(&packed.bound().blob) - before <= 3 * times, "bounded");
+        assert!(packed.asked(packed.bound_blob()) - before <= 3 * times, "bounded");
         assert_eq!(packed.fetched(), 0, "nothing is fetched that nothing is known of");
     }
     packed.change_section(|_| ());
@@ -285,7 +295,7 @@ async fn a_section_that_cannot_be_had_is_an_error_under_its_name_and_the_next_re
 #[tokio::test(flavor = "multi_thread")]
 async fn a_section_of_another_length_than_the_chunks_need_is_refused_unasked() {
     let mut packed = Packed::new(&[3 * CHUNK]);
-    let bound = Arc::get_mut(&mut packed.index).unwrap().layers[0].bound.as_mut().unwrap();
+    let bound = &mut Arc::get_mut(&mut packed.index).unwrap().layers[0].bound.as_mut().unwrap().chunks;
     bound.range = StoredRange::new(HEAD as u64, HEAD as u64 + 64);
     bound.digest = Digest::of(&packed.index_blob[HEAD..HEAD + 64]);
     let loader = packed.loader(plain());
@@ -332,7 +342,7 @@ async fn another_place_sees_nothing_before_its_own_repository_gave_a_chunk_picke
     // One that knows the digests and has not the bytes.
     let liar = Arc::new(Memory::new());
     liar.replace(&packed.blob().digest, vec![0; packed.layer.len()]);
-    liar.replace(&packed.bound().blob.digest, packed.index_blob.clone());
+    liar.replace(&packed.bound_blob().digest, packed.index_blob.clone());
     let thief = packed.elsewhere(&liar);
     for _ in 0..2 {
         assert_eq!(read_all(&thief, 0).await.unwrap_err().kind(), Kind::Integrity);

@@ -247,7 +247,9 @@ impl Loader {
         chunks: &Range<u64>,
     ) -> Result<(crate::oci::Blob, crate::range::StoredRange)> {
         let layer = self.layer(extent.id.layer).ok_or_else(|| Error::new(Kind::Invalid, "no such layer"))?;
-        Ok((layer.blob.clone(), layer.stored(extent.content(chunks))))
+        let range = layer.stored(extent.content(chunks));
+        let range = range.ok_or_else(|| Error::new(Kind::Unsupported, "the layer is compressed"))?;
+        Ok((layer.blob.clone(), range))
     }
 
     /// Hands out the chunk if the store has it; else takes down what it must be. Blocks.

@@ -211,7 +211,7 @@ impl Proving {
     }
 
     fn fetch_gap(&self, loader: &Loader, layer: &Layer, at: u64, end: u64) -> Option<Bytes> {
-        let range: StoredRange = layer.stored(ContentRange::new(at, end));
+        let range: StoredRange = layer.stored(ContentRange::new(at, end))?;
         let read = crate::repository::read_all(&*loader.repository, &layer.blob, range);
         self.runtime
             .block_on(read)

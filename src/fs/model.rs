@@ -55,14 +55,15 @@ pub struct Model {
 }
 
 impl Model {
-    /// Resolves, pins, indexes. At most four sequential rounds after authentication.
+    /// Resolves, pins, puts together, indexes. At most four sequential rounds after authentication; one more where names come
+    /// from the config, and two for each parent of a ModelKit.
     ///
     /// A reference that was opened before with the same credentials opens again from `store` where nobody answers.
     /// Nothing is warmed: who wants that calls [`Loader::warm`]. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// `NotFound`, `Denied`, `Unreachable` and what else the repository may say; `Invalid` for manifests, names and
-    /// archives that are refused; `Unsupported` for images and compressed layers.
+    /// archives that are refused; `Unsupported` for forms that are not read.
     pub async fn open(
         repository: Arc<dyn Repository>,
         reference: Reference,
@@ -394,7 +395,7 @@ mod tests {
         let plain = Artifact::read(Manifest { layers: vec![layer("a", 1)], ..Manifest::default() }).unwrap();
         let index = crate::index::find(&*memory, &plain, &|_| Vec::new()).await.unwrap();
         let encoded = crate::index::format::encode(&index, &[vec![ChunkDigest::of(&[1])]]).unwrap();
-        let blob = memory.put(encoded.bytes);
+        let blob = memory.put(encoded.bytes().unwrap());
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","layers":[
             {{"mediaType":"x.raw","digest":"{}","size":1,"annotations":{{"org.cncf.model.filepath":"a"}}}},
@@ -412,7 +413,7 @@ mod tests {
         };
         let first = open().await.unwrap();
         let bound = first.index.layers[0].bound.clone().unwrap();
-        assert_eq!(store.small(&memory.identity(), &bound.digest), bound.bytes);
+        assert_eq!(store.small(&memory.identity(), &bound.chunks.digest), bound.chunks.bytes);
         first.close().await;
         memory.fail_with(|_, _| Some(Error::new(Kind::Unreachable, "nobody answers")));
         let again = open().await.unwrap();

@@ -188,8 +188,8 @@ pub(super) async fn keep_bound(repository: &dyn Repository, store: &Arc<Store>, 
     let keep = move |store: &Store, who: &str| {
         store.keep_small(who, &opened.index.head.digest, &opened.bytes);
         for bound in opened.head.layers.iter().filter_map(|layer| layer.bound.as_ref()) {
-            if let Some(section) = &bound.bytes {
-                store.keep_small(who, &bound.digest, section);
+            if let Some(section) = &bound.chunks.bytes {
+                store.keep_small(who, &bound.chunks.digest, section);
             }
         }
     };

@@ -4,7 +4,7 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::codec::tar::tests::{header, plain};
-use crate::index::{CHUNK, ChunkDigest, EntryKind, ExtentId, Grid, Index, find, find_with};
+use crate::index::{CHUNK, ChunkDigest, EntryKind, ExtentId, Grid, Home, Index, find, find_with};
 use crate::oci::artifact::{INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY, INDEX_KEY, INDEX_PATH};
 use crate::oci::manifest::Manifest;
 use crate::oci::{Blob, Descriptor, Digest};
@@ -56,7 +56,7 @@ impl Model {
     fn with_index(self, index: &Index) -> Self {
         let encoded = format::encode(index, &digests(index)).unwrap();
         let head = encoded.head.clone();
-        let blob = self.memory.put(encoded.bytes);
+        let blob = self.memory.put(encoded.bytes().unwrap());
         assert_eq!(blob, encoded.blob);
         let mut model = self.stored("raw", INDEX_PATH, blob);
         let marks = [
@@ -129,11 +129,11 @@ fn an_indexed_artifact_is_found_as_without_the_index_in_one_request_and_no_heade
     for (layer, plain) in index.layers.iter().zip(&plain.layers) {
         assert_eq!((&layer.blob, &layer.media_type), (&plain.blob, &plain.media_type));
         assert_eq!(layer.extents, plain.extents);
-        let gaps = |layer: &crate::index::Layer| layer.gaps.iter().map(|gap| gap.range).collect::<Vec<_>>();
+        let gaps = |layer: &Layer| layer.gaps.iter().map(|gap| gap.range).collect::<Vec<_>>();
         assert_eq!(gaps(layer), gaps(plain));
         assert_eq!(layer.bound.is_some(), !layer.extents.is_empty());
-        if let Some(bound) = &layer.bound {
-            assert_eq!(bound.blob, blob);
+        if let Some(bound) = layer.bound.as_ref().map(|bound| &bound.chunks) {
+            assert!(matches!(&bound.home, Home::Repository(home) if *home == blob));
             assert!(bound.digest.matches(bound.bytes.as_ref().unwrap()));
         }
     }
@@ -177,7 +177,7 @@ fn of_a_large_index_only_the_head_is_asked_for() {
     let index = model.find().unwrap();
     let head = model.artifact().bound_index().unwrap().unwrap().head;
     assert_eq!(model.memory.ranges(), [(model.index_blob().digest, StoredRange::new(0, head.size))]);
-    let bound = index.layers[0].bound.as_ref().unwrap();
+    let bound = &index.layers[0].bound.as_ref().unwrap().chunks;
     assert_eq!((bound.range.len(), &bound.bytes), (chunks * 32, &None));
 }
 
@@ -316,6 +316,24 @@ fn a_raw_layer_that_is_said_to_be_anything_but_one_whole_file_is_refused() {
         change(&mut index);
         let model = raw().with_index(&index);
         assert_eq!(model.refusal().0, Kind::Invalid);
+    }
+}
+
+#[test]
+fn what_only_a_layer_of_an_image_may_have_is_refused_in_a_model() {
+    let tar = || sample();
+    let at = tar().find().unwrap().entries.iter().position(|entry| entry.path == "link").unwrap();
+    for kind in [
+        EntryKind::Symlink("../x".to_owned()),
+        EntryKind::HardLink("model.safetensors".to_owned()),
+        EntryKind::Whiteout,
+        EntryKind::Opaque,
+    ] {
+        let mut index = tar().find().unwrap();
+        index.entries[at].kind = kind;
+        let (refused, text) = tar().with_index(&index).refusal();
+        assert_eq!(refused, Kind::Invalid, "{text}");
+        assert!(text.contains("\"link\" is what only an image has"), "{text}");
     }
 }
 

@@ -3,12 +3,16 @@
 //! Its author is the artifact's own, but a tool may have changed the artifact since: layers attached later are not covered,
 //! and one that was taken away fails the opening. Called by [`find`](super::find()) before any layer is derived.
 
+use std::collections::HashSet;
+
+use super::find::LARGEST_LAYER;
 use super::format::Head;
+use super::local::renumbered;
 use super::plain::{Derived, raw_path};
-use super::{Entry, EntryKind, Layer, bound};
+use super::{Coding, Entry, EntryKind, Layer, bound, compression};
 use crate::error::{Error, Kind, Result};
-use crate::oci::Artifact;
-use crate::oci::artifact::{ModelLayer, Packaging};
+use crate::oci::artifact::{Manner, ModelLayer, Packaging};
+use crate::oci::{Artifact, path};
 
 /// For each visible layer of `artifact` what `head` says of it; `None` where it does not say anything.
 ///
@@ -58,18 +62,56 @@ fn by_layer(head: Head) -> Vec<(Layer, Vec<Entry>)> {
 }
 
 /// The layer as number `number` of the manifest's visible ones.
-fn place(mut said: Layer, mut entries: Vec<Entry>, layer: &ModelLayer, number: usize) -> Result<Derived> {
+fn place(mut said: Layer, entries: Vec<Entry>, layer: &ModelLayer, number: usize) -> Result<Derived> {
+    check_coding(&said, layer)?;
     if layer.packaging == Packaging::Raw {
         check_raw(&said, &entries, layer)?;
     }
+    if layer.members.manner == Manner::Model {
+        check_links(&entries, layer)?;
+    }
     said.media_type.clone_from(&layer.descriptor.media_type);
-    for entry in &mut entries {
-        entry.layer = number;
-        if let EntryKind::File { extent: Some(id), .. } = &mut entry.kind {
-            id.layer = number;
+    let entries = entries.into_iter().map(|entry| renumbered(entry, number)).collect();
+    Ok(Derived { layer: said, entries, warnings: Vec::new() })
+}
+
+/// The manifest's media type says how the layer is compressed, if it is: what other tools unpack.
+fn check_coding(said: &Layer, layer: &ModelLayer) -> Result<()> {
+    let wrong = |why: String| Error::new(Kind::Invalid, format!("it says of {} that {why}", layer.name()));
+    let how = match &said.coding {
+        Coding::Stored => None,
+        Coding::Spans(spans) => Some(spans.how),
+        Coding::Streamed(how) => Some(*how),
+    };
+    if how != compression(layer.packaging) {
+        return Err(wrong(format!("it is otherwise compressed than {}", layer.descriptor.media_type)));
+    }
+    match said.content() {
+        Some(content) if content > LARGEST_LAYER => {
+            Err(wrong(format!("it makes {content} bytes, more than the 16 TiB that are read")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What only layers of an image have stands in no model: marks, and links that lead out of it or to no file before them.
+fn check_links(entries: &[Entry], layer: &ModelLayer) -> Result<()> {
+    let mut files = HashSet::new();
+    for entry in entries {
+        let right = match &entry.kind {
+            EntryKind::File { .. } => files.insert(entry.path.as_str()),
+            EntryKind::Directory => true,
+            EntryKind::Symlink(target) => path::link_target(&entry.path, target.as_bytes()).is_ok(),
+            EntryKind::HardLink(target) => files.contains(target.as_str()),
+            EntryKind::Whiteout | EntryKind::Opaque => false,
+        };
+        if !right {
+            let doing =
+                format!("it says of {} that {:?} is what only an image has", layer.name(), entry.path);
+            return Err(Error::new(Kind::Invalid, doing));
         }
     }
-    Ok(Derived { layer: said, entries, warnings: Vec::new() })
+    Ok(())
 }
 
 /// A raw layer is one file and nothing else, and its path is the manifest's to say: what other tools show.

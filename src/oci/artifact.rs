@@ -13,6 +13,7 @@ pub use super::family::Family;
 use super::family::{self, TITLE};
 use super::manifest::{Blob, Descriptor, Manifest};
 use super::metadata::FileMetadata;
+use crate::codec::foreign;
 use crate::error::{Error, Kind, Result};
 
 /// An artifact as a model.
@@ -228,15 +229,15 @@ impl Artifact {
     /// What `manifest` means as a model.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] where it is none by its own word: what goes with another artifact, or an image in a format
-    /// whose layers are no archives.
+    /// [`Kind::Unsupported`] where it is none by its own word: what goes with another artifact, or an image with layers in a
+    /// format that is not read, as an encrypted one.
     pub fn read(manifest: Manifest) -> Result<Self> {
         family::refuse_others(&manifest)?;
         let (family, artifact_type) = family::of_manifest(&manifest);
         let mut warnings = Vec::new();
         let layers = manifest.layers.into_iter();
         let mut layers: Vec<_> = layers.map(|layer| ModelLayer::read(layer, &mut warnings)).collect();
-        dialect::apply(family, &mut layers, &mut warnings);
+        dialect::apply(family, &mut layers, &mut warnings)?;
         let Manifest { config, annotations, .. } = manifest;
         Ok(Self { family, artifact_type, config, layers, annotations, warnings })
     }
@@ -308,9 +309,8 @@ fn is_index(descriptor: &Descriptor) -> bool {
 
 /// A nydus bootstrap, which lists the other layers' files for that tool, or a table of checkpoints of SOCI's.
 fn is_for_another_tool(descriptor: &Descriptor) -> bool {
-    let mark = descriptor.annotations.get("containerd.io/snapshot/nydus-bootstrap");
-    mark.is_some_and(|mark| mark == "true")
-        || descriptor.annotations.contains_key("com.amazon.soci.image-layer-digest")
+    let keys = descriptor.annotations.keys().map(String::as_str);
+    foreign::foreign(&descriptor.media_type, keys).is_some()
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use super::artifact::{LayerKind, Manner, Members, ModelLayer, Packaging};
 use super::family::{Family, OLLAMA_LAYER, TITLE, is_image_layer};
 use super::manifest::{Descriptor, NAME_KEY};
 use super::path;
+use crate::codec::estargz;
+use crate::error::{Error, Kind, Result};
 
 /// What a dialect makes of the layers of one media type.
 struct Rule {
@@ -101,12 +103,6 @@ const KITS: [(&str, LayerKind); 6] = [
 /// The annotation of ORAS for a folder that it packed as a compressed archive.
 const UNPACK: &str = "io.deis.oras.content.unpack";
 
-/// The annotation of a layer in the eStargz format.
-const STARGZ_TOC: &str = "containerd.io/snapshot/stargz/toc.digest";
-
-/// Members of an eStargz archive that are no files of it.
-const STARGZ_MEMBERS: &[&str] = &[".prefetch.landmark", ".no.prefetch.landmark", "stargz.index.json"];
-
 const fn rule(media_type: &'static str, kind: LayerKind, names: &'static [Naming]) -> Rule {
     Rule { media_type, kind, packaging: Packaging::Raw, names }
 }
@@ -117,20 +113,23 @@ const fn archive(media_type: &'static str, kind: LayerKind, names: &'static [Nam
 
 /// Makes `layers`, as they are by their types and annotations alone, those of `family`. What a person should know
 /// goes to `warnings`.
-pub(super) fn apply(family: Family, layers: &mut [ModelLayer], warnings: &mut Vec<String>) {
+///
+/// # Errors
+/// [`Kind::Unsupported`] for an archive in a form that is not read: the tree would lack its files.
+pub(super) fn apply(family: Family, layers: &mut [ModelLayer], warnings: &mut Vec<String>) -> Result<()> {
     match family {
         Family::DockerV1 => by_table(DOCKER, &DOCKER_V1, &[], layers),
         Family::DockerV2 => by_table(DOCKER, &DOCKER_V2, BY_PATH, layers),
         Family::Ollama => by_table(OLLAMA_LAYER, &OLLAMA, &[Naming::Named], layers),
-        Family::KitOps => layers.iter_mut().for_each(kit),
-        Family::Image => layers.iter_mut().for_each(image),
+        Family::KitOps => layers.iter_mut().try_for_each(kit)?,
+        Family::Image => layers.iter_mut().filter(|layer| !layer.hidden).try_for_each(image)?,
         Family::Oras => layers.iter_mut().for_each(titled),
         Family::Cncf | Family::Cnai | Family::ModelPack | Family::Other => {}
     }
     for layer in layers.iter_mut().filter(|layer| !layer.hidden) {
-        let stargz = layer.descriptor.annotations.contains_key(STARGZ_TOC);
+        let stargz = layer.descriptor.annotations.contains_key(estargz::DIGEST_KEY);
         if stargz || layer.packaging == Packaging::TarGzip {
-            layer.members.skipped = STARGZ_MEMBERS;
+            layer.members.skipped = &estargz::HIDDEN;
         }
         let nameless = layer.packaging == Packaging::Raw && layer.path.is_none();
         if nameless && !family.is_model_pack() && family != Family::Other {
@@ -138,6 +137,7 @@ pub(super) fn apply(family: Family, layers: &mut [ModelLayer], warnings: &mut Ve
             layer.hidden = true;
         }
     }
+    Ok(())
 }
 
 /// `otherwise` names the layers of types that are in no rule.
@@ -195,21 +195,32 @@ fn tamed(mut path: &str) -> &str {
     path
 }
 
-fn kit(layer: &mut ModelLayer) {
+fn kit(layer: &mut ModelLayer) -> Result<()> {
     let media_type = essence(&layer.descriptor);
     let found = KITS.iter().find(|(prefix, _)| media_type.starts_with(prefix));
     layer.path = None;
-    if let Some((_, kind)) = found {
-        layer.kind = *kind;
-    }
+    let Some((_, kind)) = found else { return Ok(()) };
+    layer.kind = *kind;
+    refuse_unknown(layer)
 }
 
-fn image(layer: &mut ModelLayer) {
+fn image(layer: &mut ModelLayer) -> Result<()> {
     layer.path = None;
     layer.members.manner = Manner::Layered;
-    if !is_image_layer(&layer.descriptor) {
-        layer.packaging = Packaging::Raw;
+    if is_image_layer(&layer.descriptor) {
+        return refuse_unknown(layer);
     }
+    layer.packaging = Packaging::Raw;
+    Ok(())
+}
+
+/// Refuses what is an archive by its type and has none of the suffixes of archives.
+fn refuse_unknown(layer: &ModelLayer) -> Result<()> {
+    if layer.packaging != Packaging::Raw {
+        return Ok(());
+    }
+    let doing = format!("{} is in a form that is not read ({})", layer.name(), layer.descriptor.media_type);
+    Err(Error::new(Kind::Unsupported, doing))
 }
 
 /// A title names a file, whatever its type, unless the writer says that it is a folder's archive.
@@ -293,6 +304,16 @@ mod tests {
             let found = &artifact.layers[0];
             assert_eq!((found.packaging, found.path.as_deref()), (packaging, path), "{media_type}");
         }
+    }
+
+    #[test]
+    fn an_archive_in_an_unknown_form_is_refused_by_its_name() {
+        let unknown = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
+        let config = Some(layer("application/vnd.oci.image.config.v1+json", &[]));
+        let manifest = Manifest { config, layers: vec![layer(unknown, &[])], ..Manifest::default() };
+        let error = Artifact::read(manifest).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(error.to_string().contains(unknown), "{error}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use super::artifact::INDEX_KEY;
 use super::manifest::{Descriptor, Manifest};
+use crate::codec::foreign;
 use crate::error::{Error, Kind, Result};
 
 /// The families of identifiers: each has its own way to name files.
@@ -57,7 +58,7 @@ const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.";
 
 /// How the types of artifacts begin that only say something of another artifact: indexes, signatures, attestations.
 const ABOUT_ANOTHER: [&str; 7] = [
-    "application/vnd.amazon.soci.index.",
+    "application/vnd.amazon.soci.",
     "application/vnd.weightfs.index.",
     "application/vnd.cncf.notary.",
     "application/vnd.dev.cosign.",
@@ -175,7 +176,8 @@ fn is_container_image(manifest: &Manifest) -> bool {
 }
 
 fn is_nydus_blob(layer: &Descriptor) -> bool {
-    layer.annotations.get("containerd.io/snapshot/nydus-blob").is_some_and(|mark| mark == "true")
+    let [_, blob] = foreign::NYDUS_KEYS;
+    layer.media_type == foreign::NYDUS_BLOB || layer.annotations.contains_key(blob)
 }
 
 fn config_type(manifest: &Manifest) -> &str {

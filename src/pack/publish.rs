@@ -19,7 +19,7 @@ use super::manifest::{Written, config, manifest};
 use super::plan::Plan;
 use crate::error::{Error, Kind, Result};
 use crate::index::Index;
-use crate::index::format::{Encoded, encode};
+use crate::index::format::{Encoded, Part, encode};
 use crate::oci::artifact::Family;
 use crate::oci::manifest::OCI_MANIFEST;
 use crate::oci::{Blob, Digest};
@@ -115,6 +115,16 @@ impl Destination {
         Ok(blob)
     }
 
+    /// [`put`](Self::put) of an index.
+    pub(super) async fn put_index(&self, index: &Encoded, watch: &Watch) -> Result<()> {
+        let piece = |part: &Part| match part.clone() {
+            Part::Bytes(bytes) => Piece::Bytes(bytes),
+            Part::File(file, range) => Piece::Open { file, range },
+        };
+        let put = self.put(&index.blob, index.parts.iter().map(piece).collect(), watch).await;
+        put.map_err(|error| error.context(format!("cannot upload the index to {}", self.target.place())))
+    }
+
     /// Puts the manifest there, once all that it names is.
     pub(super) async fn tag(&self, media_type: &str, manifest: &Bytes) -> Result<Digest> {
         let tagged = self.target.tag(self.tag.as_deref(), media_type, manifest).await;
@@ -147,7 +157,7 @@ pub async fn publish(plan: &Plan, destination: &Destination, watch: &Watch) -> R
     }
     let index = if plan.index { Some(index(plan, &digested)?) } else { None };
     if let Some(index) = &index {
-        destination.put_bytes("the index", &index.bytes, watch).await?;
+        destination.put_index(index, watch).await?;
         layers.push(Written::index(index, Family::Cncf, plan.time)?);
         diff_ids.push(index.blob.digest.clone());
     }

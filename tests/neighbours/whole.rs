@@ -30,7 +30,7 @@ fn docs<'a>(members: &'a [Member<'a>]) -> Part<'a> {
 
 #[test]
 fn a_kit_is_mounted_upon_its_parents_of_which_only_the_model_is_taken() {
-    let registry = Registry::start();
+    let mut registry = Registry::start();
     let place = Place::new();
     let base = [model(&[Member::File("model.gguf", "base")]), docs(&[Member::File("README.md", "of base")])];
     push(&registry, "org/base", &kit(&base, None, Age::Today));
@@ -56,6 +56,10 @@ fn a_kit_is_mounted_upon_its_parents_of_which_only_the_model_is_taken() {
     assert_eq!(names, ["Kitfile", "README.md", "lora", "model.gguf"]);
     place.unmount();
 
+    registry.stop();
+    let kept = place.run(&["ls", &top]).ok().stdout;
+    assert!(kept.contains("model.gguf") && kept.contains("a.bin"), "{kept}");
+    registry.restart();
     let said = place.run(&["inspect", &top, "--json"]).ok().json();
     assert_eq!(said["dialect"], "kitops");
     let warnings: Vec<_> = said["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
@@ -100,4 +104,11 @@ fn a_modelcar_is_mounted_and_its_links_lead_where_a_reader_follows_them() {
     assert!(listed.contains("model.file") && !listed.contains("old"), "{listed}");
     assert_eq!(place.run(&["cat", &reference, "models/llm/model.gguf"]).ok().stdout, "weights");
     assert_eq!(place.run(&["inspect", &reference, "--json"]).ok().json()["dialect"], "image");
+
+    let folder = place.folder("pulled");
+    place.run(&["pull", &reference, "--output", folder.to_str().unwrap()]).ok();
+    assert_eq!(fs::read_to_string(folder.join("models/model.file")).unwrap(), "weights");
+    assert_eq!(fs::read_link(folder.join("out")).unwrap().to_str(), Some("/proc/self/mounts"));
+    assert!(!folder.join("models/old").exists());
+    place.run(&["index", "add", &reference]).failed(7, &["image", "no place for an index"]);
 }

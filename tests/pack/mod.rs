@@ -185,7 +185,7 @@ fn assert_indexed(reference: &str) {
     for (layer, found) in head.layers.iter().zip(&found.layers) {
         assert_eq!((&layer.blob, &layer.extents), (&found.blob, &found.extents));
         let section = layer.bound.as_ref().map_or(0..0, |bound| {
-            let (start, end) = (bound.range.start() as usize, bound.range.end() as usize);
+            let (start, end) = (bound.chunks.range.start() as usize, bound.chunks.range.end() as usize);
             start..end
         });
         let stored = published.blob(&layer.blob);

@@ -41,4 +41,4 @@ impl Moved {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -28,6 +28,17 @@ pub(super) const NO_EXTENT: u32 = u32::MAX;
 /// The kind of a section of chunk digests.
 pub(super) const CHUNK_DIGESTS: u16 = 1;
 
+/// The kind of a section of spans.
+pub(super) const SPANS: u16 = 2;
+
+/// The kind of a section of checkpoints.
+pub(super) const CHECKPOINTS: u16 = 3;
+
+/// Content is the stored bytes.
+pub(super) const STORED: u8 = 0;
+pub(super) const GZIP: u8 = 1;
+pub(super) const ZSTD: u8 = 2;
+
 /// Set in the kinds of sections that a reader who does not know them passes over.
 pub(super) const MAY_PASS_OVER: u16 = 1 << 15;
 
@@ -35,6 +46,12 @@ pub(super) const FILE: u8 = 0;
 pub(super) const FOLDER: u8 = 1;
 pub(super) const SYMBOLIC_LINK: u8 = 2;
 pub(super) const HARD_LINK: u8 = 3;
+/// Of a layer that lies on others: a symbolic link that leads out of the tree, a hard link to what is no file before it in
+/// the layer, and the two marks.
+pub(super) const LOOSE_SYMBOLIC_LINK: u8 = 4;
+pub(super) const LOOSE_HARD_LINK: u8 = 5;
+pub(super) const WHITEOUT: u8 = 6;
+pub(super) const OPAQUE: u8 = 7;
 
 /// The largest permission bits.
 pub(super) const PERMISSIONS: u32 = 0o7777;
