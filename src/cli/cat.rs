@@ -42,7 +42,7 @@ fn poisoned(path: &str, layer: &Digest) -> Error {
 }
 
 async fn write(model: &Model, command: &args::Cat) -> Result<NodeId> {
-    let node = find(model, &command.path)?;
+    let node = find(model, &command.path).await?;
     let Some(NodeKind::File { size, .. }) = model.tree.node(node).map(|node| &node.kind) else {
         return Err(Error::new(Kind::Invalid, format!("{:?} is a folder", command.path)));
     };

@@ -93,14 +93,21 @@ fn report(model: &Model) -> Report {
         stored_bytes: layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size)),
         layers,
         integrity: if bound(model) { BOUND.into() } else { WAYS.into() },
-        warnings: model.index.warnings.clone(),
+        warnings: model.index.warnings.iter().cloned().chain(unnamed(model)).collect(),
     }
+}
+
+/// Says that the files of some layers are not known, where that is so.
+fn unnamed(model: &Model) -> Option<String> {
+    let why = "some layers are compressed and have no index: their files are known, and counted, once they were read";
+    (!model.is_named()).then(|| why.to_owned())
 }
 
 /// Whether the artifact brings the digests of all files' chunks.
 fn bound(model: &Model) -> bool {
-    let mut files = model.index.layers.iter().filter(|layer| !layer.extents.is_empty()).peekable();
-    files.peek().is_some() && files.all(|layer| layer.bound.is_some())
+    let layers = model.index.layers.iter().enumerate();
+    let mut files = layers.filter(|(number, _)| model.loader.may_have_files(*number)).peekable();
+    files.peek().is_some() && files.all(|(_, layer)| layer.bound.is_some())
 }
 
 fn layer(layer: &crate::oci::artifact::ModelLayer) -> Layer {

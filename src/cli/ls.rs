@@ -37,9 +37,9 @@ pub(super) fn run(command: &args::Ls, settings: &Settings) -> Result<()> {
     let reference = reference(&command.reference)?;
     let rows = runtime()?.block_on(async {
         let model = open(reference, settings).await?;
-        let rows = find(&model, &command.path).map(|node| rows(&model, node));
+        let listed = list(&model, &command.path).await;
         model.close().await;
-        rows
+        listed
     })?;
     if command.json {
         return print::json(&rows);
@@ -50,19 +50,30 @@ pub(super) fn run(command: &args::Ls, settings: &Settings) -> Result<()> {
     }
 }
 
-/// What stands at the path, links followed.
+async fn list(model: &Model, path: &str) -> Result<Vec<Row>> {
+    let node = find(model, path).await?;
+    model.all_named().await?;
+    Ok(rows(model, node))
+}
+
+/// What stands at the path, links followed. Waits for names that are not known yet.
 ///
 /// # Errors
-/// `NotFound`, with the path.
-pub(super) fn find(model: &Model, path: &str) -> Result<NodeId> {
+/// `NotFound`, with the path; those of [`Model::look_up`].
+pub(super) async fn find(model: &Model, path: &str) -> Result<NodeId> {
     let missing = || {
         let doing = format!("no such file in {}: {}", model.reference, print::safe(path));
         Error::new(Kind::NotFound, doing).hint(format!("run 'weightfs ls {}'", model.reference))
     };
-    follow(&model.tree, path).ok_or_else(missing)
+    let look_up = async |parent, name: &str| model.look_up(parent, name.as_bytes()).await;
+    follow(&model.tree, look_up, path).await?.ok_or_else(missing)
 }
 
-fn follow(tree: &Tree, path: &str) -> Option<NodeId> {
+async fn follow(
+    tree: &Tree,
+    look_up: impl AsyncFn(NodeId, &str) -> Result<Option<NodeId>>,
+    path: &str,
+) -> Result<Option<NodeId>> {
     let mut at = NodeId::ROOT;
     let mut links = 0;
     let mut rest: Vec<String> = path.rsplit('/').map(str::to_owned).collect();
@@ -70,25 +81,26 @@ fn follow(tree: &Tree, path: &str) -> Option<NodeId> {
         match &*part {
             "" | "." => continue,
             ".." => {
-                at = tree.node(at)?.parent;
+                at = tree.node(at).map_or(NodeId::ROOT, |node| node.parent);
                 continue;
             }
             _ => {}
         }
-        let next = tree.lookup(at, part.as_bytes())?;
-        match &tree.node(next)?.kind {
+        let Some(next) = look_up(at, &part).await? else { return Ok(None) };
+        let Some(node) = tree.node(next) else { return Ok(None) };
+        match &node.kind {
             NodeKind::Symlink(target) => {
                 links += 1;
                 if links > LINKS || target.starts_with('/') {
-                    return None;
+                    return Ok(None);
                 }
                 rest.extend(target.rsplit('/').map(str::to_owned));
             }
-            NodeKind::File { .. } if rest.iter().any(|part| !part.is_empty()) => return None,
+            NodeKind::File { .. } if rest.iter().any(|part| !part.is_empty()) => return Ok(None),
             NodeKind::File { .. } | NodeKind::Directory(_) => at = next,
         }
     }
-    Some(at)
+    Ok(Some(at))
 }
 
 /// The node itself where it is no folder, else all below it in the order of names.
@@ -138,6 +150,8 @@ fn cells(row: &Row) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::index::{Entry, EntryKind, Index};
 
@@ -158,22 +172,27 @@ mod tests {
         Tree::build(&index, &mut Vec::new()).unwrap()
     }
 
+    fn followed(tree: &Tree, path: &str) -> Option<NodeId> {
+        let look_up = async |parent, name: &str| Ok(tree.lookup(parent, name.as_bytes()));
+        follow(tree, look_up, path).now_or_never().unwrap().unwrap()
+    }
+
     #[test]
     fn a_path_is_followed_through_links_inside_the_tree() {
         let tree = tree();
         let weights = tree.find("a/b/weights");
         assert!(weights.is_some());
         for path in ["a/b/weights", "/a//b/./weights", "latest/weights", "a/up", "a/../latest/weights"] {
-            assert_eq!(follow(&tree, path), weights, "{path}");
+            assert_eq!(followed(&tree, path), weights, "{path}");
         }
-        assert_eq!(follow(&tree, ""), Some(NodeId::ROOT));
-        assert_eq!(follow(&tree, "../.."), Some(NodeId::ROOT));
+        assert_eq!(followed(&tree, ""), Some(NodeId::ROOT));
+        assert_eq!(followed(&tree, "../.."), Some(NodeId::ROOT));
     }
 
     #[test]
     fn a_path_that_leads_nowhere_finds_nothing() {
         for path in ["loop", "a/b/weights/x", "missing", "latest/missing"] {
-            assert_eq!(follow(&tree(), path), None, "{path}");
+            assert_eq!(followed(&tree(), path), None, "{path}");
         }
     }
 }

@@ -87,6 +87,7 @@ pub(super) fn run(command: &Pull, settings: &Settings) -> Result<()> {
 async fn into_store(command: &Pull, settings: &Settings, choice: &Choice) -> Result<Report> {
     let model = open(reference(&command.reference)?, &quiet(settings)).await?;
     let done = async {
+        model.all_named().await?;
         let plan = Plan::new(&model, choice)?;
         let bar = Bar::of(&model, &plan);
         pull::into_store(&model, &plan, &bar.watch()).await?;
@@ -110,6 +111,7 @@ async fn into_folder(command: &Pull, settings: &Settings, choice: &Choice, dir: 
         error.context(format!("cannot fill {}, for which nothing is taken from the store", dir.display()))
     })?;
     let done = async {
+        model.all_named().await?;
         let plan = Plan::new(&model, choice)?;
         plan.refuse(UNFINISHED)?;
         let bar = Bar::of(&model, &plan);

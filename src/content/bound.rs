@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -43,7 +44,7 @@ pub(super) struct Binding {
     /// The section, verified; empty until the layer is touched.
     section: Arc<OnceCell<Bytes>>,
     /// Whether this place reads and keeps the layer where all do who can have it.
-    shared: Mutex<bool>,
+    shared: AtomicBool,
 }
 
 /// Where the digests of one file's chunks are in its layer's section. Nothing is copied: 32 bytes a chunk in all.
@@ -61,7 +62,7 @@ pub(super) struct Refused(Mutex<BTreeSet<Key>>);
 impl Binding {
     /// A binding whose section is not here yet; `shared` says whether the place was shown to have the layer before.
     pub(super) fn new(shared: bool) -> Self {
-        Self { section: Arc::default(), shared: Mutex::new(shared) }
+        Self { section: Arc::default(), shared: AtomicBool::new(shared) }
     }
 
     /// The digests of the file whose chunks are these, counted within the layer.
@@ -180,18 +181,20 @@ impl Loader {
     /// others keep, as whoever has proved a plain layer has not. Blocks.
     pub(super) fn share_whole(&self, layer: usize) {
         let (Some(binding), Some(described)) = (self.binding(layer), self.layer(layer)) else { return };
-        let mut shared = binding.shared.lock();
         let here = |extent: &Extent| self.shelf.kept_bytes(&extent.layer, extent.range) == extent.grid.len();
-        if !*shared && self.extents(layer).iter().all(here) {
+        if !binding.shared.load(Ordering::Acquire) && self.extents(layer).all(here) {
+            // Twice at once does no harm: the store looks again with nobody beside it.
             self.shelf.store.set_proved(&self.shelf.who, described.kept_as());
-            *shared = self.shelf.proved(described.kept_as());
+            if self.shelf.proved(described.kept_as()) {
+                self.see_shared(layer);
+            }
         }
     }
 
     /// Whether it is not known yet that the place may see what others keep of the layer.
     pub(super) fn is_stranger_to(&self, layer: usize) -> bool {
         match self.binding(layer) {
-            Some(binding) => !*binding.shared.lock(),
+            Some(binding) => !binding.shared.load(Ordering::Acquire),
             None => self.standing(layer) == Standing::Unproved,
         }
     }
@@ -199,7 +202,7 @@ impl Loader {
     /// Takes down that it may.
     pub(super) fn see_shared(&self, layer: usize) {
         if let Some(binding) = self.binding(layer) {
-            *binding.shared.lock() = true;
+            binding.shared.store(true, Ordering::Release);
         }
     }
 

@@ -116,6 +116,12 @@ impl Packed {
         self.dir.path().join("store/layers/sha256").join(self.bound().kept_as.hex())
     }
 
+    /// Waits until the first file is sealed and the layer shared, which come in any order.
+    async fn shared_whole(&self, loader: &Arc<Loader>) {
+        whole(loader, 0).await;
+        until(|| self.shared().join("proved").exists()).await;
+    }
+
     fn kept(&self, extent: usize, ending: &str) -> PathBuf {
         let range = self.index.layers[0].extents[extent];
         self.shared().join(format!("{}-{}.{ending}", range.start(), range.len()))
@@ -274,19 +280,17 @@ async fn a_section_that_cannot_be_had_is_an_error_under_its_name_and_the_next_re
     let flip = |blob: &mut Vec<u8>| *blob.last_mut().unwrap() ^= 1;
     let shorten = |blob: &mut Vec<u8>| blob.truncate(70);
     let loader = packed.loader(plain());
-    for (change, kind, times) in
-        [(&flip as &dyn Fn(&mut Vec<u8>), Kind::Integrity, 2), (&shorten, Kind::Broken, 1)]
-    {
+    for (change, kind) in [(&flip as &dyn Fn(&mut Vec<u8>), Kind::Integrity), (&shorten, Kind::Broken)] {
         packed.change_section(change);
-        let before = packed.asked(packed.bound_blob());
         let error = read_all(&loader, 0).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         for word in ["the bound index", &packed.blob().digest.to_string(), "0.safetensors"] {
             assert!(error.to_string().contains(word), "{error}");
         }
-        assert!(packed.asked(packed.bound_blob()) - before <= 3 * times, "bounded");
         assert_eq!(packed.fetched(), 0, "nothing is fetched that nothing is known of");
     }
+    // Two reads of three chunks, of which each asks twice at most, some after the read has failed.
+    assert!(packed.asked(packed.bound_blob()) <= 12, "bounded");
     packed.change_section(|_| ());
     assert_eq!(read_all(&loader, 0).await.unwrap(), packed.file(0));
     loader.close().await;
@@ -419,7 +423,7 @@ async fn a_store_that_was_damaged_costs_a_fetch_and_never_an_error_or_a_wrong_by
         let packed = Packed::new(&[3 * CHUNK]);
         let loader = packed.loader(plain());
         read_all(&loader, 0).await.unwrap();
-        whole(&loader, 0).await;
+        packed.shared_whole(&loader).await;
         loader.close().await;
         let right = std::fs::read(packed.kept(0, ending)).unwrap();
         for number in 0..5 {
@@ -450,7 +454,7 @@ async fn bytes_and_digests_that_somebody_else_has_put_into_the_store_are_not_ser
     let packed = Packed::new(&[4 * CHUNK]);
     let loader = packed.loader(plain());
     read_all(&loader, 0).await.unwrap();
-    whole(&loader, 0).await;
+    packed.shared_whole(&loader).await;
     loader.close().await;
     let forged = vec![9; MIB];
     let forge = || {

@@ -16,6 +16,8 @@ use super::loader::{Loader, Standing};
 use super::store::Sharing;
 use crate::error::{Error, Kind, Result};
 use crate::index::{ChunkDigest, ExtentId};
+use crate::oci::Digest;
+use crate::range::ContentRange;
 
 /// How many chunks one request asks for.
 const CHUNKS: u64 = 4;
@@ -47,6 +49,9 @@ impl Loader {
     pub async fn bring(self: &Arc<Self>, layer: usize, files: &[ExtentId], watch: &Watch) -> Result<()> {
         self.admit(layer).await?;
         self.bind(layer).await?;
+        if self.streaming(layer).is_some() {
+            self.let_pass(layer).await?;
+        }
         // What the prover reads anyway is not read twice.
         let mut look = if self.standing(layer) == Standing::Proved { Look::AtBytes } else { Look::AtMarks };
         // What is brought a second time was told before.
@@ -88,6 +93,19 @@ impl Loader {
         let kept = self.shelf.file(&extent.layer, extent.range).ok()?;
         let whole = kept.all().into_iter().all(|here| here);
         whole.then(|| kept.stem().with_added_extension("data"))
+    }
+
+    /// Under which name, and as which stretch of its layer's content, a file is kept; `None` where there is no such file, or it is
+    /// not known yet.
+    #[must_use]
+    pub fn kept_at(&self, id: ExtentId) -> Option<(&Digest, ContentRange)> {
+        self.extent(id).map(|extent| (&extent.layer, extent.range))
+    }
+
+    /// The files of a layer, as far as they are known.
+    #[must_use]
+    pub fn files_of(&self, layer: usize) -> Vec<ExtentId> {
+        self.extents(layer).map(|extent| extent.id).collect()
     }
 
     /// How many bytes of content the store may hold.

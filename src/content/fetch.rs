@@ -267,7 +267,7 @@ impl Loader {
     }
 
     /// Hands a verified chunk to who waits, and to the prover where there is something to prove.
-    fn hand_out(&self, key: Key, verified: &Verified) {
+    pub(super) fn hand_out(&self, key: Key, verified: &Verified) {
         let standing = self.standing(key.0.layer);
         if standing != Standing::Poisoned {
             self.refused.clear(key);
@@ -279,7 +279,7 @@ impl Loader {
     }
 
     /// Keeps a chunk that was handed out, then takes its flight off. Blocks.
-    fn keep(&self, key: Key, verified: &Verified) {
+    pub(super) fn keep(&self, key: Key, verified: &Verified) {
         let (id, chunk) = key;
         let Some(extent) = self.extent(id) else { return self.board.land(key) };
         let kept = self.standing(id.layer) != Standing::Poisoned && extent.keep(chunk, verified, &self.shelf);
@@ -317,6 +317,9 @@ impl Request {
         }
         self.flights.iter().for_each(|(_, flight)| flight.progress());
         let (mut left, mut unusable) = self.take_from_store().await;
+        if loader.streaming(self.id.layer).is_some() {
+            left = self.let_come(left).await;
+        }
         if left.is_empty() {
             return;
         }
@@ -341,6 +344,38 @@ impl Request {
                 if left.len() < before {
                     patience = Instant::now();
                 }
+            }
+        }
+    }
+
+    /// Waits for chunks of a layer that goes by, until they have; gives those that are to be had in another way from then on.
+    async fn let_come(&mut self, mut left: Vec<u64>) -> Vec<u64> {
+        let loader = Arc::clone(&self.loader);
+        let (Some(stream), Some(extent)) = (loader.streaming(self.id.layer), loader.extent(self.id)) else {
+            return left;
+        };
+        let mut waiter = stream.waiter();
+        loop {
+            // Anew each time: somebody may begin to wait for what was only wanted ahead.
+            let urgent = matches!(self.lane, Lane::Demand | Lane::Whole) || self.urgency.is_raised();
+            waiter.look(stream, urgent);
+            self.flights.retain(|(_, flight)| !flight.is_settled());
+            left.retain(|chunk| self.flights.iter().any(|((_, flown), _)| flown == chunk));
+            if left.is_empty() || loader.streaming(self.id.layer).is_none() {
+                return left;
+            }
+            if waiter.looks_back(left.iter().map(|chunk| extent.content(&(*chunk..*chunk + 1)))) {
+                (left, _) = self.take_from_store().await;
+                continue;
+            }
+            self.flights.iter().for_each(|(_, flight)| flight.progress());
+            let further = tokio::select! {
+                further = waiter.further(stream) => further,
+                () = self.urgency.raised(), if !urgent => Ok(()),
+            };
+            if let Err(error) = further {
+                self.give_up(0..u64::MAX, &error);
+                return Vec::new();
             }
         }
     }

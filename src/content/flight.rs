@@ -69,10 +69,16 @@ struct Inner {
 }
 
 impl Urgency {
-    fn raise(&self) {
+    /// Says that somebody waits.
+    pub(super) fn raise(&self) {
         if !self.raised.swap(true, Ordering::AcqRel) {
             self.notify.notify_waiters();
         }
+    }
+
+    /// Whether somebody waits.
+    pub(super) fn is_raised(&self) -> bool {
+        self.raised.load(Ordering::Acquire)
     }
 
     /// Returns when somebody waits.
@@ -96,6 +102,11 @@ impl Flight {
                 *pieces += 1;
             }
         });
+    }
+
+    /// Whether it has come to an end.
+    pub(super) fn is_settled(&self) -> bool {
+        !matches!(*self.outcome.borrow(), Outcome::Pending(_))
     }
 
     /// Waits for the chunk, as long as something of it arrives every `deadline`.

@@ -24,6 +24,7 @@ use super::prove::Prover;
 use super::shelf::Shelf;
 use super::store::Store;
 use super::store::kept::KeptFile;
+use super::stream::Stream;
 use super::{Config, Integrity};
 use crate::error::{Error, Kind, Result};
 use crate::index::{CHUNK, EntryKind, ExtentId, Grid, Index, Layer};
@@ -32,7 +33,7 @@ use crate::range::ContentRange;
 use crate::repository::Repository;
 
 /// A read waits a little longer than the repository tries, so that what fails it is the repository's own error.
-const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// How long the proving thread is waited for when the loader closes: the time of a chunk, mostly.
 const LAST_WORK: Duration = Duration::from_secs(3);
 /// How often the loader looks after what is idle and what other processes did.
@@ -98,7 +99,10 @@ pub struct Loader {
 /// A layer at work: its files and what is known of its bytes.
 #[derive(Debug)]
 pub(super) struct Stratum {
-    pub(super) extents: Vec<Extent>,
+    /// Grows while the layer goes by for the first time; what is there stays where it is.
+    pub(super) extents: boxcar::Vec<Extent>,
+    /// Of a compressed layer without an index: its going by.
+    pub(super) stream: Option<Arc<Stream>>,
     pub(super) standing: watch::Sender<Standing>,
     /// Of a bound layer, whose standing never changes: what binds it.
     pub(super) binding: Option<Binding>,
@@ -167,6 +171,9 @@ impl Loader {
             layers,
         });
         loader.prover.start(&loader);
+        for layer in 0..loader.layers.len() {
+            loader.stand_by(layer);
+        }
         loader.spawn(tend(Arc::downgrade(&loader)));
         loader
     }
@@ -260,7 +267,7 @@ impl Loader {
     /// How much of the artifact is on this machine. Reads a small file of the store for each file, so it blocks.
     #[must_use]
     pub fn share(&self) -> Share {
-        let extents = || self.layers.iter().flat_map(|layer| &layer.extents);
+        let extents = || self.layers.iter().flat_map(Stratum::files);
         let kept = extents().map(|extent| self.shelf.kept_bytes(&extent.layer, extent.range)).sum();
         Share { kept, total: extents().map(|extent| extent.grid.len()).sum() }
     }
@@ -268,6 +275,9 @@ impl Loader {
     /// Ends all tasks of the loader; reads that still wait fail. Returns when they have ended.
     pub async fn close(&self) {
         self.board.close();
+        for stream in self.layers.iter().filter_map(|layer| layer.stream.as_deref()) {
+            stream.close();
+        }
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
         // What was found out is written down before the process may end.
@@ -281,16 +291,18 @@ impl Loader {
         self.layers.get(id.layer)?.extents.get(id.extent)
     }
 
-    pub(super) fn extents(&self, layer: usize) -> &[Extent] {
-        self.layers.get(layer).map_or(&[], |layer| &layer.extents)
+    pub(super) fn extents(&self, layer: usize) -> impl Iterator<Item = &Extent> {
+        self.layers.get(layer).into_iter().flat_map(Stratum::files)
     }
 
     pub(super) fn admission(&self, layer: usize) -> Option<&OnceCell<()>> {
         self.layers.get(layer).map(|layer| &layer.admitted)
     }
 
+    /// What the index says of a layer; of one that has gone by, what was found out.
     pub(super) fn layer(&self, layer: usize) -> Option<&Layer> {
-        self.index.layers.get(layer)
+        let passed = self.layers.get(layer).and_then(|stratum| stratum.stream.as_ref()?.passed());
+        passed.or_else(|| self.index.layers.get(layer))
     }
 
     /// Runs `task` until it ends or the loader closes.
@@ -301,6 +313,18 @@ impl Loader {
         }
         while tasks.try_join_next().is_some() {}
         tasks.spawn_on(task, &self.runtime);
+    }
+}
+
+impl Stratum {
+    /// Its files, as far as they are known.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Extent> {
+        self.extents.iter().map(|(_, extent)| extent)
+    }
+
+    /// Whether it has files, or may turn out to have some.
+    pub(super) fn may_have_files(&self) -> bool {
+        self.extents.count() > 0 || self.stream.is_some()
     }
 }
 
@@ -322,12 +346,13 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
             let path = paths.remove(&id).unwrap_or_else(|| layer.blob.digest.to_string());
             Extent::new(id, path, layer.kept_as().clone(), *range, digests)
         });
-        let extents = extents.collect();
+        let extents: boxcar::Vec<Extent> = extents.collect();
         shelf.store.finish_poisoning(&shelf.who, layer.kept_as());
         let proved = binding.is_some() || shelf.proved(layer.kept_as());
         let standing = watch::Sender::new(if proved { Standing::Proved } else { Standing::Unproved });
         Stratum {
             extents,
+            stream: Stream::of(layer, index.entries.iter().any(|entry| entry.layer == number)),
             standing,
             binding,
             incomplete: Mutex::default(),

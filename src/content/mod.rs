@@ -22,6 +22,7 @@ mod recheck;
 mod shelf;
 mod standing;
 pub mod store;
+pub mod stream;
 pub mod verify;
 mod warm;
 

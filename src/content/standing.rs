@@ -47,7 +47,7 @@ impl Loader {
     /// Whether no byte of any file is served before it is verified: by setting, or since all layers are bound.
     #[must_use]
     pub fn is_strict(&self) -> bool {
-        let mut files = self.layers.iter().filter(|layer| !layer.extents.is_empty());
+        let mut files = self.layers.iter().filter(|layer| layer.may_have_files());
         self.config.integrity == Integrity::Strict || files.all(|layer| layer.binding.is_some())
     }
 
@@ -76,6 +76,9 @@ impl Loader {
     pub(super) async fn prove_first(self: &Arc<Self>, layer: usize) -> Result<()> {
         let Some(stratum) = self.layers.get(layer) else { return Ok(()) };
         self.admit(layer).await?;
+        if self.streaming(layer).is_some() {
+            return self.let_pass(layer).await;
+        }
         for _ in 0..ROUNDS {
             let mut attempts = stratum.attempts.subscribe();
             if self.standing(layer) == Standing::Unproved {
@@ -94,7 +97,12 @@ impl Loader {
     pub async fn conclude(self: &Arc<Self>, layer: usize) -> Standing {
         let Some(stratum) = self.layers.get(layer) else { return Standing::Unproved };
         let read = |extent: &Extent| (0..extent.grid.chunks()).all(|chunk| extent.seen(chunk));
-        if !stratum.extents.iter().all(read) {
+        if !stratum.files().all(read) {
+            return self.standing(layer);
+        }
+        if self.streaming(layer).is_some() {
+            // Why it does not end well is what its standing says, or nobody can tell.
+            let _ = self.let_pass(layer).await;
             return self.standing(layer);
         }
         for _ in 0..ROUNDS {
@@ -112,7 +120,7 @@ impl Loader {
     async fn fetch_layer(self: &Arc<Self>, stratum: &Stratum) -> Result<()> {
         let whole = |extent: &Extent| (extent.id, ContentRange::new(0, extent.grid.len()));
         let fetches =
-            stratum.extents.iter().map(whole).map(|(id, whole)| self.fetch_missing(id, whole, Lane::Demand));
+            stratum.files().map(whole).map(|(id, whole)| self.fetch_missing(id, whole, Lane::Demand));
         futures_util::stream::iter(fetches).buffer_unordered(4).try_collect().await
     }
 
@@ -139,7 +147,7 @@ impl Loader {
     /// Takes down that the layer's digest was proved over its bytes. Blocks.
     pub(super) fn set_proved(&self, layer: usize) {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
-        if stratum.extents.iter().all(|extent| extent.vouch(&self.shelf)) {
+        if stratum.files().all(|extent| extent.vouch(&self.shelf)) {
             self.shelf.store.set_proved(&self.shelf.who, described.kept_as());
         }
         if stratum.become_proved() {
@@ -152,7 +160,7 @@ impl Loader {
     pub(super) fn adopt_proof(&self, layer: usize) {
         if let Some(stratum) = self.layers.get(layer) {
             // What is open, and what it said of digests, is this place's own and not what was proved.
-            stratum.extents.iter().for_each(Extent::forget);
+            stratum.files().for_each(Extent::forget);
             stratum.become_proved();
         }
     }
@@ -206,21 +214,20 @@ impl Loader {
         poisoned.told.retain(|told| told.send(layer).is_ok());
         drop(poisoned);
         self.shelf.store.poison(&self.shelf.who, described.kept_as());
-        stratum.extents.iter().for_each(Extent::forget);
+        stratum.files().for_each(Extent::forget);
     }
 
     /// Removes what the store has of an unproved layer whose records are not what the repository gives. Blocks.
     pub(super) fn discard(&self, layer: usize) {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
         self.shelf.store.discard(&self.shelf.who, described.kept_as());
-        stratum.extents.iter().for_each(Extent::forget);
+        stratum.files().for_each(Extent::forget);
     }
 
     /// Lets go of idle files, and takes over what other processes found out about shared layers. Blocks.
     pub(super) fn look_around(&self) {
         for (number, stratum) in self.layers.iter().enumerate() {
-            if *stratum.standing.borrow() == Standing::Unproved && stratum.extents.iter().any(Extent::touched)
-            {
+            if *stratum.standing.borrow() == Standing::Unproved && stratum.files().any(Extent::touched) {
                 self.learn(number, stratum);
             }
             if stratum.binding.is_some() && self.is_stranger_to(number) && stratum.may_be_tried() {
@@ -239,7 +246,7 @@ impl Loader {
         } else if self.shelf.proved(layer.kept_as()) {
             self.compare_with_proof(number, stratum);
         } else if stratum.may_be_tried() {
-            for extent in stratum.extents.iter().filter(|extent| extent.complete_by_now()) {
+            for extent in stratum.files().filter(|extent| extent.complete_by_now()) {
                 self.completed(extent);
             }
         }
@@ -247,7 +254,7 @@ impl Loader {
 
     /// Another process has proved the layer: what was served here must be what was proved there.
     fn compare_with_proof(&self, number: usize, stratum: &Stratum) {
-        for extent in stratum.extents.iter().filter(|extent| extent.touched()) {
+        for extent in stratum.files().filter(|extent| extent.touched()) {
             // Anew: what is open here may not be what was proved.
             let Ok(kept) = self.shelf.file(&extent.layer, extent.range) else { return };
             if !kept.vouched() {
@@ -283,7 +290,7 @@ impl Loader {
         let left = incomplete.get_or_insert_with(|| {
             let unfinished =
                 |extent: &&Extent| self.shelf.kept_bytes(&extent.layer, extent.range) < extent.grid.len();
-            let left = stratum.extents.iter().filter(unfinished).map(|extent| extent.id.extent);
+            let left = stratum.files().filter(unfinished).map(|extent| extent.id.extent);
             left.chain([complete.id.extent]).collect()
         });
         left.remove(&complete.id.extent) && left.is_empty()

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::extent::Extent;
 use super::lanes::Lane;
-use super::loader::{Loader, Standing, Warm};
+use super::loader::{Loader, Standing, Stratum, Warm};
 use super::prefetch::tensors::Tensors;
 use super::prefetch::{gguf, opening};
 use crate::index::{CHUNK, ExtentId};
@@ -20,6 +20,9 @@ impl Loader {
         if self.config.warm == Warm::None {
             return;
         }
+        for stream in self.layers.iter().filter_map(|layer| layer.stream.as_ref()) {
+            stream.begin();
+        }
         let loader = Arc::clone(self);
         self.spawn(async move {
             loader.seal_what_is_complete().await;
@@ -27,7 +30,7 @@ impl Loader {
                 loader.warm_logged(id, range, Lane::Ahead).await;
             }
             if loader.config.warm == Warm::All {
-                for extent in loader.layers.iter().flat_map(|layer| &layer.extents) {
+                for extent in loader.layers.iter().flat_map(Stratum::files) {
                     let whole = ContentRange::new(0, extent.grid.len());
                     loader.warm_logged(extent.id, whole, Lane::Background).await;
                 }
@@ -44,10 +47,7 @@ impl Loader {
                 loader.shelf.kept_bytes(&extent.layer, extent.range) == extent.grid.len()
                     && extent.kept(&loader.shelf).is_some_and(|kept| !kept.sealed())
             };
-            proved
-                .flat_map(|layer| &layer.extents)
-                .filter(kept)
-                .for_each(|extent| loader.prover.seal(extent.id));
+            proved.flat_map(Stratum::files).filter(kept).for_each(|extent| loader.prover.seal(extent.id));
         };
         // Not done, it is done when a file is opened.
         let _ = tokio::task::spawn_blocking(look).await;
@@ -55,7 +55,8 @@ impl Loader {
 
     /// Loads ahead of who just read `range`.
     pub(super) fn observe(self: &Arc<Self>, extent: &Extent, range: ContentRange) {
-        if self.config.warm == Warm::None {
+        // What goes by is all coming already.
+        if self.config.warm == Warm::None || self.streaming(extent.id.layer).is_some() {
             return;
         }
         let plan = extent.observe(range);

@@ -10,11 +10,11 @@ use bytes::Bytes;
 
 use super::assemble::{Whole, assemble};
 use super::pin;
-use super::tree::{NodeId, NodeKind, Tree};
+use super::tree::{Look, NodeId, NodeKind, Tree};
 use crate::content::{Config, Loader, Standing, Store};
 use crate::error::{Error, Kind, Result};
 use crate::index::find::Known;
-use crate::index::{ExtentId, Grid, Index, bound};
+use crate::index::{Coding, ExtentId, Grid, Index, bound};
 use crate::metrics::Metrics;
 use crate::oci::artifact::{INDEX_KEY, ModelLayer, Packaging};
 use crate::oci::digest::Algorithm;
@@ -101,6 +101,91 @@ impl Model {
         Ok(Self { reference, digest, artifact, config: description, index, tree, loader, metrics })
     }
 
+    /// What `name` is in the folder `parent`, `None` inside where there is no such thing; `None` where that is not known yet,
+    /// which is so only while a compressed layer without an index goes by for the first time. Never waits.
+    #[must_use]
+    pub fn known(&self, parent: NodeId, name: &[u8]) -> Option<Option<NodeId>> {
+        self.catch_up();
+        match self.tree.look(parent, name) {
+            Look::Here(id) => Some(Some(id)),
+            Look::Absent => Some(None),
+            Look::Later(_) | Look::Unknown(_) => None,
+        }
+    }
+
+    /// What `name` is in the folder `parent`; `None` where there is no such thing. Waits until that is known.
+    ///
+    /// # Errors
+    /// Why the names of a layer on which it hangs can't be had; `Deadline` where nothing of that layer arrived for the read
+    /// deadline.
+    pub async fn look_up(&self, parent: NodeId, name: &[u8]) -> Result<Option<NodeId>> {
+        loop {
+            let seen = self.catch_up();
+            match self.tree.look(parent, name) {
+                Look::Here(id) => return Ok(Some(id)),
+                Look::Absent => return Ok(None),
+                Look::Unknown(error) => return Err(self.unnamed(error)),
+                Look::Later(layer) => self.await_names(layer, &seen).await?,
+            }
+        }
+    }
+
+    /// What stands at `path`, components joined by `/`; `None` where there is no such thing. Waits until that is known.
+    ///
+    /// # Errors
+    /// As [`look_up`](Self::look_up).
+    pub async fn find(&self, path: &str) -> Result<Option<NodeId>> {
+        let mut at = NodeId::ROOT;
+        for part in path.split('/').filter(|part| !part.is_empty()) {
+            match self.look_up(at, part.as_bytes()).await? {
+                Some(next) => at = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// Whether all names are known, so that folders can be listed. Never waits.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.catch_up();
+        matches!(self.tree.settled(), Ok(None))
+    }
+
+    /// Waits until all names are known: from then on every folder has its children.
+    ///
+    /// # Errors
+    /// As [`look_up`](Self::look_up).
+    pub async fn all_named(&self) -> Result<()> {
+        loop {
+            let seen = self.catch_up();
+            match self.tree.settled().map_err(|error| self.unnamed(error))? {
+                None => return Ok(()),
+                Some(layer) => self.await_names(layer, &seen).await?,
+            }
+        }
+    }
+
+    /// Takes the names that have come into the tree; gives how many there were, by layer.
+    fn catch_up(&self) -> HashMap<usize, usize> {
+        let seen = std::cell::RefCell::new(HashMap::new());
+        self.tree.catch_up(|layer| {
+            let coming = self.loader.coming(layer);
+            seen.borrow_mut().insert(layer, coming.count());
+            coming
+        });
+        seen.into_inner()
+    }
+
+    async fn await_names(&self, layer: usize, seen: &HashMap<usize, usize>) -> Result<()> {
+        let have = seen.get(&layer).copied().unwrap_or(0);
+        self.loader.more_names(layer, have).await.map_err(|error| self.unnamed(error))
+    }
+
+    fn unnamed(&self, error: Error) -> Error {
+        error.context(format!("cannot tell what files there are in {}", self.reference))
+    }
+
     /// Ends the loader's tasks; reads that wait fail. Bounded.
     pub async fn close(&self) {
         self.loader.close().await;
@@ -170,9 +255,19 @@ impl Model {
         if self.loader.is_strict() { "strict" } else { "deferred" }
     }
 
-    /// The bytes of files that the loader [refuses](Loader::refused), as `PATH bytes A-B`, under every name they have.
+    /// The bytes of files that the loader [refuses](Loader::refused), as `PATH bytes A-B`, under every name they have; before
+    /// them the layers of which no more names are taken, each with the reason.
     #[must_use]
     pub fn refused(&self) -> Vec<String> {
+        let layers = self.tree.refused().into_iter().filter_map(|(layer, error)| {
+            Some(format!("names of {}: {error}", self.index.layers.get(layer)?.blob.digest))
+        });
+        let mut refused: Vec<String> = layers.collect();
+        refused.extend(self.refused_bytes());
+        refused
+    }
+
+    fn refused_bytes(&self) -> Vec<String> {
         let mut chunks: HashMap<ExtentId, Vec<u64>> = HashMap::new();
         for (extent, chunk) in self.loader.refused() {
             chunks.entry(extent).or_default().push(chunk);
@@ -196,9 +291,9 @@ impl Model {
     /// bound, else `deferred`.
     #[must_use]
     pub fn standing(&self) -> &'static str {
-        let layers = self.index.layers.iter().enumerate().filter(|(_, layer)| !layer.extents.is_empty());
+        let layers = (0..self.index.layers.len()).filter(|layer| self.loader.may_have_files(*layer));
         let mut all = "verified";
-        for (layer, _) in layers {
+        for layer in layers {
             match self.loader.standing(layer) {
                 Standing::Poisoned => return "poisoned",
                 Standing::Unproved => all = "deferred",
@@ -314,7 +409,7 @@ async fn keep_gaps(store: &Arc<Store>, repository: &dyn Repository, index: &Arc<
     pin::blocking(store, repository, keep).await;
 }
 
-/// Notes the config's diffIDs in the layers, and says where one disagrees: content is the stored bytes here, so it
+/// Notes the config's diffIDs in the layers, and says where one disagrees: where content is the stored bytes it
 /// should be the layer's digest. A disagreement is a warning, never proof.
 fn compare_diff_ids(index: &mut Index, artifact: &Artifact, diff_ids: &[Digest]) -> Vec<String> {
     let shown =
@@ -322,7 +417,8 @@ fn compare_diff_ids(index: &mut Index, artifact: &Artifact, diff_ids: &[Digest])
     let mut warnings = Vec::new();
     for (layer, (_, diff_id)) in index.layers.iter_mut().zip(shown) {
         let digest = &layer.blob.digest;
-        if diff_id != digest && diff_id.algorithm() == digest.algorithm() {
+        let is_content = matches!(layer.coding, Coding::Stored);
+        if is_content && diff_id != digest && diff_id.algorithm() == digest.algorithm() {
             warnings.push(format!("layer {digest}: the config's diffID for it is {diff_id}, ignored"));
         }
         layer.diff_id = Some(diff_id.clone());

@@ -1,11 +1,15 @@
 //! The tree: every name of an artifact, laid out once, never changed again.
 //!
-//! A plain value with no lock and no input or output. A node's position in the vector is its identity, the
-//! same in every process that lays out the same index, so that a mount can be taken over. Asked by
+//! A plain value with no input or output, and no lock but where names still [come](super::growth). A node's position is its
+//! identity, the same in every process that lays out the same index, so that a mount can be taken over. Asked by
 //! [`Model`](super::Model) and by the adapter of floor 5.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::growth::Growing;
+use crate::content::stream::Coming;
 use crate::error::{Error, Kind, Result};
 use crate::index::{Entry, EntryKind, ExtentId, Index};
 
@@ -14,7 +18,7 @@ const WARNINGS: usize = 64;
 
 /// A node's identity: its position in the tree, 0 for the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(usize);
+pub struct NodeId(pub(super) usize);
 
 impl NodeId {
     /// The folder that the mount shows.
@@ -28,7 +32,7 @@ impl NodeId {
 }
 
 /// A file, folder or link, and what `stat` says of it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Node {
     /// What it is.
     pub kind: NodeKind,
@@ -40,14 +44,30 @@ pub struct Node {
     pub mode: u32,
     /// Seconds since 1970, 0 where unknown, as for a folder that only its files imply.
     pub mtime: i64,
-    /// How many names it has; for a folder two and one for each folder in it, as Unix has it.
-    pub nlink: u32,
+    pub(super) nlink: AtomicU32,
     /// The layer it comes from, as an index into [`Index::layers`]; `None` for implied folders.
     pub layer: Option<usize>,
 }
 
+impl Node {
+    /// How many names it has; for a folder two and one for each folder in it, as Unix has it. Grows only while names come.
+    #[must_use]
+    pub fn nlink(&self) -> u32 {
+        self.nlink.load(Ordering::Relaxed)
+    }
+
+    /// Counts another name.
+    pub(super) fn link(&self) {
+        self.nlink.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_folder(&self) -> bool {
+        matches!(self.kind, NodeKind::Directory(_))
+    }
+}
+
 /// What a node is.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum NodeKind {
     /// A regular file; no extent where it is empty.
     File {
@@ -56,8 +76,8 @@ pub enum NodeKind {
         /// Its size in bytes.
         size: u64,
     },
-    /// A folder with its children, sorted by the bytes of their names.
-    Directory(Vec<Child>),
+    /// A folder.
+    Directory(Children),
     /// A symbolic link and its target as written.
     Symlink(Box<str>),
 }
@@ -71,10 +91,36 @@ pub struct Child {
     pub node: NodeId,
 }
 
+/// The children of a folder, sorted by the bytes of their names; not said before all of them are known.
+#[derive(Debug, Default)]
+pub struct Children(OnceLock<Box<[Child]>>);
+
+impl Children {
+    /// Says what the folder has, once and for all.
+    pub(super) fn set(&self, children: Vec<Child>) {
+        // Said once: by who lays the tree out, or by who saw the last name come.
+        let _ = self.0.set(children.into());
+    }
+}
+
 /// All names of an artifact.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Tree {
-    nodes: Vec<Node>,
+    nodes: boxcar::Vec<Node>,
+    growing: Option<Growing>,
+}
+
+/// What a name is, as far as it is known.
+#[derive(Debug)]
+pub enum Look {
+    /// A node.
+    Here(NodeId),
+    /// Nothing, and never will be.
+    Absent,
+    /// It hangs on names that this layer may still bring.
+    Later(usize),
+    /// It hangs on names of a layer that can't be had.
+    Unknown(Error),
 }
 
 impl Tree {
@@ -87,18 +133,63 @@ impl Tree {
     /// `Invalid` where one path is both a folder and something else, or where a hard link's target is no file
     /// that comes earlier.
     pub fn build(index: &Index, warnings: &mut Vec<String>) -> Result<Self> {
+        let coming = super::growth::layers(index);
+        if super::growth::is_layered(index) {
+            return Ok(Self::of_union(index.entries.clone(), &coming));
+        }
         let mut names = Names::default();
         for entry in &index.entries {
             names.take(entry, index)?;
         }
-        if names.winners.is_empty() {
+        if names.winners.is_empty() && coming.is_empty() {
             names.duplicates.push("the artifact has no file at all: an empty folder".to_owned());
         }
         warnings.append(&mut names.duplicates);
         if names.unnamed > 0 {
             warnings.push(format!("and {} more duplicate paths", names.unnamed));
         }
-        Layout::of(names).finish()
+        Layout::of(names).finish(&coming)
+    }
+
+    /// A tree that has nothing but its root before all layers are known.
+    fn of_union(entries: Vec<Entry>, coming: &[usize]) -> Self {
+        let nodes = boxcar::Vec::new();
+        nodes.push(node(None, None, NodeId::ROOT, ""));
+        Self { nodes, growing: Some(Growing::union(entries, coming)) }
+    }
+
+    /// Takes the names that have come since it was last called into the tree; `coming` gives what there is of a layer.
+    /// Costs nothing where all names are known.
+    pub(super) fn catch_up<'a>(&self, coming: impl Fn(usize) -> Coming<'a>) {
+        if let Some(growing) = &self.growing {
+            growing.catch_up(&self.nodes, coming);
+        }
+    }
+
+    /// Whether all names are known, so that a folder can be listed; else the layer that may still bring some, or why they
+    /// can't be had.
+    ///
+    /// # Errors
+    /// Why a layer's names can't be had.
+    pub(super) fn settled(&self) -> Result<Option<usize>> {
+        self.growing.as_ref().map_or(Ok(None), Growing::settled)
+    }
+
+    /// The layers that were refused for a name that cannot stand beside those that were known, each with the reason.
+    pub(super) fn refused(&self) -> Vec<(usize, Error)> {
+        self.growing.as_ref().map(Growing::refused).unwrap_or_default()
+    }
+
+    /// What `name` is in the folder `parent`, as far as it is known by now.
+    pub(super) fn look(&self, parent: NodeId, name: &[u8]) -> Look {
+        if self.node(parent).is_none_or(|node| !node.is_folder()) {
+            return Look::Absent;
+        }
+        let growing = self.growing.as_ref().filter(|_| self.children(parent).is_none());
+        // No path has other bytes than UTF-8.
+        let found = growing.zip(std::str::from_utf8(name).ok());
+        let found = found.and_then(|(growing, name)| growing.look(&self.nodes, parent, name));
+        found.unwrap_or_else(|| self.listed(parent, name).map_or(Look::Absent, Look::Here))
     }
 
     /// The node, or `None` where no node has that position.
@@ -110,25 +201,32 @@ impl Tree {
     /// The identity at `position`, or `None` where the tree is smaller.
     #[must_use]
     pub fn at(&self, position: usize) -> Option<NodeId> {
-        (position < self.nodes.len()).then_some(NodeId(position))
+        self.nodes.get(position).map(|_| NodeId(position))
     }
 
     /// How many nodes there are, the root counted.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "the root is always there")]
     pub fn len(&self) -> usize {
-        self.nodes.len()
+        self.nodes.count()
     }
 
     /// Every node with its identity, in order of position.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
-        self.nodes.iter().enumerate().map(|(position, node)| (NodeId(position), node))
+        self.nodes.iter().map(|(position, node)| (NodeId(position), node))
     }
 
-    /// What `name` is in the folder `parent`; `None` where there is no such name, or `parent` is no folder.
-    /// Costs a binary search.
+    /// What `name` is in the folder `parent`; `None` where there is no such name, `parent` is no folder, or it is not known
+    /// yet. Costs a binary search.
     #[must_use]
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        match self.look(parent, name) {
+            Look::Here(id) => Some(id),
+            Look::Absent | Look::Later(_) | Look::Unknown(_) => None,
+        }
+    }
+
+    fn listed(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
         let children = self.children(parent)?;
         let at = children.binary_search_by(|child| child.name.as_bytes().cmp(name)).ok()?;
         children.get(at).map(|child| child.node)
@@ -141,11 +239,11 @@ impl Tree {
         parts.try_fold(NodeId::ROOT, |node, part| self.lookup(node, part.as_bytes()))
     }
 
-    /// The children of a folder, sorted by the bytes of their names; `None` where `id` is no folder.
+    /// The children of a folder, sorted by the bytes of their names; `None` where `id` is no folder, or may still get some.
     #[must_use]
     pub fn children(&self, id: NodeId) -> Option<&[Child]> {
         match &self.node(id)?.kind {
-            NodeKind::Directory(children) => Some(children),
+            NodeKind::Directory(children) => children.0.get().map(|children| &**children),
             NodeKind::File { .. } | NodeKind::Symlink(_) => None,
         }
     }
@@ -166,7 +264,7 @@ impl Tree {
     /// The sum of the sizes of all files, in bytes; a file with several names counts once.
     #[must_use]
     pub fn total(&self) -> u64 {
-        let sizes = self.nodes.iter().map(|node| match node.kind {
+        let sizes = self.nodes.iter().map(|(_, node)| match node.kind {
             NodeKind::File { size, .. } => size,
             NodeKind::Directory(_) | NodeKind::Symlink(_) => 0,
         });
@@ -263,7 +361,7 @@ impl<'a> Names<'a> {
     }
 }
 
-fn both_ways(path: &str) -> Error {
+pub(super) fn both_ways(path: &str) -> Error {
     Error::new(Kind::Invalid, format!("the artifact has {path:?} both as a folder and as a file or link"))
 }
 
@@ -274,7 +372,8 @@ fn layer_name(index: &Index, layer: usize) -> String {
 
 /// The nodes, as the sorted winners become them.
 struct Layout<'a> {
-    nodes: Vec<Node>,
+    nodes: boxcar::Vec<Node>,
+    children: BTreeMap<NodeId, Vec<Child>>,
     folders: BTreeMap<&'a str, NodeId>,
     /// The node of each file's entry, by where that entry lies in memory: hard links share the entry.
     files: std::collections::HashMap<*const Entry, NodeId>,
@@ -283,73 +382,77 @@ struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     fn of(names: Names<'a>) -> Self {
-        let root = Node {
-            kind: NodeKind::Directory(Vec::new()),
-            parent: NodeId::ROOT,
-            name: "".into(),
-            mode: 0,
-            mtime: 0,
-            nlink: 2,
-            layer: None,
-        };
-        let mut nodes = Vec::with_capacity(names.winners.len() + 1);
-        nodes.push(root);
+        let nodes = boxcar::Vec::with_capacity(names.winners.len() + 1);
+        nodes.push(node(None, None, NodeId::ROOT, ""));
         let folders = BTreeMap::from([("", NodeId::ROOT)]);
-        Self { nodes, folders, files: std::collections::HashMap::new(), names: names.winners }
+        let children = BTreeMap::from([(NodeId::ROOT, Vec::new())]);
+        Self { nodes, children, folders, files: std::collections::HashMap::new(), names: names.winners }
     }
 
-    fn finish(mut self) -> Result<Tree> {
+    fn finish(mut self, coming: &[usize]) -> Result<Tree> {
         for (path, meaning) in std::mem::take(&mut self.names) {
             let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
             let parent = self.folders.get(folder).copied().ok_or_else(|| both_ways(folder))?;
             let id = self.node_for(path, meaning, parent, name);
             self.adopt(parent, Child { name: name.into(), node: id }, meaning);
         }
-        Ok(Tree { nodes: self.nodes })
+        if !coming.is_empty() {
+            let growing = Some(Growing::new(self.children, coming));
+            return Ok(Tree { nodes: self.nodes, growing });
+        }
+        for (folder, children) in self.children {
+            if let Some(NodeKind::Directory(named)) = self.nodes.get(folder.0).map(|node| &node.kind) {
+                named.set(children);
+            }
+        }
+        Ok(Tree { nodes: self.nodes, growing: None })
     }
 
     fn node_for(&mut self, path: &'a str, meaning: Meaning<'a>, parent: NodeId, name: &str) -> NodeId {
-        let next = NodeId(self.nodes.len());
+        let next = NodeId(self.nodes.count());
         let id = match meaning {
             Meaning::File(entry) => *self.files.entry(std::ptr::from_ref(entry)).or_insert(next),
             Meaning::Link(_) => next,
             Meaning::Folder(_) => {
                 self.folders.insert(path, next);
+                self.children.insert(next, Vec::new());
                 next
             }
         };
-        match self.nodes.get_mut(id.0) {
-            Some(known) => known.nlink = known.nlink.saturating_add(1),
-            None => self.nodes.push(node(meaning, parent, name)),
+        match self.nodes.get(id.0) {
+            Some(known) => known.link(),
+            None => {
+                let kind = meaning.entry().map(|entry| &entry.kind);
+                self.nodes.push(node(kind, meaning.entry(), parent, name));
+            }
         }
         id
     }
 
     fn adopt(&mut self, parent: NodeId, child: Child, meaning: Meaning<'_>) {
-        let Some(folder) = self.nodes.get_mut(parent.0) else { return };
-        if let NodeKind::Directory(children) = &mut folder.kind {
+        if let Some(children) = self.children.get_mut(&parent) {
             children.push(child);
         }
-        if meaning.is_folder() {
-            folder.nlink = folder.nlink.saturating_add(1);
+        if let Some(folder) = self.nodes.get(parent.0).filter(|_| meaning.is_folder()) {
+            folder.link();
         }
     }
 }
 
-fn node(meaning: Meaning<'_>, parent: NodeId, name: &str) -> Node {
-    let (kind, nlink) = match meaning.entry().map(|entry| &entry.kind) {
+/// A node of this kind, a folder where nothing says what it is; `entry` says what it looks like.
+pub(super) fn node(kind: Option<&EntryKind>, entry: Option<&Entry>, parent: NodeId, name: &str) -> Node {
+    let (kind, nlink) = match kind {
         Some(EntryKind::File { extent, size }) => (NodeKind::File { extent: *extent, size: *size }, 1),
         Some(EntryKind::Symlink(target)) => (NodeKind::Symlink(target.as_str().into()), 1),
-        _ => (NodeKind::Directory(Vec::new()), 2),
+        _ => (NodeKind::Directory(Children::default()), 2),
     };
-    let entry = meaning.entry();
     Node {
         kind,
         parent,
         name: name.into(),
         mode: entry.map_or(0, |entry| entry.mode),
         mtime: entry.map_or(0, |entry| entry.mtime),
-        nlink,
+        nlink: AtomicU32::new(nlink),
         layer: entry.map(|entry| entry.layer),
     }
 }

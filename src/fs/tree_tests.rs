@@ -34,7 +34,7 @@ fn folders_that_only_files_imply_are_there_and_named_ones_keep_their_time() {
     assert!(warnings.is_empty());
     let time = |path| tree.node(tree.find(path).unwrap()).unwrap().mtime;
     assert_eq!((time("a"), time("a/b")), (7, 0));
-    assert_eq!(tree.node(NodeId::ROOT).unwrap().nlink, 3);
+    assert_eq!(tree.node(NodeId::ROOT).unwrap().nlink(), 3);
     assert_eq!(tree.path(tree.find("a/b/c").unwrap()), "a/b/c");
 }
 
@@ -75,11 +75,11 @@ fn a_hard_link_is_another_name_of_the_same_node_also_when_a_higher_layer_takes_t
     let link = |path: &str| entry(path, EntryKind::HardLink("one".to_owned()), 0);
     let (tree, _) = build(vec![file("one", 5, 0), link("two"), link("three")]).expect("a tree");
     assert_eq!(tree.find("one"), tree.find("three"));
-    assert_eq!(tree.node(tree.find("two").unwrap()).unwrap().nlink, 3);
+    assert_eq!(tree.node(tree.find("two").unwrap()).unwrap().nlink(), 3);
 
     let (tree, _) = build(vec![file("one", 5, 0), link("two"), file("one", 9, 1)]).expect("a tree");
     assert_eq!((size(&tree, "one"), size(&tree, "two")), (Some(9), Some(5)));
-    assert_eq!(tree.node(tree.find("two").unwrap()).unwrap().nlink, 1);
+    assert_eq!(tree.node(tree.find("two").unwrap()).unwrap().nlink(), 1);
 }
 
 #[test]

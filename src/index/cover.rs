@@ -81,7 +81,7 @@ fn check_coding(said: &Layer, layer: &ModelLayer) -> Result<()> {
     let how = match &said.coding {
         Coding::Stored => None,
         Coding::Spans(spans) => Some(spans.how),
-        Coding::Streamed(how) => Some(*how),
+        Coding::Streamed(layer) => compression(layer.packaging),
     };
     if how != compression(layer.packaging) {
         return Err(wrong(format!("it is otherwise compressed than {}", layer.descriptor.media_type)));

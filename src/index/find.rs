@@ -11,7 +11,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::format::Head;
 use super::plain::{Derived, Task};
 use super::window::Allowance;
-use super::{Entry, EntryKind, Index, bound, cover, union};
+use super::{Coding, Entry, EntryKind, Index, bound, cover, union};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::ModelLayer;
 use crate::oci::{Artifact, Digest};
@@ -38,8 +38,9 @@ pub async fn find(repository: &dyn Repository, artifact: &Artifact, known: &Know
 }
 
 /// The index of `artifact`: entries in the order of layers and, within one, of its archive; of a path that
-/// occurs twice within a layer only the later, of one that occurs in several layers each; of a container image what is
-/// left of them once each lies on those below.
+/// occurs twice within a layer only the later, of one that occurs in several layers each. Of a container image it is what is
+/// left of them once each lies on those below; while some are compressed and nobody knows their names, it is the others' names
+/// and marks, which the tree [puts together](union) with theirs.
 ///
 /// Costs no request for layers that `head`, the head of its bound index, covers, for raw layers, and for tar layers whose
 /// gaps are `known`; else one for each 64 KiB window of headers, layers side by side. A layer's diffID is what `head` says.
@@ -54,7 +55,6 @@ pub async fn find_with(
     known: &Known<'_>,
     head: Option<Head>,
 ) -> Result<Index> {
-    artifact.refuse_compressed()?;
     artifact.visible().try_for_each(refuse_huge)?;
     let mut index = Index { warnings: artifact.warnings.clone(), ..Index::default() };
     let mut covered = Vec::new();
@@ -77,10 +77,11 @@ pub async fn find_with(
         index.entries.extend(derived.entries);
         index.layers.push(derived.layer);
     }
-    if artifact.is_layered() {
+    if !artifact.is_layered() {
+        check_tree(&index)?;
+    } else if !index.layers.iter().any(|layer| matches!(layer.coding, Coding::Streamed(_))) {
         index.entries = union::merge(std::mem::take(&mut index.entries))?;
     }
-    check_tree(&index)?;
     Ok(index)
 }
 

@@ -17,7 +17,7 @@ mod names;
 pub mod pass;
 mod plain;
 pub mod spool;
-mod union;
+pub mod union;
 mod window;
 
 pub use digest::ChunkDigest;
@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::oci::artifact::ModelLayer;
 use crate::oci::artifact::Packaging;
 use crate::oci::{Blob, Digest};
 use crate::range::{ContentRange, StoredRange};
@@ -80,7 +81,7 @@ pub enum EntryKind {
     /// Another name of the regular file at this path, which comes earlier, and but for container images in the same layer.
     HardLink(String),
     /// What lower layers have at this path is gone. Only of a layer that lies on others, before they are
-    /// [put together](union): an index that was found has none.
+    /// [put together](union): an index has none but while names of other layers are still to come.
     Whiteout,
     /// What lower layers have in this folder is gone; the path is empty for the root. As [`Whiteout`](Self::Whiteout).
     Opaque,
@@ -156,9 +157,10 @@ pub enum Coding {
     /// Content is the stored bytes: raw and tar layers.
     Stored,
     /// Decoded span by span.
-    Spans(Spans),
-    /// Compressed, and nobody knows the spans yet: the layer goes by once, and its files become known as it does.
-    Streamed(Compression),
+    Spans(Box<Spans>),
+    /// Compressed, and nobody knows the spans yet: the layer, of which the manifest says this, goes by once, and its files
+    /// become known as it does.
+    Streamed(Arc<ModelLayer>),
 }
 
 /// The spans of a compressed layer.

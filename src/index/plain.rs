@@ -4,6 +4,8 @@
 //! a window, and none where its gaps are known. No file's data is read for its own sake.
 //! [`find`](super::find()) calls it for every layer.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::names::Names;
@@ -56,7 +58,8 @@ impl Task<'_> {
             Packaging::Raw => self.raw(&mut layer)?,
             Packaging::Tar => self.tar(&mut layer, known).await?,
             Packaging::TarGzip | Packaging::TarZstd => {
-                return Err(Error::new(Kind::Unsupported, "the layer is compressed"));
+                layer.coding = Coding::Streamed(Arc::new(self.layer.clone()));
+                (Vec::new(), Vec::new())
             }
         };
         Ok(Derived { layer, entries, warnings })

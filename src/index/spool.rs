@@ -62,7 +62,7 @@ impl Spool {
             blob: Blob { digest: layer.descriptor.digest.clone(), size: passed.stored },
             media_type: layer.descriptor.media_type.clone(),
             diff_id: None,
-            coding: Coding::Spans(spans),
+            coding: Coding::Spans(Box::new(spans)),
             extents: passed.extents.clone(),
             gaps: passed.gaps.clone(),
             bound: None,

@@ -2,7 +2,8 @@
 //!
 //! As an unpacker goes through them (image specification, layer.md, "Applying Changesets"): a layer first takes away what
 //! its marks say of lower ones, then its entries replace what is there, in their order. Folders are merged. What stands
-//! below a symbolic link to a folder is put where the link leads, within the image. Pure: [`find`](super::find()) calls it.
+//! below a symbolic link to a folder is put where the link leads, within the image. Pure: [`find`](super::find()) calls it where all layers are known, and the tree where
+//! some become known later.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -18,7 +19,7 @@ const LINKS_LIMIT: usize = 40;
 ///
 /// # Errors
 /// `Invalid`, naming it: a hard link to nothing or to a folder, and a path that leads through more than 40 links.
-pub(super) fn merge(entries: Vec<Entry>) -> Result<Vec<Entry>> {
+pub fn merge(entries: Vec<Entry>) -> Result<Vec<Entry>> {
     let mut names = Names::default();
     for layer in entries.chunk_by(|one, other| one.layer == other.layer) {
         let is_mark = |entry: &&Entry| matches!(entry.kind, EntryKind::Whiteout | EntryKind::Opaque);
@@ -38,7 +39,7 @@ struct Name {
 /// The names so far.
 #[derive(Default)]
 struct Names {
-    /// By path. Folders that only their files imply are not in it.
+    /// By path.
     all: BTreeMap<String, Name>,
     /// How many symbolic links there are or were: where none, no path has to be followed.
     links: usize,
@@ -51,9 +52,11 @@ impl Names {
         if mark.kind == EntryKind::Opaque {
             let folder = self.followed(&mark.path)?;
             self.remove_below(&folder);
+            self.imply_folders(&format!("{folder}/"), mark.layer);
         } else {
             let path = self.place(&mark.path)?;
             self.remove(&path);
+            self.imply_folders(&path, mark.layer);
         }
         Ok(())
     }
@@ -74,7 +77,7 @@ impl Names {
             }
             _ => self.remove(&path),
         }
-        self.remove_files_above(&path);
+        self.imply_folders(&path, entry.layer);
         self.all.insert(path.clone(), Name { entry: Entry { path, ..name.entry }, ..name });
         Ok(())
     }
@@ -137,13 +140,18 @@ impl Names {
         Ok(place)
     }
 
-    /// A file that is in the way of a folder gives way.
-    fn remove_files_above(&mut self, path: &str) {
+    /// The folders that `path` lies in are there from now on, also when nothing is left in them. A file in the way of one
+    /// gives way.
+    fn imply_folders(&mut self, path: &str, layer: usize) {
         for (at, _) in path.match_indices('/') {
             let above = path.get(..at).unwrap_or_default();
-            if self.all.get(above).is_some_and(|name| name.entry.kind != EntryKind::Directory) {
-                self.all.remove(above);
+            let is_folder = |name: &Name| name.entry.kind == EntryKind::Directory;
+            if above.is_empty() || self.all.get(above).is_some_and(is_folder) {
+                continue;
             }
+            let entry =
+                Entry { path: above.to_owned(), kind: EntryKind::Directory, mode: 0, mtime: 0, layer };
+            self.all.insert(above.to_owned(), Name { entry, file: self.count });
         }
     }
 

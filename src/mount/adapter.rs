@@ -1,7 +1,7 @@
 //! The FUSE adapter: each question of the kernel as one call of the floor below, and its answer.
 //!
 //! A thin skin: names, sizes and reads are the model's. Session threads never wait: what may touch disk or
-//! network (open, and reads that are not in memory) moves with its reply to the runtime. A reply that is dropped, as
+//! network (open, reads that are not in memory, names that have not come yet) moves with its reply to the runtime. A reply that is dropped, as
 //! by a panic, answers EIO by itself, so the mount outlives it. Made by the session.
 
 use std::ffi::OsStr;
@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     TimeOrNow, WriteFlags,
 };
 
-use super::answers::{Answers, FOR_EVER, absent};
+use super::answers::{Answers, FOR_EVER};
 use super::handles::Ino;
 use crate::fs::NodeKind;
 
@@ -90,8 +90,13 @@ impl Filesystem for Adapter {
         if name.len() > NAME_LIMIT {
             return reply.error(Errno::ENAMETOOLONG);
         }
-        let found = self.answers.model.tree.lookup(parent, name).and_then(|id| self.answers.present(id));
-        reply.entry(&FOR_EVER, &found.unwrap_or_else(absent), Generation(0));
+        match self.answers.model.known(parent, name) {
+            Some(found) => self.answers.name(found, reply),
+            None => {
+                let (answers, name) = (self.answers.clone(), name.to_owned());
+                self.runtime.spawn(async move { answers.look_up(parent, &name, reply).await });
+            }
+        }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -164,33 +169,32 @@ impl Filesystem for Adapter {
         reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
         let Some((id, _)) = self.answers.node(ino) else { return reply.error(Errno::ENOENT) };
-        for (next, name, node) in self.answers.listing(id, offset) {
-            let Some(attr) = self.answers.present(node) else { continue };
-            if reply.add(attr.ino, next, attr.kind, name) {
-                break;
-            }
+        if self.answers.model.is_named() {
+            return self.answers.list(id, offset, reply);
         }
-        reply.ok();
+        let answers = self.answers.clone();
+        self.runtime.spawn(async move {
+            match answers.all_named().await {
+                Ok(()) => answers.list(id, offset, reply),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
-    fn readdirplus(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
+    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let Some((id, _)) = self.answers.node(ino) else { return reply.error(Errno::ENOENT) };
-        for (next, name, node) in self.answers.listing(id, offset) {
-            let Some(attr) = self.answers.present(node) else { continue };
-            if reply.add(attr.ino, next, name, &FOR_EVER, &attr, Generation(0)) {
-                break;
-            }
+        if self.answers.model.is_named() {
+            return self.answers.list_plus(id, offset, reply);
         }
-        reply.ok();
+        let answers = self.answers.clone();
+        self.runtime.spawn(async move {
+            match answers.all_named().await {
+                Ok(()) => answers.list_plus(id, offset, reply),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

@@ -8,12 +8,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use fuser::{BackingId, Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, ReplyData, ReplyOpen};
+use fuser::{
+    BackingId, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen,
+};
 
 use super::complaints::Complaints;
 use super::handles::{Handles, Ino, Opened};
 use crate::content::Held;
-
+use crate::error::Error;
 use crate::fs::{Child, Model, Node, NodeId, NodeKind};
 
 /// An artifact is pinned by digest and never changes, so names and attributes stay for ever (34 years).
@@ -86,7 +89,7 @@ impl Answers {
             crtime: time,
             kind,
             perm: u16::try_from(mode & kept).unwrap_or(0),
-            nlink: node.nlink,
+            nlink: node.nlink(),
             uid: self.looks.uid,
             gid: self.looks.gid,
             rdev: 0,
@@ -105,6 +108,47 @@ impl Answers {
     pub(super) fn listing(&self, id: NodeId, offset: u64) -> impl Iterator<Item = (u64, &str, NodeId)> {
         let parent = self.model.tree.node(id).map_or(NodeId::ROOT, |node| node.parent);
         listed(id, parent, self.model.tree.children(id).unwrap_or(&[]), offset)
+    }
+
+    /// Answers a lookup. That there is no such name the kernel keeps in mind as well, so it is said only of what will never be.
+    pub(super) fn name(&self, found: Option<NodeId>, reply: ReplyEntry) {
+        let found = found.and_then(|id| self.present(id));
+        reply.entry(&FOR_EVER, &found.unwrap_or_else(absent), Generation(0));
+    }
+
+    /// Answers a lookup of a name that has not come yet.
+    pub(super) async fn look_up(&self, parent: NodeId, name: &[u8], reply: ReplyEntry) {
+        match self.model.look_up(parent, name).await {
+            Ok(found) => self.name(found, reply),
+            Err(error) => reply.error(self.complain(&error)),
+        }
+    }
+
+    /// Waits until folders can be listed.
+    pub(super) async fn all_named(&self) -> Result<(), Errno> {
+        self.model.all_named().await.map_err(|error| self.complain(&error))
+    }
+
+    /// Answers a listing from `offset` on.
+    pub(super) fn list(&self, id: NodeId, offset: u64, mut reply: ReplyDirectory) {
+        for (next, name, node) in self.listing(id, offset) {
+            let Some(attr) = self.present(node) else { continue };
+            if reply.add(attr.ino, next, attr.kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    /// The same, with what lookups of the names would answer.
+    pub(super) fn list_plus(&self, id: NodeId, offset: u64, mut reply: ReplyDirectoryPlus) {
+        for (next, name, node) in self.listing(id, offset) {
+            let Some(attr) = self.present(node) else { continue };
+            if reply.add(attr.ino, next, name, &FOR_EVER, &attr, Generation(0)) {
+                break;
+            }
+        }
+        reply.ok();
     }
 
     /// Opens for reading; may look at the store's disk for a moment.
@@ -142,10 +186,14 @@ impl Answers {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => {
                 self.model.metrics.read_errors.add(1);
-                self.complaints.say(&error.to_string());
-                reply.error(Errno::from_i32(error.kind().errno()));
+                reply.error(self.complain(&error));
             }
         }
+    }
+
+    fn complain(&self, error: &Error) -> Errno {
+        self.complaints.say(&error.to_string());
+        Errno::from_i32(error.kind().errno())
     }
 }
 

@@ -43,17 +43,21 @@ impl Ino {
     }
 }
 
-/// The present generation of every node, read without a lock.
+/// The present generation of every node, read without a lock but for nodes that came after the mount was made.
 ///
 /// A node gets another when its live handles have one way of I/O and new ones need the other: looked up again, it has
 /// another number, which the kernel takes for another file.
 #[derive(Debug)]
-pub(super) struct Generations(Vec<AtomicU32>);
+pub(super) struct Generations {
+    first: Vec<AtomicU32>,
+    /// Of nodes that have come since; only those that are not at 0.
+    later: Mutex<HashMap<usize, u32>>,
+}
 
 impl Generations {
-    /// All at 0, for `nodes` nodes. Costs 4 bytes a node.
+    /// All at 0, for `nodes` nodes and for any that come. Costs 4 bytes a node.
     pub(super) fn new(nodes: usize) -> Self {
-        Self((0..nodes).map(|_| AtomicU32::new(0)).collect())
+        Self { first: (0..nodes).map(|_| AtomicU32::new(0)).collect(), later: Mutex::default() }
     }
 
     /// The number that a lookup of the node answers now.
@@ -63,14 +67,22 @@ impl Generations {
 
     /// The present generation: every earlier one may still be known to the kernel.
     pub(super) fn present(&self, node: NodeId) -> u32 {
-        self.0.get(node.position()).map_or(0, |generation| generation.load(Ordering::Acquire))
+        let later = || self.later.lock().get(&node.position()).copied().unwrap_or(0);
+        self.first.get(node.position()).map_or_else(later, |generation| generation.load(Ordering::Acquire))
     }
 
     /// Retires the number, so that lookups answer another; one that is retired already stays so.
     fn retire(&self, ino: Ino) {
-        let Some(generation) = ino.position().and_then(|position| self.0.get(position)) else { return };
+        let Some(position) = ino.position() else { return };
         let next = ino.generation().saturating_add(1).min(LAST_GENERATION);
-        generation.fetch_max(next, Ordering::AcqRel);
+        match self.first.get(position) {
+            Some(generation) => drop(generation.fetch_max(next, Ordering::AcqRel)),
+            None => {
+                let mut later = self.later.lock();
+                let generation = later.entry(position).or_insert(0);
+                *generation = next.max(*generation);
+            }
+        }
     }
 }
 
@@ -113,7 +125,7 @@ enum Way<B> {
 }
 
 impl<H, B> Handles<H, B> {
-    /// No handle yet, for a tree of `nodes` nodes.
+    /// No handle yet, for a tree of `nodes` nodes, which may grow.
     pub(super) fn new(nodes: usize) -> Self {
         let table = Table { next: 1, open: HashMap::new(), nodes: HashMap::new() };
         Self { table: Mutex::new(table), generations: Generations::new(nodes) }
@@ -271,6 +283,17 @@ mod tests {
         assert!(matches!(open(&table, next, None), Opened::Cached(_)));
         table.release(handle(&native));
         assert!(matches!(open(&table, node, None), Opened::Cached(_)), "free again");
+    }
+
+    #[test]
+    fn a_node_that_came_after_the_mount_was_made_has_generations_too() {
+        let table = Table::new(0);
+        let node = Ino::new(NodeId::ROOT, 0);
+        assert_eq!(table.generations().ino(NodeId::ROOT), node);
+        let _native = open(&table, node, some_file());
+        assert!(matches!(open(&table, node, None), Opened::Stale));
+        assert!(matches!(open(&table, node, None), Opened::Stale));
+        assert_eq!(table.generations().ino(NodeId::ROOT).generation(), 1);
     }
 
     #[test]

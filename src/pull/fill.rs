@@ -60,7 +60,7 @@ pub struct Filled {
 }
 
 impl Plan {
-    /// The files of `model` that `choice` takes.
+    /// The files of `model`, whose names must all be known, that `choice` takes.
     ///
     /// # Errors
     /// `NotFound` where it takes none.
@@ -117,8 +117,8 @@ impl Plan {
 
     fn take(&mut self, model: &Model, node: NodeId, path: String) {
         let placed = model.extent(node).and_then(|id| {
-            let layer = model.index.layers.get(id.layer)?;
-            Some((id, layer.kept_as().clone(), *layer.extents.get(id.extent)?))
+            let (layer, range) = model.loader.kept_at(id)?;
+            Some((id, layer.clone(), range))
         });
         let Some((id, layer, range)) = placed else { return self.others.push((node, path)) };
         self.bytes = self.bytes.saturating_add(range.len());
@@ -136,10 +136,9 @@ impl Layer {
             wanted.entry(file.id.layer).or_default().push(file.id);
         }
         for (number, files) in &mut wanted {
-            let Some(layer) = model.index.layers.get(*number).filter(|layer| layer.bound.is_none()) else {
-                continue;
-            };
-            *files = (0..layer.extents.len()).map(|extent| ExtentId { layer: *number, extent }).collect();
+            if model.index.layers.get(*number).is_some_and(|layer| layer.bound.is_none()) {
+                *files = model.loader.files_of(*number);
+            }
         }
         wanted
     }

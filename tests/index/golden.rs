@@ -56,7 +56,7 @@ impl Made {
         let (table, checkpoints) =
             (section(table.to_vec().into()), windows.map(|windows| section(windows.into())));
         let size = u64::try_from(content.len()).unwrap();
-        layer.coding = Coding::Spans(Spans { how, content: size, table, checkpoints });
+        layer.coding = Coding::Spans(Box::new(Spans { how, content: size, table, checkpoints }));
         let digests = layer.extents.iter().flat_map(|extent| chunk_digests(slice(content, *extent)));
         *self.digests.last_mut().unwrap() = digests.collect();
         self

@@ -98,7 +98,7 @@ fn hard_links_lead_to_files_of_lower_layers_and_outlive_them() {
     let opened = open(&artifact).unwrap();
     let (b, c) = (opened.model.tree.find("b"), opened.model.tree.find("c"));
     assert_eq!(b, c);
-    assert_eq!(opened.model.tree.node(b.unwrap()).unwrap().nlink, 2);
+    assert_eq!(opened.model.tree.node(b.unwrap()).unwrap().nlink(), 2);
     opened.names();
     let error = refusal(&image(&[&[HardLink("b", "nothing")]]));
     assert!(error.to_string().contains("nothing"), "{error}");

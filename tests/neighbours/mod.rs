@@ -2,6 +2,7 @@
 //!
 //! In this process, over an image layout folder; what takes several repositories or a kernel is in [`whole`].
 
+mod compressed;
 mod images;
 mod whole;
 
@@ -25,24 +26,30 @@ type Names = BTreeMap<String, String>;
 struct Opened {
     model: Model,
     runtime: tokio::runtime::Runtime,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 fn open(artifact: &Artifact) -> weightfs::Result<Opened> {
     let folder = tempfile::tempdir().unwrap();
     artifact.write(&folder.path().join("layout"), "v1");
+    open_in(folder)
+}
+
+/// Opens what lies in the folder, with the store that is there.
+fn open_in(folder: tempfile::TempDir) -> weightfs::Result<Opened> {
     let reference: Reference = format!("oci:{}/layout:v1", folder.path().display()).parse().unwrap();
     let repository = weightfs::repository::connect(&reference, &Default::default()).unwrap();
     let store = StoreConfig { folder: folder.path().join("store"), size: None };
     let store = Store::open(&store).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let model = runtime.block_on(Model::open(repository, reference, store, Config::default()))?;
-    Ok(Opened { model, runtime, _folder: folder })
+    Ok(Opened { model, runtime, folder })
 }
 
 impl Opened {
     fn names(&self) -> Names {
         let mut names = Names::new();
+        self.runtime.block_on(self.model.all_named()).unwrap();
         self.add_folder(NodeId::ROOT, "", &mut names);
         self.runtime.block_on(self.model.close());
         names
@@ -59,7 +66,7 @@ impl Opened {
                     names.insert(path, String::from_utf8(bytes.to_vec()).unwrap());
                 }
                 NodeKind::Symlink(target) => drop(names.insert(path, format!("-> {target}"))),
-                NodeKind::Directory(children) if children.is_empty() => {
+                NodeKind::Directory(_) if self.model.tree.children(child.node).unwrap().is_empty() => {
                     names.insert(path, "/".to_owned());
                 }
                 NodeKind::Directory(_) => self.add_folder(child.node, &path, names),

@@ -29,11 +29,13 @@ pub(super) struct Found {
     pub(super) extra: Vec<String>,
 }
 
-/// Compares `folder` with `model`. Reads all of its files that have the model's names, and fetches none.
+/// Compares `folder` with `model`. Reads all of its files that have the model's names, and fetches none, but for compressed
+/// layers without an index, whose names cannot be known otherwise.
 ///
 /// # Errors
-/// `Storage` where something can't be read; those of reading the bound index.
+/// `Storage` where something can't be read; those of reading the bound index and of [`Model::all_named`].
 pub(super) async fn check(model: &Model, folder: &Path) -> Result<Found> {
+    model.all_named().await?;
     let (mut found, mut names) = (Found::default(), BTreeSet::new());
     let progress = Progress::of("reading", model.tree.total());
     for (path, node) in all_names(model) {

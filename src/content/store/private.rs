@@ -74,21 +74,49 @@ pub(super) fn read_small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// Whatever the file system says.
 pub(super) fn write_small(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
     if let Some(parent) = path.parent() {
         make_dir(parent)?;
     }
-    let unique = format!("{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let temporary = path.with_added_extension(unique);
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        fs::rename(&temporary, path)
+    write_whole(path, |error| error, |mut file| file.write_all(bytes)).map(drop)
+}
+
+/// Has a file (0600) written by `write` so that a reader sees all of it or what was there before; gives it to be read.
+///
+/// # Errors
+/// Those of `write`; whatever the file system says, as `failed` puts it.
+pub(super) fn write_whole<E>(
+    path: &Path,
+    failed: impl Fn(io::Error) -> E,
+    write: impl FnOnce(&File) -> Result<(), E>,
+) -> Result<File, E> {
+    let temporary = path.with_added_extension(unique());
+    let written = || {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
+        let file = file.map_err(&failed)?;
+        write(&file)?;
+        file.sync_data().and_then(|()| fs::rename(&temporary, path)).map_err(&failed)?;
+        Ok(file)
     };
-    write().inspect_err(|_| {
+    written().inspect_err(|_| {
         let _ = fs::remove_file(&temporary);
     })
+}
+
+/// An empty file without a name, on the disk of `dir`.
+///
+/// # Errors
+/// Whatever the file system says.
+pub(super) fn nameless(dir: &Path) -> io::Result<File> {
+    let path = dir.join(unique());
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    fs::remove_file(path)?;
+    Ok(file)
+}
+
+/// An ending that no other file has.
+fn unique() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 #[cfg(test)]

@@ -279,7 +279,7 @@ fn coding(row: &wire::Layer, spans: Option<Section>, checkpoints: Option<Section
     })?;
     let meant = checkpoints.as_ref().is_none_or(|kept| how == Compression::Gzip && !kept.range.is_empty());
     require(meant, || "it has checkpoints and no use for them".to_owned())?;
-    Ok(Coding::Spans(Spans { how, content: row.content.get(), table, checkpoints }))
+    Ok(Coding::Spans(Box::new(Spans { how, content: row.content.get(), table, checkpoints })))
 }
 
 fn bound(layer: &Layer, chunks: Section) -> Result<Bound> {

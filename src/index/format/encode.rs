@@ -11,9 +11,7 @@ use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 use super::{Encoded, HEAD_LIMIT, Head, Part, decode, wire};
 use crate::error::{Error, Kind, Result};
-use crate::index::{
-    ChunkDigest, Coding, Compression, Entry, EntryKind, Grid, Home, Index, Layer, Section, Spans,
-};
+use crate::index::{ChunkDigest, Coding, Compression, Entry, EntryKind, Grid, Home, Index, Layer, Section};
 use crate::oci::digest::{Algorithm, Hasher};
 use crate::oci::{Blob, Digest, path};
 
@@ -169,7 +167,7 @@ struct Planned {
 /// The sections that make content of a compressed layer, with their kinds.
 fn of_spans(layer: &Layer) -> impl Iterator<Item = (u16, &Section)> {
     let spans = if let Coding::Spans(spans) = &layer.coding { Some(spans) } else { None };
-    let table = spans.map(|Spans { table, .. }| (wire::SPANS, table));
+    let table = spans.map(|spans| (wire::SPANS, &spans.table));
     let checkpoints = spans.and_then(|spans| spans.checkpoints.as_ref());
     table.into_iter().chain(checkpoints.map(|checkpoints| (wire::CHECKPOINTS, checkpoints)))
 }
@@ -370,8 +368,10 @@ fn put<Row: IntoBytes + Immutable>(bytes: &mut BytesMut, rows: &[Row]) {
 
 fn coding(coding: &Coding) -> u8 {
     match coding {
-        Coding::Spans(Spans { how: Compression::Gzip, .. }) => wire::GZIP,
-        Coding::Spans(Spans { how: Compression::Zstd, .. }) => wire::ZSTD,
+        Coding::Spans(spans) => match spans.how {
+            Compression::Gzip => wire::GZIP,
+            Compression::Zstd => wire::ZSTD,
+        },
         Coding::Stored | Coding::Streamed(_) => wire::STORED,
     }
 }

@@ -1,0 +1,287 @@
+//! A compressed layer without an index goes by once: what is known of it meanwhile, and waiting for the rest.
+//!
+//! Nobody can tell where in such a layer a file lies before all that comes before it was decoded. So the layer is read
+//! from its start to its end, in the background: its files become known as their headers go by, their chunks are verified,
+//! handed out and kept as they come, and at the end its digest is compared and the spans are known that serve any later
+//! read. A read waits until its chunk goes by, a name until its header does. [`feed`] brings the bytes,
+//! [`drive`] makes chunks of them, [`finish`] ends it. Floor 4 asks for names; the loader's requests for chunks.
+
+mod drive;
+mod feed;
+mod finish;
+mod wait;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use super::Integrity;
+use super::flight::Urgency;
+use super::loader::{GRACE, Loader, Standing, Stratum};
+use crate::error::{Error, Kind, Result};
+use crate::index::{Coding, Entry, EntryKind, Layer};
+use crate::oci::artifact::ModelLayer;
+
+/// Whether all names of a layer are known.
+#[derive(Clone, Debug, Default)]
+pub enum Names {
+    /// More may come.
+    #[default]
+    Coming,
+    /// All of them.
+    Known,
+    /// The others can't be had.
+    Lost(Error),
+}
+
+/// The names of a layer as far as they are known.
+#[derive(Clone, Debug)]
+pub struct Coming<'a> {
+    /// Whether these are all.
+    pub names: Names,
+    entries: Option<&'a boxcar::Vec<Entry>>,
+}
+
+impl<'a> Coming<'a> {
+    /// These names, of which `names` says whether they are all.
+    #[must_use]
+    pub fn new(names: Names, entries: &'a boxcar::Vec<Entry>) -> Self {
+        Self { names, entries: Some(entries) }
+    }
+
+    /// Every name from the one numbered `from` on, each with its number.
+    pub fn entries(&self, from: usize) -> impl Iterator<Item = (usize, &'a Entry)> + use<'a> {
+        let entries = self.entries;
+        (from..).map_while(move |at| Some((at, entries?.get(at)?)))
+    }
+
+    /// How many names there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.entries.map_or(0, boxcar::Vec::count)
+    }
+
+    /// The last file named `path` among the first `count` names. Costs a look at all of them.
+    #[must_use]
+    pub fn file_before(&self, count: usize, path: &str) -> Option<Entry> {
+        let is_it = |entry: &&Entry| entry.path == path && matches!(entry.kind, EntryKind::File { .. });
+        (0..count).rev().filter_map(|at| self.entries?.get(at)).find(is_it).cloned()
+    }
+}
+
+/// A layer on its way past.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// What the manifest says of it.
+    layer: Arc<ModelLayer>,
+    /// Whether the index had its one file's name and size, so that none is to come.
+    is_named: bool,
+    entries: boxcar::Vec<Entry>,
+    progress: watch::Sender<Progress>,
+    urgency: Arc<Urgency>,
+    /// Told when somebody wants what does not come by itself.
+    asked: Notify,
+    /// Whether it must go by once more.
+    again: AtomicBool,
+    /// What was found out: set when the layer is proved and its spans are known.
+    passed: OnceLock<Layer>,
+}
+
+/// How far a layer has come.
+#[derive(Clone, Debug)]
+struct Progress {
+    /// Stored bytes that have arrived, over all attempts.
+    arrived: u64,
+    /// All chunks of the content before it have been handed out and, where that works, kept.
+    settled: u64,
+    /// How many names there are.
+    named: usize,
+    names: Names,
+    state: State,
+    /// How often it was set going.
+    tries: u64,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    /// Nobody has asked yet.
+    Idle,
+    /// On its way.
+    Going,
+    /// Nothing comes: for this reason, until somebody asks again.
+    Halted(Error),
+    /// What has not come by now never will.
+    Broken(Error),
+    /// All of it has gone by.
+    Over,
+}
+
+impl Stream {
+    /// The going by of `layer`; `None` where it is not needed. `is_named`: its one file is known already.
+    pub(super) fn of(layer: &Layer, is_named: bool) -> Option<Arc<Self>> {
+        let Coding::Streamed(layer) = &layer.coding else { return None };
+        let names = if is_named { Names::Known } else { Names::Coming };
+        let progress = Progress { arrived: 0, settled: 0, named: 0, names, state: State::Idle, tries: 0 };
+        Some(Arc::new(Self {
+            layer: Arc::clone(layer),
+            is_named,
+            entries: boxcar::Vec::new(),
+            progress: watch::Sender::new(progress),
+            urgency: Arc::default(),
+            asked: Notify::new(),
+            again: AtomicBool::new(false),
+            passed: OnceLock::new(),
+        }))
+    }
+
+    /// What was found out, once it has gone by and is proved.
+    pub(super) fn passed(&self) -> Option<&Layer> {
+        self.passed.get()
+    }
+
+    /// Sets it going, for nobody in particular.
+    pub(super) fn begin(&self) {
+        if matches!(self.progress.borrow().state, State::Idle) {
+            self.asked.notify_one();
+        }
+    }
+
+    /// Has it go by once more: what has gone by is wanted, and there is no other way to it.
+    fn ask_again(&self) {
+        self.again.store(true, Ordering::Release);
+        self.asked.notify_one();
+    }
+
+    /// Sets it going for somebody who waits; a failure of the try that the number names is none of his.
+    fn ask(&self) -> Option<u64> {
+        self.urgency.raise();
+        let progress = self.progress.borrow();
+        match progress.state {
+            State::Idle | State::Halted(_) => {
+                self.asked.notify_one();
+                Some(progress.tries)
+            }
+            State::Going | State::Broken(_) | State::Over => None,
+        }
+    }
+
+    /// Waits until `enough` says so, as long as something of the layer arrives every `deadline`.
+    ///
+    /// # Errors
+    /// Why nothing comes any more, or `Deadline`.
+    async fn wait(&self, deadline: Duration, enough: impl Fn(&Progress) -> bool) -> Result<()> {
+        let mut progress = self.progress.subscribe();
+        let stale = self.ask();
+        loop {
+            let now = progress.borrow_and_update().clone();
+            if enough(&now) {
+                return Ok(());
+            }
+            now.failure(stale)?;
+            let changed = tokio::time::timeout(deadline, progress.changed()).await;
+            if !matches!(changed, Ok(Ok(()))) {
+                let doing = format!("nothing arrived for {}", humantime::format_duration(deadline));
+                return Err(Error::new(Kind::Deadline, doing));
+            }
+        }
+    }
+
+    /// Fails everybody who waits, and who asks from now on.
+    pub(super) fn close(&self) {
+        self.change(|now| now.state = State::Broken(closing()));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Progress)) {
+        self.progress.send_modify(change);
+    }
+}
+
+impl Progress {
+    /// Why nothing comes any more, unless that was the failure of try number `stale`.
+    fn failure(&self, stale: Option<u64>) -> Result<()> {
+        match &self.state {
+            State::Halted(error) if stale != Some(self.tries) => Err(error.clone()),
+            State::Broken(error) => Err(error.clone()),
+            State::Idle | State::Going | State::Halted(_) | State::Over => Ok(()),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+}
+
+impl Loader {
+    /// The names of a layer whose index did not know them, as far as they are known. Under
+    /// [`Integrity::Strict`] there are none before the layer is proved.
+    #[must_use]
+    pub fn coming(&self, layer: usize) -> Coming<'_> {
+        let Some(stream) = self.layers.get(layer).and_then(|layer| layer.stream.as_deref()) else {
+            return Coming { names: Names::Known, entries: None };
+        };
+        // In this order: when these are all, the last of them is there.
+        let names = stream.progress.borrow().names.clone();
+        let withheld = !matches!(names, Names::Lost(_)) && !self.may_name(layer);
+        match withheld {
+            true => Coming { names: Names::Coming, entries: None },
+            false => Coming { names, entries: Some(&stream.entries).filter(|_| self.may_name(layer)) },
+        }
+    }
+
+    fn may_name(&self, layer: usize) -> bool {
+        self.config.integrity != Integrity::Strict || self.standing(layer) == Standing::Proved
+    }
+
+    /// Waits until more names of a layer are known than `have`, or it is known that there will be none.
+    ///
+    /// # Errors
+    /// Why they can't be had now; `Deadline` where nothing of the layer arrived for the read deadline.
+    pub async fn more_names(&self, layer: usize, have: usize) -> Result<()> {
+        let Some(stream) = self.layers.get(layer).and_then(|layer| layer.stream.as_deref()) else {
+            return Ok(());
+        };
+        let more = |now: &Progress| {
+            let ended = !matches!(now.names, Names::Coming) && self.may_name(layer);
+            ended || matches!(now.names, Names::Lost(_)) || (now.named > have && self.may_name(layer))
+        };
+        stream.wait(self.config.read_deadline + GRACE, more).await
+    }
+
+    /// The layer's going by, as long as that is how its chunks come.
+    pub(super) fn streaming(&self, layer: usize) -> Option<&Stream> {
+        let stream = self.layers.get(layer)?.stream.as_deref()?;
+        stream.passed.get().is_none().then_some(stream)
+    }
+
+    /// Waits until all of a layer has gone by and is proved.
+    ///
+    /// # Errors
+    /// Why that does not come about.
+    pub(super) async fn let_pass(&self, layer: usize) -> Result<()> {
+        let Some(stream) = self.streaming(layer) else { return self.refuse_poisoned(layer) };
+        let passed = |now: &Progress| now.is_over() && self.standing(layer) == Standing::Proved;
+        if stream.progress.borrow().is_over() && self.standing(layer) != Standing::Proved {
+            // Its proof was lost.
+            stream.ask_again();
+        }
+        let ended = stream.wait(self.config.read_deadline + GRACE, passed).await;
+        self.refuse_poisoned(layer)?;
+        ended
+    }
+
+    /// Whether a layer has bytes of files, or may turn out to have some.
+    #[must_use]
+    pub fn may_have_files(&self, layer: usize) -> bool {
+        self.layers.get(layer).is_some_and(Stratum::may_have_files)
+    }
+}
+
+fn closing() -> Error {
+    Error::new(Kind::Deadline, "the mount is being ended")
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,436 @@
+//! What a compressed layer without an index promises while it goes by, over a line in memory that a test lets flow.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use super::super::loader_tests::{content, id, plain};
+use super::super::{Config, Integrity, Loader, Standing, Store, StoreConfig, Warm};
+use super::{Names, State};
+use crate::codec::gzip::tests::member;
+use crate::codec::tar::tests::plain as header;
+use crate::codec::zstd::Compressor;
+use crate::error::{Error, Kind, Result};
+use crate::index::{CHUNK, Coding, ExtentId, Index, Layer, local};
+use crate::metrics::Metrics;
+use crate::oci::artifact::ModelLayer;
+use crate::oci::manifest::Manifest;
+use crate::oci::{Artifact, Blob, Descriptor, Digest, Which};
+use crate::range::{ContentRange, StoredRange};
+use crate::repository::{ByteStream, Pinned, Repository};
+
+/// How much of a layer comes at once.
+const PIECE: u64 = 100_000;
+
+/// A repository of one blob, which comes as fast as it is let.
+#[derive(Debug)]
+struct Line {
+    blob: Mutex<Bytes>,
+    /// A permit for each piece; closed where all may come.
+    flow: Semaphore,
+    /// From where on nothing comes but an error.
+    cut: Mutex<Option<u64>>,
+    asked: Mutex<Vec<StoredRange>>,
+}
+
+impl Line {
+    async fn piece(&self, at: u64, end: u64) -> Result<Bytes> {
+        if let Ok(permit) = self.flow.acquire().await {
+            permit.forget();
+        }
+        if self.cut.lock().is_some_and(|cut| at >= cut) {
+            return Err(Error::new(Kind::Unreachable, "nobody answers"));
+        }
+        let end = end.min(at + PIECE);
+        Ok(self.blob.lock().slice(usize::try_from(at).unwrap()..usize::try_from(end).unwrap()))
+    }
+}
+
+impl Repository for Arc<Line> {
+    fn manifest<'a>(&'a self, _: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
+        unreachable!("nobody asks")
+    }
+
+    fn read<'a>(&'a self, _: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        self.asked.lock().push(range);
+        let line = Arc::clone(self);
+        let pieces = stream::unfold(range.start(), move |at| {
+            let line = Arc::clone(&line);
+            async move {
+                let piece = if at < range.end() { Some(line.piece(at, range.end()).await) } else { None }?;
+                let next = piece.as_ref().map_or(range.end(), |piece| at + piece.len() as u64);
+                Some((piece, next))
+            }
+        });
+        Box::pin(async move { Ok(Box::pin(pieces) as ByteStream) })
+    }
+
+    fn place(&self) -> String {
+        "the line".to_owned()
+    }
+
+    fn identity(&self) -> String {
+        "me".to_owned()
+    }
+}
+
+/// One compressed layer of these files, named by their numbers.
+struct Model {
+    files: Vec<Vec<u8>>,
+    line: Arc<Line>,
+    index: Arc<Index>,
+    dir: tempfile::TempDir,
+    room: u64,
+}
+
+fn archive(files: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (number, file) in files.iter().enumerate() {
+        bytes.extend(header(&number.to_string(), file.len() as u64));
+        bytes.extend(file);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+    }
+    bytes.extend([0; 1024]);
+    bytes
+}
+
+fn gzip(files: &[Vec<u8>]) -> (&'static str, Vec<u8>) {
+    ("tar+gzip", member(&archive(files), 1))
+}
+
+fn zstd(files: &[Vec<u8>]) -> (&'static str, Vec<u8>) {
+    let mut stored = Vec::new();
+    Compressor::new(1).unwrap().frame(&archive(files), &mut stored).unwrap();
+    ("tar+zstd", stored)
+}
+
+impl Model {
+    /// A model whose line lets nothing through yet.
+    fn new(files: Vec<Vec<u8>>, form: impl Fn(&[Vec<u8>]) -> (&'static str, Vec<u8>)) -> Self {
+        let (suffix, stored) = form(&files);
+        Self::of(files, suffix, &stored, &stored)
+    }
+
+    /// One whose repository gives `given` for what should be `stored`.
+    fn of(files: Vec<Vec<u8>>, suffix: &str, stored: &[u8], given: &[u8]) -> Self {
+        let layer = layer(suffix, stored);
+        let described = Layer {
+            blob: layer.descriptor.blob(),
+            media_type: layer.descriptor.media_type.clone(),
+            diff_id: None,
+            coding: Coding::Streamed(Arc::new(layer)),
+            extents: Vec::new(),
+            gaps: Vec::new(),
+            bound: None,
+        };
+        let line = Line {
+            blob: Mutex::new(Bytes::copy_from_slice(given)),
+            flow: Semaphore::new(0),
+            cut: Mutex::default(),
+            asked: Mutex::default(),
+        };
+        let index = Index { layers: vec![described], ..Index::default() };
+        let dir = tempfile::tempdir().unwrap();
+        Self { files, line: Arc::new(line), index: Arc::new(index), dir, room: 1 << 30 }
+    }
+
+    fn store(&self) -> Arc<Store> {
+        let folder = self.dir.path().join("store");
+        Store::open(&StoreConfig { folder, size: Some(self.room) }).unwrap()
+    }
+
+    fn loader(&self, config: Config) -> Arc<Loader> {
+        let repository = Arc::new(Arc::clone(&self.line));
+        Loader::new(repository, Arc::clone(&self.index), self.store(), config, Arc::new(Metrics::default()))
+    }
+
+    fn blob(&self) -> &Blob {
+        &self.index.layers[0].blob
+    }
+
+    /// Lets everything through from now on.
+    fn open(&self) {
+        self.line.flow.close();
+    }
+
+    async fn assert_all(&self, loader: &Arc<Loader>) {
+        for (number, file) in self.files.iter().enumerate() {
+            let read = loader.read(id(number), ContentRange::new(0, u64::MAX)).await.unwrap();
+            assert!(read == file, "file {number}");
+        }
+    }
+}
+
+fn layer(suffix: &str, stored: &[u8]) -> ModelLayer {
+    let descriptor = Descriptor {
+        media_type: format!("application/vnd.cncf.modelpack.model.layer.v1.{suffix}"),
+        digest: Digest::of(stored),
+        size: stored.len() as u64,
+        annotations: std::collections::BTreeMap::new(),
+    };
+    let artifact = Artifact::read(Manifest { layers: vec![descriptor], ..Manifest::default() }).unwrap();
+    artifact.layers.into_iter().next().unwrap()
+}
+
+fn some_files() -> Vec<Vec<u8>> {
+    [300_000, 2 * CHUNK + 17, 1, CHUNK, 3 * CHUNK - 1]
+        .into_iter()
+        .zip(1..)
+        .map(|(len, seed)| content(seed, len))
+        .collect()
+}
+
+async fn named(loader: &Loader, count: usize) {
+    while loader.coming(0).count() < count {
+        loader.more_names(0, loader.coming(0).count()).await.unwrap();
+    }
+}
+
+async fn standing(loader: &Loader, wanted: Standing) {
+    let mut standing = loader.layers[0].standing.subscribe();
+    let reached = standing.wait_for(|standing| *standing == wanted);
+    tokio::time::timeout(Duration::from_secs(30), reached).await.expect("never came").unwrap();
+}
+
+fn all(loader: &Loader, file: usize) -> ContentRange {
+    ContentRange::new(0, loader.len(id(file)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_file_is_right_as_it_goes_by_and_what_was_found_out_is_kept() {
+    for form in [gzip, zstd] {
+        let model = Model::new(some_files(), form);
+        model.open();
+        let loader = model.loader(plain());
+        loader.more_names(0, 4).await.unwrap();
+        named(&loader, 5).await;
+        assert_eq!(
+            loader.coming(0).entries(3).map(|(_, entry)| &*entry.path).collect::<Vec<_>>(),
+            ["3", "4"]
+        );
+        model.assert_all(&loader).await;
+        loader.let_pass(0).await.unwrap();
+        assert_eq!(loader.standing(0), Standing::Proved);
+        assert!(matches!(loader.coming(0).names, Names::Known));
+        assert_eq!(*model.line.asked.lock(), [StoredRange::new(0, model.blob().size)], "once, as a whole");
+        assert_eq!(loader.share().kept, loader.share().total);
+        loader.close().await;
+
+        let index = Arc::new(model.store().index("me", &model.blob().digest).unwrap());
+        let (layer, entries) = local::open(index, model.blob(), 0).unwrap();
+        assert_eq!((layer.extents.len(), entries.len()), (5, 5));
+        assert_eq!(layer.kept_as(), &model.blob().digest);
+        let again = Arc::new(Index { entries, layers: vec![layer], ..Index::default() });
+        let (repository, metrics) = (Arc::new(Arc::clone(&model.line)), Arc::new(Metrics::default()));
+        let loader = Loader::new(repository, again, model.store(), plain(), metrics);
+        model.assert_all(&loader).await;
+        assert_eq!(model.line.asked.lock().len(), 1, "the next one has all of it");
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_read_while_the_rest_of_its_layer_is_still_to_come() {
+    for form in [gzip, zstd] {
+        let model = Model::new(some_files(), form);
+        let loader = model.loader(plain());
+        let waiting = tokio::spawn({
+            let loader = Arc::clone(&loader);
+            async move {
+                named(&loader, 1).await;
+                loader.read(id(0), ContentRange::new(0, u64::MAX)).await
+            }
+        });
+        model.line.flow.add_permits(9);
+        assert!(waiting.await.unwrap().unwrap() == model.files[0]);
+        assert!(matches!(loader.coming(0).names, Names::Coming));
+        assert_eq!(loader.standing(0), Standing::Unproved);
+        assert!(loader.ready(id(0), ContentRange::new(5, 10)).is_some());
+        model.open();
+        named(&loader, 5).await;
+        model.assert_all(&loader).await;
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_named_or_served_before_the_proof_where_that_is_asked_for() {
+    let model = Model::new(some_files(), gzip);
+    let loader = model.loader(Config { integrity: Integrity::Strict, ..plain() });
+    let read = tokio::spawn({
+        let loader = Arc::clone(&loader);
+        async move {
+            named(&loader, 1).await;
+            (loader.standing(0), loader.read(id(0), ContentRange::new(0, u64::MAX)).await)
+        }
+    });
+    model.line.flow.add_permits(20);
+    let come = || loader.layers[0].extents.count() >= 2;
+    while !come() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(loader.coming(0).count(), 0);
+    assert!(loader.ready(id(0), ContentRange::new(0, 10)).is_none());
+    model.open();
+    let (standing, read) = read.await.unwrap();
+    assert_eq!(standing, Standing::Proved);
+    assert!(read.unwrap() == model.files[0]);
+    model.assert_all(&loader).await;
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_not_what_its_digest_says_is_poisoned_when_it_has_gone_by() {
+    let (suffix, stored) = gzip(&some_files());
+    let model = Model::of(some_files(), suffix, b"something else of another size", &stored);
+    let mut index = (*model.index).clone();
+    index.layers[0].blob.size = stored.len() as u64;
+    let model = Model { index: Arc::new(index), ..model };
+    model.open();
+    let loader = model.loader(plain());
+    let poisonings = loader.poisonings();
+    named(&loader, 1).await;
+    standing(&loader, Standing::Poisoned).await;
+    assert_eq!(loader.read(id(0), ContentRange::new(0, 1)).await.unwrap_err().kind(), Kind::Integrity);
+    assert!(model.store().index("me", &model.blob().digest).is_none());
+    drop(poisonings);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_breaks_in_its_middle_serves_what_came_before_and_an_error_for_the_rest() {
+    for form in [gzip, zstd] {
+        let (suffix, mut stored) = form(&some_files());
+        // What a writer broke off before it digested it.
+        stored.truncate(stored.len() / 2);
+        let model = Model::of(some_files(), suffix, &stored, &stored);
+        model.open();
+        let loader = model.loader(plain());
+        named(&loader, 2).await;
+        assert!(loader.read(id(0), ContentRange::new(0, u64::MAX)).await.unwrap() == model.files[0]);
+        let error = loader.let_pass(0).await.unwrap_err();
+        assert!(!matches!(error.kind(), Kind::Deadline | Kind::Broken), "{error}");
+        assert!(matches!(loader.coming(0).names, Names::Lost(_)));
+        assert_eq!(loader.standing(0), Standing::Unproved);
+        let last = loader.layers[0].extents.count() - 1;
+        for file in 0..=last {
+            match loader.read(id(file), all(&loader, file)).await {
+                Ok(read) => assert!(read == model.files[file], "file {file}"),
+                Err(error) => assert!(file > 0, "{error}"),
+            }
+        }
+        assert!(loader.read(id(last), all(&loader, last)).await.is_err());
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stops_coming_is_an_error_for_who_waits_and_goes_on_where_it_was_for_who_asks_next() {
+    let model = Model::new(some_files(), gzip);
+    let cut = 20 * PIECE;
+    *model.line.cut.lock() = Some(cut);
+    model.open();
+    let loader = model.loader(plain());
+    named(&loader, 2).await;
+    let error = loader.read(id(1), ContentRange::new(0, u64::MAX)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable, "{error}");
+    assert_eq!(loader.more_names(0, 4).await.unwrap_err().kind(), Kind::Unreachable);
+    assert!(loader.read(id(0), ContentRange::new(0, u64::MAX)).await.unwrap() == model.files[0]);
+    *model.line.cut.lock() = None;
+    assert!(loader.read(id(1), ContentRange::new(0, u64::MAX)).await.unwrap() == model.files[1]);
+    loader.let_pass(0).await.unwrap();
+    model.assert_all(&loader).await;
+    let asked = model.line.asked.lock().clone();
+    assert!(asked.iter().skip(1).all(|range| range.start() == cut), "{asked:?}");
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_is_given_up_when_the_loader_closes() {
+    let model = Model::new(some_files(), gzip);
+    let loader = model.loader(plain());
+    let waiting = tokio::spawn({
+        let loader = Arc::clone(&loader);
+        async move { loader.more_names(0, 0).await }
+    });
+    let asked = async {
+        while model.line.asked.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), asked).await.unwrap();
+    loader.close().await;
+    assert_eq!(waiting.await.unwrap().unwrap_err().kind(), Kind::Deadline);
+    assert!(loader.more_names(0, 0).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_does_not_come_within_the_deadline_is_an_error() {
+    let model = Model::new(some_files(), gzip);
+    let loader = model.loader(Config { read_deadline: Duration::from_millis(1), ..plain() });
+    assert_eq!(loader.more_names(0, 0).await.unwrap_err().kind(), Kind::Deadline);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_downloads_a_layer_that_nobody_asks_for() {
+    let model = Model::new(some_files(), gzip);
+    let loader = model.loader(plain());
+    loader.warm();
+    assert!(matches!(loader.layers[0].stream.as_ref().unwrap().progress.borrow().state, State::Idle));
+    loader.close().await;
+
+    let model = Model::new(some_files(), gzip);
+    model.open();
+    let loader = model.loader(Config { warm: Warm::Auto, ..plain() });
+    loader.warm();
+    standing(&loader, Standing::Proved).await;
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_brought_whole_into_the_store() {
+    let model = Model::new(some_files(), zstd);
+    model.open();
+    let loader = model.loader(plain());
+    named(&loader, 5).await;
+    let told = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let watch = {
+        let told = Arc::clone(&told);
+        Arc::new(move |bytes| {
+            told.fetch_add(bytes, std::sync::atomic::Ordering::SeqCst);
+        }) as _
+    };
+    loader.bring(0, &loader.files_of(0), &watch).await.unwrap();
+    let total: usize = model.files.iter().map(Vec::len).sum();
+    assert_eq!(told.load(std::sync::atomic::Ordering::SeqCst), total as u64);
+    for (number, file) in model.files.iter().enumerate() {
+        assert!(std::fs::read(loader.image(id(number)).unwrap()).unwrap() == *file);
+    }
+    assert_eq!(loader.kept_at(ExtentId { layer: 0, extent: 9 }), None);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_who_take_in_the_same_layer_at_once_are_both_right() {
+    let model = Model::new(some_files(), gzip);
+    let (one, other) = (model.loader(plain()), model.loader(plain()));
+    let run = |loader: Arc<Loader>| async move {
+        loader.let_pass(0).await.unwrap();
+        loader
+    };
+    let both = tokio::spawn(async move { tokio::join!(run(one), run(other)) });
+    model.open();
+    let (one, other) = both.await.unwrap();
+    model.assert_all(&one).await;
+    model.assert_all(&other).await;
+    assert_eq!(model.line.asked.lock().len(), 2);
+    assert!(model.store().index("me", &model.blob().digest).is_some());
+    one.close().await;
+    other.close().await;
+}
