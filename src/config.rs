@@ -13,6 +13,7 @@ use bytesize::ByteSize;
 use crate::content::store::StoreConfig;
 use crate::content::{self, Integrity, Warm};
 use crate::error::{Error, Kind, Result, StorageContext};
+use crate::index::Trust;
 use crate::mount;
 use crate::repository::{self, PlainHttp};
 
@@ -151,6 +152,11 @@ keys! {
     "content.integrity", "WEIGHTFS_INTEGRITY", Some("--integrity"), "`auto`", "`auto`, `deferred` or `strict`",
     "what is asked of bytes before they are served, where the artifact does not bring their digests",
     |all, text| integrity(text).map(|value| all.content.integrity = value);
+    "content.trust_index", "WEIGHTFS_TRUST_INDEX", Some("--trust-index"), "`false`", "`true` or `false`",
+    "believe an index that somebody attached to the artifact, where its compressed layers have none of their own",
+    |all, text| switch(text).map(|on| {
+        all.content.trust_index = if on { Trust::Always } else { Trust::Never };
+    });
     "content.warm", "WEIGHTFS_WARM", Some("--warm"), "`auto`", "`none`, `auto` or `all`",
     "what is loaded before it is asked for",
     |all, text| warm(text).map(|value| all.content.warm = value);

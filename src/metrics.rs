@@ -54,7 +54,8 @@ impl Counter {
 }
 
 metrics! {
-    fetched_bytes, "bytes", "Content bytes that arrived from the repository.";
+    fetched_bytes, "bytes", "Stored bytes of layers that arrived from the repository.";
+    decoded_bytes, "bytes", "Content bytes that were decoded from compressed layers.";
     fetched_ranges, "requests", "Range requests sent to the repository by the loader.";
     demand_ranges, "requests", "Those of them that a reader was waiting for.";
     kept_bytes, "bytes", "Bytes written to the store.";

@@ -122,6 +122,9 @@ pub(super) struct Reading {
     /// complete, or only once their layer is proved [auto, deferred, strict]
     #[arg(long, value_name = "HOW")]
     integrity: Option<String>,
+    /// Believe an index that somebody attached to the model, where compressed layers have none of their own
+    #[arg(long)]
+    trust_index: bool,
     /// How long a read may go without progress before it fails, as 60s
     #[arg(long, value_name = "TIME")]
     read_deadline: Option<String>,
@@ -249,6 +252,7 @@ impl Reading {
         set(flags, "store.size", self.store_size.as_ref());
         set_switch(flags, "registry.plain_http", self.plain_http);
         set(flags, "content.integrity", self.integrity.as_ref());
+        set_switch(flags, "content.trust_index", self.trust_index);
         set(flags, "content.read_deadline", self.read_deadline.as_ref());
     }
 }

@@ -31,6 +31,12 @@ pub(super) struct Pack {
     /// Make each file a tar of its own instead of a layer as it is
     #[arg(long)]
     tar: bool,
+    /// Make each file a tar of its own that is compressed by gzip, a member for each chunk
+    #[arg(long, conflicts_with_all = ["zstd", "tar"])]
+    gzip: bool,
+    /// Make each file a tar of its own that is compressed by zstd, a frame for each chunk, with a seek table
+    #[arg(long, conflicts_with = "tar")]
+    zstd: bool,
     /// Follow links that lead out of the folder too, and publish what they lead to
     #[arg(long)]
     follow_links: bool,
@@ -143,10 +149,20 @@ impl Pack {
         set_switch(flags, "registry.plain_http", self.plain_http);
     }
 
-    fn options(&self, environment: &Environment) -> Result<Options> {
+    fn packaging(&self) -> Packaging {
+        match (self.tar, self.gzip, self.zstd) {
+            (_, true, _) => Packaging::TarGzip,
+            (_, _, true) => Packaging::TarZstd,
+            (true, ..) => Packaging::Tar,
+            _ => Packaging::Raw,
+        }
+    }
+
+    fn options(&self, settings: &Settings, environment: &Environment) -> Result<Options> {
         let epoch = environment.source_date_epoch()?;
         Ok(Options {
-            packaging: if self.tar { Packaging::Tar } else { Packaging::Raw },
+            packaging: self.packaging(),
+            scratch: settings.store.folder.join("scratch"),
             links: if self.follow_links { Links::All } else { Links::Inside },
             index: !self.no_index,
             times: match self.keep_times {
@@ -168,7 +184,7 @@ pub(super) fn run(command: &Pack, settings: &Settings, environment: &Environment
     let (reference, tag) = target(&command.target)?;
     refuse_inside(&reference.place, &command.folder)?;
     command.mount_from.iter().try_for_each(|from| check_repository(&reference.place, from))?;
-    let plan = pack::plan(&command.folder, &command.options(environment)?)?;
+    let plan = pack::plan(&command.folder, &command.options(settings, environment)?)?;
     if command.dry_run {
         return show(command, &plan);
     }

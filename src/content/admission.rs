@@ -39,8 +39,8 @@ impl Loader {
         let Some(extent) = extent.and_then(|extent| self.extent(ExtentId { layer, extent })) else {
             return Ok(());
         };
-        let (blob, range) = self.stored(extent, &(chunk..chunk + 1))?;
-        let bytes = match crate::repository::read_all(&*self.repository, &blob, range).await {
+        let blob = &described.blob;
+        let bytes = match self.content(layer, extent.content(&(chunk..chunk + 1))).await {
             Ok(bytes) => bytes,
             // Offline there is still what this place keeps for itself.
             Err(error)

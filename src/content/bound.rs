@@ -36,7 +36,7 @@ const LISTED: usize = 1000;
 const KEPT: usize = 4 << 20;
 
 /// How often a section is asked for that turns out wrong.
-const ATTEMPTS: usize = 2;
+pub(super) const ATTEMPTS: usize = 2;
 
 /// A bound layer at work.
 #[derive(Debug)]
@@ -151,8 +151,7 @@ impl Loader {
             return Ok(verified);
         }
         self.metrics.fetch_mismatches.add(1);
-        let (blob, range) = self.stored(extent, &(chunk..chunk + 1))?;
-        let again = read_all(&*self.repository, &blob, range).await?;
+        let again = self.content(extent.id.layer, extent.content(&(chunk..chunk + 1))).await?;
         extent.verify(chunk, again).ok_or_else(|| {
             self.metrics.fetch_mismatches.add(1);
             self.refuse(extent, chunk)
@@ -160,7 +159,7 @@ impl Loader {
     }
 
     /// Says of a chunk that it is wrong in the repository; logged when it is news, since readers ask again and again.
-    fn refuse(&self, extent: &Extent, chunk: u64) -> Error {
+    pub(super) fn refuse(&self, extent: &Extent, chunk: u64) -> Error {
         self.metrics.refused_chunks.add(1);
         let digest =
             self.layer(extent.id.layer).map(|layer| layer.blob.digest.to_string()).unwrap_or_default();

@@ -19,8 +19,6 @@ use crate::index::{ChunkDigest, ExtentId};
 use crate::oci::Digest;
 use crate::range::ContentRange;
 
-/// How many chunks one request asks for.
-const CHUNKS: u64 = 4;
 /// How many requests one layer has under way at once.
 const REQUESTS: usize = 4;
 /// How often is brought what turned out to be missing after all: damage in the store shows when it is read back.
@@ -143,7 +141,9 @@ impl Loader {
                 |id: &ExtentId| loader.extent(*id).map(|extent| loader.missing_chunks(extent, look));
             let of_all = files.iter().map(|id| (*id, of_file(id).unwrap_or_default()));
             of_all
-                .flat_map(|(id, chunks)| runs(&chunks, CHUNKS).into_iter().map(move |run| (id, run)))
+                .flat_map(|(id, chunks)| {
+                    runs(&chunks, loader.grain(id.layer).ahead).into_iter().map(move |run| (id, run))
+                })
                 .collect()
         };
         let found = tokio::task::spawn_blocking(search).await;

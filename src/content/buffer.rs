@@ -84,6 +84,29 @@ impl Filling {
         Ok(())
     }
 
+    /// Lets `write` put at most `most` bytes behind those that are in it, and gives how many it says it did.
+    ///
+    /// # Errors
+    /// What `write` says; nothing counts as written then.
+    pub fn extend_with<E>(
+        &mut self,
+        most: usize,
+        write: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        let from = self.start + self.filled;
+        let end = from.saturating_add(most).min(self.memory.len());
+        let Some(room) = self.memory.get_mut(from..end) else { return Ok(0) };
+        let room_len = room.len();
+        let written = write(room)?.min(room_len);
+        self.filled += written;
+        Ok(written)
+    }
+
+    /// Takes all bytes out again.
+    pub fn clear(&mut self) {
+        self.filled = 0;
+    }
+
     /// The bytes, shared from now on. The memory returns to the pool with the last of them.
     #[must_use]
     pub fn share(self) -> Bytes {

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::extent::Extent;
 use super::flight::{Flight, Key, Place, Urgency};
-use super::lanes::Lane;
+use super::lanes::{Grain, Lane};
 use super::loader::{Loader, Standing};
 use super::store::kept::{Claim, KeptFile};
 use super::verify::Verified;
@@ -24,8 +24,6 @@ use crate::index::{CHUNK, ExtentId};
 use crate::range::ContentRange;
 use crate::repository::ByteStream;
 
-/// How many chunks one request asks for at most, when nobody waits for it.
-const AHEAD_CHUNKS: u64 = 4;
 /// How many requests one prefetch has under way at once; the lane has fewer turns than all of them together.
 const AHEAD_REQUESTS: usize = 4;
 /// How long nothing may come of what other processes claim before it is fetched here as well.
@@ -38,12 +36,13 @@ pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(3);
 
 /// A run of chunks being fetched. Dropped before its end (a panic, the loader closing), it fails its flights.
-struct Request {
-    loader: Arc<Loader>,
-    id: ExtentId,
-    lane: Lane,
-    urgency: Arc<Urgency>,
-    flights: Vec<(Key, Arc<Flight>)>,
+pub(super) struct Request {
+    pub(super) loader: Arc<Loader>,
+    pub(super) id: ExtentId,
+    pub(super) lane: Lane,
+    pub(super) urgency: Arc<Urgency>,
+    /// Those of the run, and of chunks that come along.
+    pub(super) flights: Vec<(Key, Arc<Flight>)>,
 }
 
 /// The bytes of one answer, as they come.
@@ -68,26 +67,30 @@ impl Pieces {
 impl Drop for Request {
     fn drop(&mut self) {
         let error = Error::new(Kind::Broken, "the fetch was given up");
-        for (key, _) in &self.flights {
-            self.loader.board.fail(*key, &error);
+        for (key, flight) in &self.flights {
+            self.loader.board.fail(*key, flight, &error);
         }
     }
 }
 
 impl Loader {
     /// Finds the chunks for a reader who waits; begins to fetch those that nobody fetches yet, each by itself, so
-    /// that they come side by side and the first one soonest.
+    /// that they come side by side and the first one soonest. Those of a compressed layer come together, since what is
+    /// decoded for one is on the way to the next.
     pub(super) fn demand(self: &Arc<Self>, extent: &Extent, chunks: Range<u64>) -> Result<Vec<(Key, Place)>> {
         let mut places = Vec::new();
-        for chunk in chunks {
+        let at_once = self.grain(extent.id.layer).demand;
+        for run in runs(&chunks.collect::<Vec<_>>(), at_once) {
             let urgency = Arc::default();
-            for (key, place) in self.board.find(std::iter::once((extent.id, chunk)), &urgency)? {
-                if let Place::Lead(flight) = &place {
-                    let flights = vec![(key, Arc::clone(flight))];
-                    drop(self.lead(extent.id, Lane::Demand, Arc::clone(&urgency), flights));
-                }
-                places.push((key, place));
+            let found = self.board.find(run.map(|chunk| (extent.id, chunk)), &urgency)?;
+            let led = found.iter().filter_map(|(key, place)| match place {
+                Place::Lead(flight) => Some((*key, Arc::clone(flight))),
+                Place::Here(_) | Place::Aboard(_) => None,
+            });
+            for group in contiguous(led.collect()) {
+                drop(self.lead(extent.id, Lane::Demand, Arc::clone(&urgency), group));
             }
+            places.extend(found);
         }
         Ok(places)
     }
@@ -106,7 +109,7 @@ impl Loader {
         let missing = tokio::task::spawn_blocking(move || loader.missing(id, range, lane)).await;
         let mut under_way = FuturesUnordered::new();
         let mut outcome = Ok(());
-        for run in runs(&missing.unwrap_or_default(), AHEAD_CHUNKS) {
+        for run in runs(&missing.unwrap_or_default(), self.grain(id.layer).ahead) {
             while under_way.len() >= AHEAD_REQUESTS {
                 match under_way.next().await.unwrap_or(Ok(())) {
                     // A chunk that is wrong keeps nobody from the others.
@@ -177,13 +180,17 @@ impl Loader {
     }
 
     /// Finds out what may be seen of a layer that is kept, and what its chunks must be.
-    async fn prepare(self: &Arc<Self>, layer: usize) -> Result<()> {
+    pub(super) async fn prepare(self: &Arc<Self>, layer: usize) -> Result<()> {
         self.admit(layer).await?;
         self.bind(layer).await
     }
 
+    pub(super) fn grain(&self, layer: usize) -> Grain {
+        if self.spans_of(layer).is_some() { Grain::DECODED } else { Grain::STORED }
+    }
+
     /// Starts a request for chunks that are neighbours; what it gives ends when the request has, with its chunks kept.
-    fn lead(
+    pub(super) fn lead(
         self: &Arc<Self>,
         id: ExtentId,
         lane: Lane,
@@ -200,7 +207,12 @@ impl Loader {
     }
 
     /// The chunk's bytes as proved by what is known; asked for once more where they are not what they must be.
-    async fn verified(self: &Arc<Self>, extent: &Extent, chunk: u64, bytes: Bytes) -> Result<Verified> {
+    pub(super) async fn verified(
+        self: &Arc<Self>,
+        extent: &Extent,
+        chunk: u64,
+        bytes: Bytes,
+    ) -> Result<Verified> {
         if extent.is_bound() {
             return self.verified_bound(extent, chunk, bytes).await;
         }
@@ -217,8 +229,7 @@ impl Loader {
             chunk,
             "bytes fetched again differ from those before; asking once more"
         );
-        let (blob, range) = self.stored(extent, &(chunk..chunk + 1))?;
-        let bytes = crate::repository::read_all(&*self.repository, &blob, range).await?;
+        let bytes = self.content(extent.id.layer, extent.content(&(chunk..chunk + 1))).await?;
         if let Some(verified) = extent.verify(chunk, bytes.clone()) {
             return Ok(verified);
         }
@@ -402,6 +413,9 @@ impl Request {
     /// Fetches a run of chunks in one request and sees them into the store.
     async fn take_from_repository(&mut self, extent: &Extent, run: Range<u64>) -> Result<()> {
         let loader = Arc::clone(&self.loader);
+        if loader.spans_of(self.id.layer).is_some() {
+            return self.take_decoded(extent, run).await;
+        }
         let (blob, range) = loader.stored(extent, &run)?;
         loader.metrics.fetched_ranges.add(1);
         if self.lane == Lane::Demand {
@@ -456,13 +470,15 @@ impl Request {
         Ok(filling.share())
     }
 
-    fn give_up(&mut self, run: Range<u64>, error: &Error) {
+    pub(super) fn give_up(&mut self, run: Range<u64>, error: &Error) {
+        let id = self.id;
+        let given_up = |(flown, chunk): &Key| *flown == id && run.contains(chunk);
         let (failed, left) =
-            std::mem::take(&mut self.flights).into_iter().partition(|((_, chunk), _)| run.contains(chunk));
+            std::mem::take(&mut self.flights).into_iter().partition(|(key, _)| given_up(key));
         self.flights = left;
         let failed: Vec<(Key, Arc<Flight>)> = failed;
-        for (key, _) in failed {
-            self.loader.board.fail(key, error);
+        for (key, flight) in failed {
+            self.loader.board.fail(key, &flight, error);
         }
     }
 }

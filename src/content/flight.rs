@@ -170,9 +170,28 @@ impl Board {
         }
     }
 
-    /// Takes the flight off: its chunk is in the store now, or will not be. One that has brought nothing fails.
+    /// Takes the flight off that has brought its chunk: it is in the store now, or will not be.
     pub(super) fn land(&self, key: Key) {
-        self.fail(key, &Error::new(Kind::Broken, "the fetch was given up"));
+        let mut inner = self.0.lock();
+        if inner.flights.get(&key).is_some_and(|flight| flight.is_here()) {
+            inner.flights.remove(&key);
+        }
+    }
+
+    /// Takes a flight off that has brought nothing, unless somebody else has it in his hands; whether it did.
+    pub(super) fn withdraw(&self, key: Key, flight: &Arc<Flight>) -> bool {
+        let mut inner = self.0.lock();
+        match inner.flights.get(&key) {
+            // The board's own and the caller's. Nobody comes by another while the board is locked.
+            Some(aboard) if Arc::ptr_eq(aboard, flight) => {
+                let alone = Arc::strong_count(flight) <= 2;
+                if alone {
+                    inner.flights.remove(&key);
+                }
+                alone
+            }
+            _ => true,
+        }
     }
 
     /// Whether the chunk is in memory or under way.
@@ -186,12 +205,13 @@ impl Board {
         self.0.lock().closed
     }
 
-    /// Ends the flight in failure, unless it has brought its chunk.
-    pub(super) fn fail(&self, key: Key, error: &Error) {
+    /// Ends the flight in failure, unless it has brought its chunk. Another one of the same chunk is let be.
+    pub(super) fn fail(&self, key: Key, flight: &Arc<Flight>, error: &Error) {
         let mut inner = self.0.lock();
-        if let Some(flight) = inner.flights.remove(&key) {
-            flight.fail(error);
+        if inner.flights.get(&key).is_some_and(|aboard| Arc::ptr_eq(aboard, flight)) {
+            inner.flights.remove(&key);
         }
+        flight.fail(error);
     }
 
     /// Forgets the chunks of a layer, in memory and under way; who waits for them is given `error`.
@@ -233,6 +253,11 @@ impl Flight {
             Ok(Outcome::Failed(error)) => Err(error.clone()),
             _ => Ok(()),
         }
+    }
+
+    /// Whether it has brought its chunk.
+    pub(super) fn is_here(&self) -> bool {
+        matches!(&*self.outcome.borrow(), Outcome::Here(_))
     }
 
     fn fail(&self, error: &Error) {
@@ -319,7 +344,7 @@ mod tests {
     async fn a_failed_flight_fails_its_waiters_and_is_led_again_by_the_next() {
         let board = Board::new(0);
         let flight = lead(&board);
-        board.fail(KEY, &Error::new(Kind::Broken, "cut"));
+        board.fail(KEY, &flight, &Error::new(Kind::Broken, "cut"));
         assert_eq!(flight.wait(Duration::ZERO).await.unwrap_err().kind(), Kind::Broken);
         let _next = lead(&board);
         board.close();

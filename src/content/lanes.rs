@@ -22,6 +22,23 @@ pub(super) enum Lane {
     Whole,
 }
 
+/// How many chunks one request asks for at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grain {
+    /// When somebody waits for them.
+    pub(super) demand: u64,
+    /// When nobody does.
+    pub(super) ahead: u64,
+}
+
+impl Grain {
+    /// Of content that is the stored bytes.
+    pub(super) const STORED: Self = Self { demand: 1, ahead: 4 };
+    /// Of what is decoded: a request begins and ends within a span, and what it fetches and decodes of that in vain is
+    /// little beside 16 MiB.
+    pub(super) const DECODED: Self = Self { demand: 8, ahead: 16 };
+}
+
 /// The turns of each lane. A turn is given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Lanes {

@@ -17,9 +17,11 @@ use tokio::task::JoinSet;
 
 use super::bound::{Binding, Refused};
 use super::buffer::Pool;
+use super::decoding::{Decoding, Desk};
 use super::extent::Extent;
 use super::flight::{Board, Place};
 use super::lanes::Lanes;
+use super::part::Parts;
 use super::prove::Prover;
 use super::shelf::Shelf;
 use super::store::Store;
@@ -84,6 +86,8 @@ pub struct Loader {
     pub(super) board: Board,
     pub(super) lanes: Lanes,
     pub(super) pool: Pool,
+    pub(super) desk: Desk,
+    pub(super) parts: Parts,
     pub(super) prover: Prover,
     pub(super) layers: Vec<Stratum>,
     pub(super) poisoned: Mutex<Poisoned>,
@@ -106,6 +110,8 @@ pub(super) struct Stratum {
     pub(super) standing: watch::Sender<Standing>,
     /// Of a bound layer, whose standing never changes: what binds it.
     pub(super) binding: Option<Binding>,
+    /// Of a compressed layer: what is had and under way of its spans.
+    pub(super) decoding: Decoding,
     /// Extents not known to be complete; `None`: not looked at yet.
     pub(super) incomplete: Mutex<Option<BTreeSet<usize>>>,
     /// Set once this mount may see what the store has of the layer.
@@ -156,6 +162,8 @@ impl Loader {
             board: Board::new(config.memory),
             lanes: Lanes::default(),
             pool: Pool::default(),
+            desk: Desk::new(config.memory / 2),
+            parts: Parts::default(),
             prover: Prover::default(),
             poisoned: Mutex::default(),
             refused: Refused::default(),
@@ -209,12 +217,16 @@ impl Loader {
             return Ok(Bytes::new());
         }
         self.refuse_poisoned(id.layer)?;
-        self.observe(extent, range);
+        let reads_on = self.observe(extent, range);
         let read = async {
             if self.config.integrity == Integrity::Strict {
                 self.prove_first(id.layer).await?;
             }
-            let bytes = self.collect(extent, range).await?;
+            let part = if reads_on { None } else { self.part(extent, range).await? };
+            let bytes = match part {
+                Some(bytes) => bytes,
+                None => self.collect(extent, range).await?,
+            };
             if self.config.integrity == Integrity::Strict {
                 // Records of digests may have turned out to be lost: then the proof is made again first.
                 self.prove_first(id.layer).await?;
@@ -322,6 +334,22 @@ impl Stratum {
         self.extents.iter().map(|(_, extent)| extent)
     }
 
+    /// Those of them that have bytes in this range of the content, in order.
+    pub(super) fn files_within(&self, range: ContentRange) -> impl Iterator<Item = &Extent> {
+        let is_before =
+            |at: usize| self.extents.get(at).is_some_and(|extent| extent.range.end() <= range.start());
+        let (mut first, mut end) = (0, self.extents.count());
+        while first < end {
+            let middle = first.midpoint(end);
+            match is_before(middle) {
+                true => first = middle.saturating_add(1),
+                false => end = middle,
+            }
+        }
+        let rest = (first..).map_while(|at| self.extents.get(at));
+        rest.take_while(move |extent| extent.range.start() < range.end())
+    }
+
     /// Whether it has files, or may turn out to have some.
     pub(super) fn may_have_files(&self) -> bool {
         self.extents.count() > 0 || self.stream.is_some()
@@ -355,6 +383,7 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
             stream: Stream::of(layer, index.entries.iter().any(|entry| entry.layer == number)),
             standing,
             binding,
+            decoding: Decoding::default(),
             incomplete: Mutex::default(),
             admitted: OnceCell::new(),
             attempts: watch::Sender::new(0),

@@ -9,6 +9,7 @@ mod bound;
 mod bound_tests;
 pub mod bring;
 pub mod buffer;
+mod decoding;
 mod extent;
 mod fetch;
 mod flight;
@@ -16,15 +17,22 @@ mod lanes;
 pub mod loader;
 #[cfg(test)]
 mod loader_tests;
+mod part;
+mod passing;
 pub mod prefetch;
 mod prove;
+mod reader;
 mod recheck;
 mod shelf;
+mod spans;
+#[cfg(test)]
+mod spans_tests;
 mod standing;
 pub mod store;
 pub mod stream;
 pub mod verify;
 mod warm;
+mod wire;
 
 pub use loader::{Held, Loader, Standing, Warm};
 pub use store::{Store, StoreConfig};
@@ -32,6 +40,8 @@ pub use store::{Store, StoreConfig};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::index::Trust;
 
 /// What is asked of bytes before they are served. Chunks of a bound layer are verified when they arrive whatever is set
 /// here: the artifact itself says what they must be.
@@ -62,6 +72,8 @@ pub struct Config {
     pub memory: u64,
     /// Whether what is complete is made ready for the kernel.
     pub sealing: Sealing,
+    /// Whether an index that is attached to an artifact counts, for compressed layers that have none of their own.
+    pub trust_index: Trust,
 }
 
 /// Whether a complete file of the store is read back and sealed, so that the kernel may serve it by itself.
@@ -82,6 +94,7 @@ impl Default for Config {
             read_deadline: Duration::from_secs(60),
             memory: 32 << 20,
             sealing: Sealing::default(),
+            trust_index: Trust::default(),
         }
     }
 }

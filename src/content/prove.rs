@@ -174,6 +174,9 @@ impl Proving {
 
     /// Hashes the rest of a layer from what is kept, as far as that goes.
     fn check(&mut self, loader: &Loader, number: usize) {
+        if loader.standing(number) == Standing::Unproved && loader.spans_of(number).is_some() {
+            return loader.not_proved(number);
+        }
         let Some(layer) = unproved(loader, number) else { return };
         let (mut hasher, mut at) = self.take(number, layer);
         while at < layer.blob.size && !self.stopped.load(Ordering::Relaxed) {
@@ -280,8 +283,9 @@ impl Loader {
 
 /// The layer, if it is not proved and can be by this thread: compressed ones are as they go by.
 fn unproved(loader: &Loader, layer: usize) -> Option<&Layer> {
-    let stored = |layer: &&Layer| matches!(layer.coding, Coding::Stored);
-    loader.layer(layer).filter(stored).filter(|_| loader.standing(layer) == Standing::Unproved)
+    // What is decoded is not what the layer's digest is of.
+    let stored = loader.layer(layer).filter(|layer| matches!(layer.coding, Coding::Stored));
+    stored.filter(|_| loader.standing(layer) == Standing::Unproved)
 }
 
 fn pass_gaps(layer: &Layer, hasher: &mut Hasher, mut at: u64) -> u64 {

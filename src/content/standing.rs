@@ -236,6 +236,8 @@ impl Loader {
                 self.share_whole(number);
             }
         }
+        self.layers.iter().for_each(|stratum| stratum.decoding.release_idle());
+        self.desk.release_idle();
         self.shelf.store.release_idle(IDLE);
     }
 

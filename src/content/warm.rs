@@ -53,13 +53,13 @@ impl Loader {
         let _ = tokio::task::spawn_blocking(look).await;
     }
 
-    /// Loads ahead of who just read `range`.
-    pub(super) fn observe(self: &Arc<Self>, extent: &Extent, range: ContentRange) {
+    /// Loads ahead of who just read `range`; whether he has read on here for a while, rather than here and there.
+    pub(super) fn observe(self: &Arc<Self>, extent: &Extent, range: ContentRange) -> bool {
+        let plan = extent.observe(range);
         // What goes by is all coming already.
         if self.config.warm == Warm::None || self.streaming(extent.id.layer).is_some() {
-            return;
+            return plan.reads_on;
         }
-        let plan = extent.observe(range);
         if let Some(ahead) = plan.ahead {
             self.warm_later(extent.id, ahead, Lane::Ahead);
         }
@@ -70,6 +70,7 @@ impl Loader {
             let (loader, id) = (Arc::clone(self), extent.id);
             self.spawn(async move { loader.find_tensors(id).await });
         }
+        plan.reads_on
     }
 
     fn warm_later(self: &Arc<Self>, id: ExtentId, range: ContentRange, lane: Lane) {

@@ -14,11 +14,11 @@ use super::tree::{Look, NodeId, NodeKind, Tree};
 use crate::content::{Config, Loader, Standing, Store};
 use crate::error::{Error, Kind, Result};
 use crate::index::find::Known;
-use crate::index::{Coding, ExtentId, Grid, Index, bound};
+use crate::index::{Coding, ExtentId, Grid, Index, Sources, Subject, Trust, bound};
 use crate::metrics::Metrics;
 use crate::oci::artifact::{INDEX_KEY, ModelLayer, Packaging};
 use crate::oci::digest::Algorithm;
-use crate::oci::{Artifact, Digest, Reference};
+use crate::oci::{Artifact, Blob, Digest, Reference};
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::Repository;
 
@@ -81,7 +81,7 @@ impl Model {
         // Side by side, to save a round: nothing but warnings hangs on the config.
         let (description, index) = tokio::join!(
             pin::config(&*own, &found, &store, &mut warnings),
-            find(&*repository, &store, &artifact, &known),
+            find(&*repository, &store, &found, &artifact, &known, config.trust_index),
         );
         let (mut index, opened) = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
         warnings.extend(compare_diff_ids(&mut index, &artifact, &pin::diff_ids(description.as_ref())));
@@ -334,16 +334,16 @@ impl Model {
 
     /// The blob that a file is by itself, once it is proved: then the blob's SHA-256 is the file's. Never of a bound layer:
     /// there the digests of its chunks are proved, and nobody has hashed the whole.
-    fn proved_blob(&self, extent: ExtentId) -> Option<&crate::oci::Blob> {
+    fn proved_blob(&self, extent: ExtentId) -> Option<&Blob> {
         let bound = self.index.layers.get(extent.layer).is_some_and(|layer| layer.bound.is_some());
         let proved = !bound && self.loader.standing(extent.layer) == Standing::Proved;
-        let sha256 = |blob: &&crate::oci::Blob| blob.digest.algorithm() == Algorithm::Sha256;
+        let sha256 = |blob: &&Blob| blob.digest.algorithm() == Algorithm::Sha256;
         self.whole_blob(extent).filter(|_| proved).filter(sha256)
     }
 
     /// The blob that a file is by itself; `None` where it is a part of one.
     #[must_use]
-    pub fn whole_blob(&self, extent: ExtentId) -> Option<&crate::oci::Blob> {
+    pub fn whole_blob(&self, extent: ExtentId) -> Option<&Blob> {
         let layer = self.index.layers.get(extent.layer)?;
         let whole = ContentRange::new(0, layer.blob.size);
         let alone = layer.extents.as_slice() == [whole] && layer.gaps.is_empty();
@@ -363,17 +363,25 @@ fn spelled(standing: &Standing) -> &'static str {
     }
 }
 
-/// The index, and what was read of the artifact's bound one: kept of an earlier time or asked for.
+/// The index of `artifact`, which `found` was put together to, and what was read of its bound one: kept of an earlier time
+/// or asked for.
 async fn find(
     repository: &dyn Repository,
     store: &Arc<Store>,
+    found: &pin::Found,
     artifact: &Artifact,
     known: &Known<'_>,
+    trust: Trust,
 ) -> Result<(Index, Option<bound::Opened>)> {
     let kept = pin::kept_head(repository, store, artifact).await;
     let opened = bound::open(repository, artifact, kept).await?;
-    let head = opened.as_ref().map(|opened| opened.head.clone());
-    let index = crate::index::find_with(repository, artifact, known, head).await?;
+    let bound = opened.as_ref().map(|opened| opened.head.clone());
+    let subject = Subject { digest: &found.pinned.digest, trust };
+    let attached = (found.from == pin::Source::Repository).then_some(subject);
+    let who = repository.identity();
+    let local = |layer: &Blob| store.index(&who, &layer.digest).map(Arc::new);
+    let sources = Sources { bound, local: &local, attached, known };
+    let index = crate::index::find_in(repository, artifact, sources).await?;
     Ok((index, opened))
 }
 

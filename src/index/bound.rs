@@ -51,11 +51,23 @@ pub async fn open(
     kept: Option<Bytes>,
 ) -> Result<Option<Opened>> {
     let Some(index) = artifact.bound_index().map_err(with_way_out)? else { return Ok(None) };
-    let opened = match kept.filter(|kept| index.head.digest.matches(kept)) {
-        Some(kept) => read(&index, kept),
-        None => fetch(repository, &index).await,
-    };
+    let opened = open_index(repository, &index, kept).await;
     opened.map(Some).map_err(|error| unreadable(&index, error))
+}
+
+/// The head of an index that a manifest pins. Costs as [`open`].
+///
+/// # Errors
+/// As [`open`]; the caller names the index.
+pub async fn open_index(
+    repository: &dyn Repository,
+    index: &BoundIndex,
+    kept: Option<Bytes>,
+) -> Result<Opened> {
+    match kept.filter(|kept| index.head.digest.matches(kept)) {
+        Some(kept) => read(index, kept),
+        None => fetch(repository, index).await,
+    }
 }
 
 /// How every failure of the index reads.

@@ -4,12 +4,13 @@
 //! and one that was taken away fails the opening. Called by [`find`](super::find()) before any layer is derived.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::find::LARGEST_LAYER;
 use super::format::Head;
 use super::local::renumbered;
 use super::plain::{Derived, raw_path};
-use super::{Coding, Entry, EntryKind, Layer, bound, compression};
+use super::{Coding, Entry, EntryKind, Index, Layer, bound, compression};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::{Manner, ModelLayer, Packaging};
 use crate::oci::{Artifact, path};
@@ -22,10 +23,21 @@ use crate::oci::{Artifact, path};
 /// [`Kind::Invalid`], naming index and layer: a layer that is not the manifest's, or not at that place; a raw layer that
 /// is not one file of the path that the manifest gives it.
 pub(super) fn cover(artifact: &Artifact, head: Head) -> Result<Vec<Option<Derived>>> {
-    let failed = |error: Error| match artifact.bound_index() {
+    cover_by(artifact, head, &|error: Error| match artifact.bound_index() {
         Ok(Some(index)) => bound::unreadable(&index, error),
         _ => error,
-    };
+    })
+}
+
+/// The same of any index; `failed` names it.
+///
+/// # Errors
+/// As [`cover`].
+pub(super) fn cover_by(
+    artifact: &Artifact,
+    head: Head,
+    failed: &dyn Fn(Error) -> Error,
+) -> Result<Vec<Option<Derived>>> {
     let mut left = by_layer(head).into_iter().peekable();
     let mut covered = Vec::new();
     for (number, layer) in artifact.visible().enumerate() {
@@ -36,6 +48,39 @@ pub(super) fn cover(artifact: &Artifact, head: Head) -> Result<Vec<Option<Derive
     match left.next() {
         Some((said, _)) => Err(failed(foreign(artifact, &said))),
         None => Ok(covered),
+    }
+}
+
+/// What `head` says of the layers of `artifact` that it covers, as an index of those alone: layers are numbered as the visible
+/// ones, and one that is not covered is there without files.
+///
+/// # Errors
+/// As [`cover`].
+pub fn of(artifact: &Artifact, head: Head) -> Result<Index> {
+    let mut index = Index::default();
+    for (covered, layer) in cover_by(artifact, head, &|error| error)?.into_iter().zip(artifact.visible()) {
+        let covered = covered.unwrap_or_else(|| Derived {
+            layer: bare(layer),
+            entries: Vec::new(),
+            warnings: Vec::new(),
+        });
+        index.layers.push(covered.layer);
+        index.entries.extend(covered.entries);
+    }
+    Ok(index)
+}
+
+/// The layer without anything that is known of it.
+pub(super) fn bare(layer: &ModelLayer) -> Layer {
+    let streamed = |_| Coding::Streamed(Arc::new(layer.clone()));
+    Layer {
+        blob: layer.descriptor.blob(),
+        media_type: layer.descriptor.media_type.clone(),
+        diff_id: None,
+        coding: compression(layer.packaging).map_or(Coding::Stored, streamed),
+        extents: Vec::new(),
+        gaps: Vec::new(),
+        bound: None,
     }
 }
 
@@ -61,14 +106,23 @@ fn by_layer(head: Head) -> Vec<(Layer, Vec<Entry>)> {
     head.layers.into_iter().enumerate().map(of_layer).collect()
 }
 
-/// The layer as number `number` of the manifest's visible ones.
-fn place(mut said: Layer, entries: Vec<Entry>, layer: &ModelLayer, number: usize) -> Result<Derived> {
+/// The layer as number `number` of the manifest's visible ones, which is `layer`.
+///
+/// # Errors
+/// [`Kind::Invalid`] where the manifest says otherwise of it.
+pub(super) fn place(
+    mut said: Layer,
+    entries: Vec<Entry>,
+    layer: &ModelLayer,
+    number: usize,
+) -> Result<Derived> {
     check_coding(&said, layer)?;
     if layer.packaging == Packaging::Raw {
         check_raw(&said, &entries, layer)?;
     }
     if layer.members.manner == Manner::Model {
         check_links(&entries, layer)?;
+        check_folder(&entries, layer)?;
     }
     said.media_type.clone_from(&layer.descriptor.media_type);
     let entries = entries.into_iter().map(|entry| renumbered(entry, number)).collect();
@@ -91,6 +145,20 @@ fn check_coding(said: &Layer, layer: &ModelLayer) -> Result<()> {
             Err(wrong(format!("it makes {content} bytes, more than the 16 TiB that are read")))
         }
         _ => Ok(()),
+    }
+}
+
+/// Every name lies in the folder that the archive is unpacked into: the index may have been made where that was another.
+fn check_folder(entries: &[Entry], layer: &ModelLayer) -> Result<()> {
+    let folder = &layer.members.below;
+    let lies_in =
+        |entry: &Entry| entry.path.strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/'));
+    match entries.iter().find(|entry| !folder.is_empty() && !lies_in(entry)) {
+        None => Ok(()),
+        Some(entry) => {
+            let doing = format!("it says of {} that {:?} is not in {folder:?}", layer.name(), entry.path);
+            Err(Error::new(Kind::Invalid, doing))
+        }
     }
 }
 

@@ -1,20 +1,25 @@
 //! Finding the index of an artifact: every layer's, side by side, put together and checked as one tree.
 //!
-//! Layers that the artifact's bound index covers are as it says, all others as their headers say.
+//! Layers that an index covers are as it says: the artifact's bound one, else one that was made on this machine, else an attached
+//! one where that is trusted. All others are as their headers say.
 //! It resolves no duplicates across layers of a model: where two have one path, floor 4 shows the higher one's. Layers of a
 //! container image are [put together](union) here.
-//! Whoever opens a model calls [`find`] once.
+//! Whoever opens a model calls [`find_in`] once.
+
+use std::fs::File;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
+use super::attached::{self, Trust};
 use super::format::Head;
 use super::plain::{Derived, Task};
 use super::window::Allowance;
-use super::{Coding, Entry, EntryKind, Index, bound, cover, union};
+use super::{Coding, Entry, EntryKind, Index, bound, compression, cover, local, union};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::ModelLayer;
-use crate::oci::{Artifact, Digest};
+use crate::oci::{Artifact, Blob, Digest};
 use crate::range::StoredRange;
 use crate::repository::Repository;
 
@@ -28,6 +33,30 @@ pub(super) const LARGEST_LAYER: u64 = 16 << 40;
 /// Bytes of gaps kept from an earlier time, by the digest of their layer; empty where there are none.
 pub type Known<'a> = dyn Fn(&Digest) -> Vec<(StoredRange, Bytes)> + Sync + 'a;
 
+/// The file of an index that was made on this machine of a layer, opened for reading; `None` where there is none.
+pub type Local<'a> = dyn Fn(&Blob) -> Option<Arc<File>> + Sync + 'a;
+
+/// Where the index of an artifact's layers is looked for, in this order but for `known`, which saves asking.
+pub struct Sources<'a> {
+    /// The head of its bound index.
+    pub bound: Option<Head>,
+    /// Indexes that were made on this machine.
+    pub local: &'a Local<'a>,
+    /// The artifact that an index may be attached to; `None` where nobody asks for one.
+    pub attached: Option<Subject<'a>>,
+    /// Bytes of gaps kept from an earlier time.
+    pub known: &'a Known<'a>,
+}
+
+/// An artifact that an index may be attached to.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Its manifest's digest.
+    pub digest: &'a Digest,
+    /// Whether such an index counts.
+    pub trust: Trust,
+}
+
 /// The index of `artifact`, as [`find_with`] gives it, once its bound index has been opened, which costs a request.
 ///
 /// # Errors
@@ -37,32 +66,45 @@ pub async fn find(repository: &dyn Repository, artifact: &Artifact, known: &Know
     find_with(repository, artifact, known, opened.map(|opened| opened.head)).await
 }
 
-/// The index of `artifact`: entries in the order of layers and, within one, of its archive; of a path that
-/// occurs twice within a layer only the later, of one that occurs in several layers each. Of a container image it is what is
-/// left of them once each lies on those below; while some are compressed and nobody knows their names, it is the others' names
-/// and marks, which the tree [puts together](union) with theirs.
-///
-/// Costs no request for layers that `head`, the head of its bound index, covers, for raw layers, and for tar layers whose
-/// gaps are `known`; else one for each 64 KiB window of headers, layers side by side. A layer's diffID is what `head` says.
+/// The index of `artifact` by what it brings itself: [`find_in`] without indexes of this machine and attached ones.
 ///
 /// # Errors
-/// Naming the layer: those of reading; `Invalid` for names, links and archives that are refused, for a path
-/// that is a file and a folder, and for a `head` that is not of this artifact; `Unsupported` for compressed layers, layers
-/// of more than 16 TiB, devices, sparse files and archives whose headers take more than 64 MiB in all.
+/// As [`find_in`].
 pub async fn find_with(
     repository: &dyn Repository,
     artifact: &Artifact,
     known: &Known<'_>,
     head: Option<Head>,
 ) -> Result<Index> {
+    let sources = Sources { bound: head, local: &|_| None, attached: None, known };
+    find_in(repository, artifact, sources).await
+}
+
+/// The index of `artifact`: entries in the order of layers and, within one, of its archive; of a path that
+/// occurs twice within a layer only the later, of one that occurs in several layers each. Of a container image it is what is
+/// left of them once each lies on those below; while some are compressed and nobody knows their names, it is the others' names
+/// and marks, which the tree [puts together](union) with theirs.
+///
+/// Costs no request for layers that an index covers, for raw layers, and for tar layers whose gaps are known; else one for
+/// each 64 KiB window of headers, layers side by side. A layer's diffID is what its index says. Where a compressed layer
+/// has neither a bound index nor one of this machine, an attached one is looked for, which costs up to four requests one after
+/// the other. A compressed layer without any is [streamed](super::Coding::Streamed), which costs a request where an
+/// annotation names a file of it.
+///
+/// # Errors
+/// Naming the layer: those of reading; `Invalid` for names, links and archives that are refused, for a path
+/// that is a file and a folder, and for an index that is not of this artifact; `Unsupported` for layers
+/// of more than 16 TiB, devices, sparse files and archives whose headers take more than 64 MiB in all. An index of this
+/// machine that is wrong is passed over.
+pub async fn find_in(
+    repository: &dyn Repository,
+    artifact: &Artifact,
+    sources: Sources<'_>,
+) -> Result<Index> {
     artifact.visible().try_for_each(refuse_huge)?;
     let mut index = Index { warnings: artifact.warnings.clone(), ..Index::default() };
-    let mut covered = Vec::new();
-    if let Some(head) = head {
-        covered = cover::cover(artifact, head)?;
-        index.warnings.extend(cover::warning(artifact, &covered));
-    }
-    covered.resize_with(artifact.layers.len(), || None);
+    let covered = covered(repository, artifact, &sources, &mut index.warnings).await?;
+    let known = sources.known;
     let allowance = Allowance::new();
     let tasks: Vec<_> = artifact
         .visible()
@@ -83,6 +125,47 @@ pub async fn find_with(
         index.entries = union::merge(std::mem::take(&mut index.entries))?;
     }
     Ok(index)
+}
+
+/// What indexes say, layer by layer of the visible ones.
+async fn covered(
+    repository: &dyn Repository,
+    artifact: &Artifact,
+    sources: &Sources<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Option<Derived>>> {
+    let mut covered = Vec::new();
+    if let Some(head) = sources.bound.clone() {
+        covered = cover::cover(artifact, head)?;
+        warnings.extend(cover::warning(artifact, &covered));
+    }
+    covered.resize_with(artifact.visible().count(), || None);
+    for ((number, layer), covered) in artifact.visible().enumerate().zip(&mut covered) {
+        if covered.is_none() && compression(layer.packaging).is_some() {
+            *covered = of_this_machine(layer, number, sources.local);
+        }
+    }
+    let is_streamed = |(layer, covered): (&ModelLayer, &Option<Derived>)| {
+        covered.is_none() && compression(layer.packaging).is_some()
+    };
+    let Some(subject) = sources.attached.filter(|_| sources.bound.is_none()) else { return Ok(covered) };
+    if artifact.visible().zip(&covered).any(is_streamed)
+        && let Some((index, head)) = attached::open(repository, subject).await?
+    {
+        let attached = cover::cover_by(artifact, head, &|error| attached::unreadable(&index, error))?;
+        for (covered, attached) in covered.iter_mut().zip(attached) {
+            *covered = covered.take().or(attached);
+        }
+    }
+    Ok(covered)
+}
+
+fn of_this_machine(layer: &ModelLayer, number: usize, local: &Local<'_>) -> Option<Derived> {
+    let blob = layer.descriptor.blob();
+    let opened = local::open(local(&blob)?, &blob, number);
+    let covered = opened.and_then(|(said, entries)| cover::place(said, entries, layer, number));
+    let wrong = |error: &Error| tracing::warn!("the index kept of {} can't be used: {error}", layer.name());
+    covered.inspect_err(wrong).ok()
 }
 
 async fn derive(task: Task<'_>, known: &Known<'_>, covered: Option<Derived>) -> Result<Derived> {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::codec::tar::tests::{extension, header, plain, record};
-use crate::index::{CHUNK, ExtentId, Gap, Layer};
+use crate::index::{CHUNK, Coding, ExtentId, Gap, Layer};
 use crate::oci::manifest::Manifest;
 use crate::oci::{Blob, Descriptor, Which};
 use crate::range::ContentRange;
@@ -334,10 +334,9 @@ fn of_a_path_twice_in_a_layer_the_later_is_shown() {
 }
 
 #[test]
-fn devices_and_compressed_layers_are_refused_with_the_layer() {
+fn devices_are_refused_with_the_layer() {
     let text = refusal(&tar(vec![special("dev/null", b'3', "")]));
     assert!(text.contains("layer sha256:") && text.contains("dev/null"), "{text}");
-    assert!(refusal(&Model::default().layer("tar+gzip", "w", vec![1])).contains("compressed"));
 }
 
 #[test]
@@ -372,7 +371,7 @@ fn a_task_of_any_thread_may_find() {
     fn sendable<T: Send>(_: &T) {}
     let (repository, known) = (Memory::default(), |_: &Digest| Vec::new());
     let artifact = Artifact::read(Manifest::default()).unwrap();
-    let repository: std::sync::Arc<dyn Repository> = std::sync::Arc::new(repository);
+    let repository: Arc<dyn Repository> = Arc::new(repository);
     let task = async move { find(&*repository, &artifact, &known).await };
     sendable(&task);
     assert!(task.now_or_never().unwrap().unwrap().entries.is_empty());
@@ -432,4 +431,90 @@ proptest! {
             prop_assert_eq!(&bytes[start..end], content.as_slice());
         }
     }
+}
+
+/// The stored bytes of an archive of these members as one gzip member.
+fn gzipped(members: Vec<Vec<u8>>) -> Vec<u8> {
+    crate::codec::gzip::tests::member(&archive(members), 6)
+}
+
+#[test]
+fn a_compressed_layer_without_an_index_is_streamed_and_asks_for_nothing() {
+    let model =
+        Model::default().layer("tar+gzip", "", gzipped(vec![file("a", b"x")])).layer("raw", "w", vec![1]);
+    let index = model.find().unwrap();
+    assert_eq!(model.requests(), 0);
+    assert!(matches!(index.layers[0].coding, Coding::Streamed(_)));
+    assert!(index.layers[0].extents.is_empty() && index.layers[0].content().is_none());
+    assert_eq!(paths(&index), ["w"]);
+}
+
+#[test]
+fn the_file_that_an_annotation_names_is_known_with_its_size_from_the_first_header() {
+    let large = vec![7; 300_000];
+    for (annotation, name, expected) in [
+        ("w.bin", "w.bin", Some("w.bin")),
+        ("w.bin", "./w.bin", Some("w.bin")),
+        ("sub/w.bin", "w.bin", Some("sub/w.bin")),
+        ("config", "config.json", None),
+        ("sub/w.bin", "v.bin", None),
+        ("../w.bin", "w.bin", None),
+    ] {
+        for zstd in [false, true] {
+            let content = archive(vec![file(name, &large)]);
+            let (suffix, stored) = match zstd {
+                false => ("tar+gzip", crate::codec::gzip::tests::member(&content, 6)),
+                true => {
+                    let mut stored = Vec::new();
+                    crate::codec::zstd::Compressor::new(3).unwrap().frame(&content, &mut stored).unwrap();
+                    ("tar+zstd", stored)
+                }
+            };
+            let model = Model::default().layer(suffix, annotation, stored);
+            let index = model.find().unwrap();
+            assert_eq!(model.requests(), 1);
+            let Some(expected) = expected else {
+                assert!(
+                    index.entries.is_empty() && index.layers[0].extents.is_empty(),
+                    "{annotation} {name}"
+                );
+                continue;
+            };
+            let extent = Some(ExtentId { layer: 0, extent: 0 });
+            assert_eq!(paths(&index), [expected]);
+            assert_eq!(index.entries[0].kind, EntryKind::File { extent, size: 300_000 });
+            assert_eq!(index.layers[0].extents, [ContentRange::new(512, 300_512)]);
+        }
+    }
+}
+
+#[test]
+fn the_start_of_a_layer_that_cannot_be_decoded_names_no_file() {
+    for stored in [vec![1], vec![0; 100_000], gzipped(vec![vec![9; 512]])] {
+        let index = Model::default().layer("tar+gzip", "w.bin", stored).find().unwrap();
+        assert!(index.entries.is_empty() && index.layers[0].extents.is_empty());
+    }
+}
+
+#[test]
+fn an_index_of_this_machine_is_used_unless_it_is_wrong() {
+    let stored = gzipped(vec![file("a", b"x"), file("b", &[3; 9000])]);
+    let model = Model::default().layer("raw", "w", vec![1]).layer("tar+gzip", "", stored.clone());
+    let (_, entries, file) = local::tests::indexed("tar+gzip", &stored);
+    let artifact = Artifact::read(Manifest { layers: model.layers.clone(), ..Manifest::default() }).unwrap();
+    let find = |file: File| {
+        let file = Arc::new(file);
+        let local = |_: &Blob| Some(file.clone());
+        let sources = Sources { bound: None, local: &local, attached: None, known: &|_| Vec::new() };
+        find_in(&model.repository, &artifact, sources).now_or_never().unwrap().unwrap()
+    };
+    let index = find(file.try_clone().unwrap());
+    assert_eq!(paths(&index), ["w", "a", "b"]);
+    assert_eq!(index.entries[2].layer, 1);
+    assert_eq!(index.entries.len(), entries.len() + 1);
+    assert_eq!(index.layers[1].kept_as(), &index.layers[1].blob.digest);
+    assert!(index.layers[1].bound.is_some() && index.layers[1].media_type.ends_with("tar+gzip"));
+    let empty = find(tempfile::tempfile().unwrap());
+    assert!(matches!(empty.layers[1].coding, Coding::Streamed(_)));
+    assert_eq!(model.requests(), 0);
 }

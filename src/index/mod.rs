@@ -5,6 +5,7 @@
 //! raw and tar layers from their descriptors and headers where there is none. How it is published: [`format`](mod@format).
 
 mod archive;
+mod attached;
 pub mod bound;
 mod cover;
 mod digest;
@@ -16,12 +17,16 @@ pub mod local;
 mod names;
 pub mod pass;
 mod plain;
+pub mod sections;
 pub mod spool;
+mod streamed;
 pub mod union;
 mod window;
 
+pub use attached::{ARTIFACT_TYPE, Trust, open as attached_of};
+pub use cover::of as cover_of;
 pub use digest::ChunkDigest;
-pub use find::{find, find_with};
+pub use find::{Sources, Subject, find, find_in, find_with};
 pub use grid::Grid;
 
 use std::fs::File;
@@ -159,7 +164,8 @@ pub enum Coding {
     /// Decoded span by span.
     Spans(Box<Spans>),
     /// Compressed, and nobody knows the spans yet: the layer, of which the manifest says this, goes by once, and its files
-    /// become known as it does.
+    /// become known as it does. The one file of a layer whose annotation names it is known already, with the first extent; no
+    /// other entry or extent is.
     Streamed(Arc<ModelLayer>),
 }
 
@@ -201,6 +207,12 @@ impl Layer {
     #[must_use]
     pub fn kept_as(&self) -> &Digest {
         self.bound.as_ref().map_or(&self.blob.digest, |bound| &bound.kept_as)
+    }
+
+    /// Whether an index says anything of it: its chunks' digests, or how it is decoded.
+    #[must_use]
+    pub fn is_covered(&self) -> bool {
+        self.bound.is_some() || matches!(self.coding, Coding::Spans(_))
     }
 
     /// The size of its content in bytes; `None` where the layer must go by before it is known.

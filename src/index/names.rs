@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use super::{Entry, EntryKind, ExtentId, layered};
 use crate::codec::tar::{Member, MemberKind};
 use crate::error::{Error, Kind, Result};
-use crate::oci::artifact::{Manner, Members, ModelLayer};
+use crate::oci::artifact::{Manner, ModelLayer};
 use crate::oci::path;
 
 /// The most warnings of one layer: a person reads no more, and an archive could make any number.
@@ -18,12 +18,7 @@ const WARNINGS_LIMIT: usize = 100;
 pub(super) struct Names {
     /// The layer's place among the index's.
     number: usize,
-    /// How messages call the layer.
-    layer: String,
-    /// The path that the layer's annotation gives.
-    annotation: Option<String>,
-    /// How members become names.
-    members: Members,
+    layer: ModelLayer,
     /// `None` where a later member took the name.
     entries: Vec<Option<Entry>>,
     /// Where each path stands in `entries`.
@@ -38,9 +33,7 @@ impl Names {
     pub(super) fn new(layer: &ModelLayer, number: usize) -> Self {
         Self {
             number,
-            layer: layer.name(),
-            annotation: layer.path.clone(),
-            members: layer.members.clone(),
+            layer: layer.clone(),
             entries: Vec::new(),
             places: HashMap::new(),
             linked: HashSet::new(),
@@ -55,11 +48,11 @@ impl Names {
     /// # Errors
     /// `Invalid` for names and links that are refused.
     pub(super) fn add(&mut self, member: Member, extent: Option<ExtentId>) -> Result<Option<&Entry>> {
-        match self.members.manner {
+        match self.layer.members.manner {
             Manner::Model => self.add_to_model(member, extent),
             Manner::Layered => {
                 let entry = layered::entry(member, extent, self.number)?;
-                let Some(entry) = entry.filter(|entry| !self.members.skips(&entry.path)) else {
+                let Some(entry) = entry.filter(|entry| !self.layer.members.skips(&entry.path)) else {
                     return Ok(None);
                 };
                 self.entries.push(Some(entry));
@@ -73,7 +66,7 @@ impl Names {
             MemberKind::Directory => path::of_folder(&member.name)?,
             _ => path::of_member(&member.name)?,
         };
-        let Some(path) = path.filter(|path| !self.members.skips(path)) else { return Ok(None) };
+        let Some(path) = path.filter(|path| !self.layer.members.skips(path)) else { return Ok(None) };
         let path = self.below(path)?;
         let kind = match member.kind {
             MemberKind::File => EntryKind::File { extent, size: member.size },
@@ -88,7 +81,7 @@ impl Names {
 
     /// The path in the folder that the archive is unpacked into.
     fn below(&self, path: String) -> Result<String> {
-        match self.members.below.as_str() {
+        match self.layer.members.below.as_str() {
             "" => Ok(path),
             folder => path::validate(path::below(folder, &path).as_bytes()),
         }
@@ -129,7 +122,7 @@ impl Names {
                 return Err(Error::new(Kind::Invalid, format!("{path:?} is {why} in one layer")));
             }
             if !is_folder && self.warnings.len() < WARNINGS_LIMIT {
-                let layer = &self.layer;
+                let layer = self.layer.name();
                 self.warnings.push(format!("{layer}: {path:?} occurs twice, the later one is shown"));
             }
         }
@@ -143,9 +136,9 @@ impl Names {
     /// `Invalid` where the annotation's path is refused.
     pub(super) fn finish(self) -> Result<(Vec<Entry>, Vec<String>)> {
         let mut entries: Vec<_> = self.entries.into_iter().flatten().collect();
-        if self.members.manner == Manner::Model
+        if self.layer.members.manner == Manner::Model
             && let [Entry { path, kind: EntryKind::File { .. }, .. }] = entries.as_mut_slice()
-            && let Some(fuller) = fuller_path(path, self.annotation.as_deref())?
+            && let Some(fuller) = fuller_path(path, self.layer.path.as_deref())?
         {
             *path = fuller;
         }

@@ -61,6 +61,11 @@ fn run(artifact: &Artifact, stored: &[u8], piece: usize) -> Result<(Passed, Seen
     Ok((passed, seen, digests.finish()))
 }
 
+/// The digests of the chunks of a layer of these stored bytes.
+pub(in crate::index) fn digested(suffix: &str, stored: &[u8]) -> Vec<ChunkDigest> {
+    run(&artifact(suffix, None, stored), stored, 1 << 20).unwrap().2
+}
+
 /// The same archive, uncompressed and read by range.
 fn reference(content: &[u8], path: Option<&str>) -> Result<Index> {
     let memory = Memory::new();

@@ -1,16 +1,15 @@
-//! The index of one raw or tar layer, derived from its descriptor and, for tar, from headers read by hopping.
+//! The index of one layer that has none: of a raw or tar layer from its descriptor and headers read by hopping; a compressed
+//! one is [streamed](super::streamed).
 //!
 //! A raw layer costs no request. A tar layer costs one for each member larger than 64 KiB, less where they share
 //! a window, and none where its gaps are known. No file's data is read for its own sake.
 //! [`find`](super::find()) calls it for every layer.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 use super::names::Names;
 use super::window::{Allowance, Window};
-use super::{Coding, Entry, EntryKind, ExtentId, Layer};
+use super::{Coding, Entry, EntryKind, ExtentId, Layer, compression, streamed};
 use crate::codec::tar::{self, Member, Step};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::{ModelLayer, Packaging};
@@ -54,13 +53,12 @@ impl Task<'_> {
             extents: Vec::new(),
             gaps: Vec::new(),
         };
+        if compression(self.layer.packaging).is_some() {
+            return streamed::derive(self, layer).await;
+        }
         let (entries, warnings) = match self.layer.packaging {
             Packaging::Raw => self.raw(&mut layer)?,
-            Packaging::Tar => self.tar(&mut layer, known).await?,
-            Packaging::TarGzip | Packaging::TarZstd => {
-                layer.coding = Coding::Streamed(Arc::new(self.layer.clone()));
-                (Vec::new(), Vec::new())
-            }
+            _ => self.tar(&mut layer, known).await?,
         };
         Ok(Derived { layer, entries, warnings })
     }

@@ -252,19 +252,6 @@ impl Artifact {
     pub fn visible(&self) -> impl Iterator<Item = &ModelLayer> {
         self.layers.iter().filter(|layer| !layer.hidden)
     }
-
-    /// Refuses the first layer that is compressed, since its files can't be read by range.
-    ///
-    /// # Errors
-    /// [`Kind::Unsupported`], naming the layer and the way out.
-    pub fn refuse_compressed(&self) -> Result<()> {
-        let compressed =
-            |layer: &&ModelLayer| matches!(layer.packaging, Packaging::TarGzip | Packaging::TarZstd);
-        let Some(layer) = self.visible().find(compressed) else { return Ok(()) };
-        let doing = format!("{} is compressed ({})", layer.name(), layer.descriptor.media_type);
-        Err(Error::new(Kind::Unsupported, doing)
-            .hint("pack the model with raw or uncompressed tar layers, as 'modctl build' does by default"))
-    }
 }
 
 impl ModelLayer {
@@ -406,19 +393,5 @@ mod tests {
         }
         let twice = artifact(vec![layer("i", &marks), layer("j", &marks)]);
         assert_eq!(twice.bound_index().unwrap_err().kind(), Kind::Invalid);
-    }
-
-    #[test]
-    fn a_compressed_layer_is_refused_by_name_unless_it_is_hidden() {
-        let path = ("org.cncf.model.filepath", "w.bin");
-        let gzip = "application/vnd.cncf.model.weight.v1.tar+gzip";
-        let error =
-            artifact(vec![layer("a.raw", &[]), layer(gzip, &[path])]).refuse_compressed().unwrap_err();
-        assert_eq!(error.kind(), Kind::Unsupported);
-        for part in [&Digest::of(gzip.as_bytes()).to_string(), "w.bin", gzip, "raw or uncompressed tar"] {
-            assert!(error.to_string().contains(part), "{error}");
-        }
-        let hidden = layer(gzip, &[("containerd.io/snapshot/nydus-bootstrap", "true")]);
-        artifact(vec![hidden]).refuse_compressed().unwrap();
     }
 }

@@ -9,27 +9,20 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::Watch;
-use super::digest::{Chunks, Digested};
+use super::build::{Making, build};
 use super::manifest::{Written, json};
 use super::publish::{Destination, UPLOADS};
 use super::splice;
 use crate::error::{Error, Kind, Result};
-use crate::index::format::{Encoded, encode};
+use crate::index::format::Encoded;
 use crate::index::{self, Index};
 use crate::oci::artifact::Family;
 use crate::oci::config::{CONFIG_LIMIT, Description};
-use crate::oci::digest::Hasher;
 use crate::oci::manifest::{Document, LAYER_LIMIT, Manifest, OCI_MANIFEST};
 use crate::oci::{Artifact, Blob, Descriptor, Digest, Reference, Which};
-use crate::range::{ContentRange, StoredRange};
+use crate::range::StoredRange;
 use crate::repository::push::Piece;
 use crate::repository::{Pinned, Repository, read_all};
-
-/// How many layers are read at once.
-const SIDE_BY_SIDE: usize = 4;
-
-/// How many pieces of a layer, of at most 1 MiB, wait for being digested.
-const WAITING: usize = 4;
 
 /// What a person should know of a manifest that refers to another one.
 const REFERRER: &str = "it has a subject, and the model with its index will have the same one; what refers to it, as \
@@ -117,7 +110,7 @@ impl Plain {
     ///
     /// `replaced` is the tag of its own repository that is moved, if one is: it is looked at once more right before, so
     /// that nobody's newer manifest gives way. What is pushed within that last moment is not seen: registries have no
-    /// word for "only if" (distribution specification, "Pushing Manifests").
+    /// word for "only if" (distribution specification, "Pushing Manifests"). `making` says how compressed layers are indexed.
     ///
     /// # Errors
     /// `Integrity` where a layer's bytes are not what its digest says, naming it, and `Busy` where `replaced` stands for
@@ -126,14 +119,11 @@ impl Plain {
         &self,
         destination: &Destination,
         replaced: Option<&str>,
+        making: &Making,
         watch: &Watch,
     ) -> Result<Added> {
-        let digested = stream::iter(0..self.index.layers.len())
-            .map(|number| self.digested(number, watch))
-            .buffered(SIDE_BY_SIDE);
-        let chunks: Vec<_> = digested.map_ok(|digested| digested.chunks).try_collect().await?;
-        let encoded =
-            encode(&self.index, &chunks).map_err(|error| error.context("cannot write the index"))?;
+        let built = build(&*self.repository, &self.artifact, self.index.clone(), making, watch).await?;
+        let encoded = built.encoded;
         let config = self.config_with(&encoded.blob.digest);
         let manifest = self.manifest_with(&encoded, config.as_ref())?;
         self.copy_blobs(destination, watch).await?;
@@ -164,28 +154,6 @@ impl Plain {
 
     fn media_type(&self) -> &str {
         if self.manifest.media_type.is_empty() { OCI_MANIFEST } else { &self.manifest.media_type }
-    }
-
-    /// The layer's chunks, once all of it was found right.
-    async fn digested(&self, number: usize, watch: &Watch) -> Result<Digested> {
-        let layer = self.index.layers.get(number);
-        let layer = layer.ok_or_else(|| Error::new(Kind::Invalid, "there is no such layer"))?;
-        let reading = |error: Error| error.context(format!("cannot read layer {}", layer.blob.digest));
-        let whole = StoredRange::new(0, layer.blob.size);
-        let mut bytes = self.repository.read(&layer.blob, whole).await.map_err(reading)?;
-        let (give, take) = tokio::sync::mpsc::channel::<Bytes>(WAITING);
-        let (blob, extents) = (layer.blob.clone(), layer.extents.clone());
-        let digesting = tokio::task::spawn_blocking(move || digest(&blob, extents, take));
-        while let Some(piece) = bytes.next().await {
-            let piece = piece.map_err(reading)?;
-            watch(u64::try_from(piece.len()).unwrap_or(u64::MAX));
-            if give.send(piece).await.is_err() {
-                break;
-            }
-        }
-        drop(give);
-        let digested = digesting.await;
-        digested.map_err(|error| Error::from_source(Kind::Kernel, "digesting was interrupted", error))?
     }
 
     /// All that the old manifest names, the config too: the new one may name it still.
@@ -316,26 +284,6 @@ async fn small(repository: &dyn Repository, config: &Descriptor) -> Result<Optio
             Err(Error::new(Kind::Integrity, doing))
         }
     }
-}
-
-/// Digests what comes, to its end. Blocks.
-fn digest(
-    blob: &Blob,
-    extents: Vec<ContentRange>,
-    mut take: tokio::sync::mpsc::Receiver<Bytes>,
-) -> Result<Digested> {
-    let (mut stored, mut chunks) = (Hasher::new(blob.digest.algorithm()), Chunks::new(extents));
-    let mut size = 0_u64;
-    while let Some(piece) = take.blocking_recv() {
-        stored.update(&piece);
-        chunks.update(&piece);
-        size = size.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
-    }
-    if stored.finish() != blob.digest || size != blob.size {
-        let doing = format!("the bytes of layer {} are not what its digest says", blob.digest);
-        return Err(Error::new(Kind::Integrity, doing).hint("push the layer again; nothing was changed"));
-    }
-    Ok(Digested { blob: blob.clone(), chunks: chunks.finish() })
 }
 
 #[cfg(test)]

@@ -33,6 +33,11 @@ fn reference() -> Reference {
     "127.0.0.1:1/a/b:v1".parse().unwrap()
 }
 
+/// Spans of the usual size, and checkpoints beside the target.
+fn making(folder: &std::path::Path) -> Making {
+    Making { spacing: index::pass::Spacing::default(), scratch: folder.join("scratch") }
+}
+
 /// Adds an index, and gives what was added and the new manifest.
 async fn add(memory: &Arc<Memory>) -> Result<(Added, String)> {
     let folder = tempfile::tempdir().unwrap();
@@ -40,7 +45,7 @@ async fn add(memory: &Arc<Memory>) -> Result<(Added, String)> {
     let destination =
         Destination::new(Target::open(&target, &Config::default()).unwrap(), Some("v1".into()), Vec::new());
     let plain = Plain::open(memory.clone(), &reference()).await?;
-    let added = plain.add(&destination, None, &unwatched()).await?;
+    let added = plain.add(&destination, None, &making(folder.path()), &unwatched()).await?;
     let manifest = folder.path().join("blobs/sha256").join(added.new.hex());
     Ok((added, std::fs::read_to_string(manifest).unwrap()))
 }
@@ -106,7 +111,8 @@ async fn a_tag_that_somebody_moved_or_removed_meanwhile_is_not_moved_back() {
     memory.put_manifest("v1", OCI_MANIFEST, newer);
     for (tag, why) in [("v1", "stands for sha256:"), ("gone", "for nothing any more")] {
         let destination = Destination::new(open(), Some(tag.into()), Vec::new());
-        let error = plain.add(&destination, Some(tag), &unwatched()).await.unwrap_err();
+        let error =
+            plain.add(&destination, Some(tag), &making(folder.path()), &unwatched()).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Busy, "{error}");
         assert!(error.to_string().contains(why), "{error}");
         let tagged = std::fs::read_to_string(folder.path().join("index.json")).unwrap();
@@ -114,7 +120,7 @@ async fn a_tag_that_somebody_moved_or_removed_meanwhile_is_not_moved_back() {
     }
     let plain = Plain::open(memory.clone(), &reference()).await.unwrap();
     let destination = Destination::new(open(), Some("v1".into()), Vec::new());
-    plain.add(&destination, Some("v1"), &unwatched()).await.unwrap();
+    plain.add(&destination, Some("v1"), &making(folder.path()), &unwatched()).await.unwrap();
 }
 
 #[tokio::test]

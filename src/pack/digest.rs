@@ -71,8 +71,14 @@ pub fn digest(layer: &Layer, stop: &AtomicBool, read: &(dyn Fn(u64) + Sync)) -> 
             }
             chunks
         });
-        let stored = stored(layer, stop, read, &Buffers { full, empty });
-        (stored, aside.join())
+        let buffers = Buffers { full, empty };
+        let mut stored = Hasher::new(Algorithm::Sha256);
+        let done = read_layer(layer, stop, read, &mut |len| buffers.take(len), &mut |buffer| {
+            buffers.give(buffer, &mut stored);
+            Ok(())
+        });
+        drop(buffers);
+        (done.map(|()| stored), aside.join())
     });
     let digest = stored?.finish();
     let chunks = chunks.map_err(|_| Error::new(Kind::Kernel, "a thread that digests has ended"))?;
@@ -106,16 +112,21 @@ impl Buffers {
     }
 }
 
-fn stored(
+/// Gives the layer's content to `give`, in order: its headers, whole chunks of the file, what follows it. `room(n)` gives `n` bytes to
+/// read into. Blocks; `read(n)` is called for every `n` bytes of the file.
+///
+/// # Errors
+/// As [`digest`]; those of `give`.
+pub(super) fn read_layer(
     layer: &Layer,
     stop: &AtomicBool,
     read: &(dyn Fn(u64) + Sync),
-    buffers: &Buffers,
-) -> Result<Hasher> {
+    room: &mut dyn FnMut(usize) -> Vec<u8>,
+    give: &mut dyn FnMut(Vec<u8>) -> Result<()>,
+) -> Result<()> {
     let file = &layer.file;
     let failed = || format!("cannot read {}", file.place.display());
-    let mut stored = Hasher::new(Algorithm::Sha256);
-    buffers.give(layer.headers.to_vec(), &mut stored);
+    give(layer.headers.to_vec())?;
     let open = file.open()?;
     let unchanged = || match open.metadata().map(|metadata| Seal::of(&metadata)) {
         Ok(seal) if seal == file.seal => Ok(()),
@@ -130,12 +141,12 @@ fn stored(
             return Err(Error::new(Kind::Deadline, format!("{} was given up", file.place.display())));
         }
         let len = usize::try_from(file.size - at).unwrap_or(usize::MAX).min(BUFFER);
-        let mut buffer = buffers.take(len);
+        let mut buffer = room(len);
         open.read_exact_at(&mut buffer, at).map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => file.changed(),
             _ => Error::from_source(Kind::Storage, failed(), error),
         })?;
-        buffers.give(buffer, &mut stored);
+        give(buffer)?;
         let len = u64::try_from(len).unwrap_or(u64::MAX);
         at = at.saturating_add(len);
         read(len);
@@ -143,8 +154,7 @@ fn stored(
     unchanged()?;
     // And nobody put another file in its place, which is the one that is uploaded.
     file.check()?;
-    buffers.give(vec![0; usize::try_from(layer.tail).unwrap_or(0)], &mut stored);
-    Ok(stored)
+    give(vec![0; usize::try_from(layer.tail).unwrap_or(0)])
 }
 
 /// The digests of the chunks of a layer's extents, from the layer's content as it goes by in order.

@@ -9,18 +9,18 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use serde::Serialize;
 
+use super::attach::pins;
 use super::describe::Described;
 use super::layer::Layer;
 use super::plan::Plan;
 use crate::error::{Error, Kind, Result};
+use crate::index::ARTIFACT_TYPE;
 use crate::index::format::Encoded;
-use crate::oci::artifact::{
-    Family, INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY, INDEX_KEY, INDEX_PATH, INDEX_VERSION,
-};
+use crate::oci::artifact::{Family, INDEX_PATH};
 use crate::oci::manifest::OCI_MANIFEST;
 use crate::oci::{Blob, Digest};
 
-const ARTIFACT_TYPE: &str = "application/vnd.cncf.model.manifest.v1+json";
+const MODEL_TYPE: &str = "application/vnd.cncf.model.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.cncf.model.config.v1+json";
 
 /// A descriptor as it is written.
@@ -53,11 +53,15 @@ impl Written {
     pub fn index(index: &Encoded, dialect: Family, mtime: u64) -> Result<Self> {
         let metadata = Metadata::new(INDEX_PATH, 0o644, index.blob.size, mtime);
         let mut annotations = file_annotations(dialect, INDEX_PATH, &metadata)?;
-        annotations.insert(INDEX_KEY.into(), INDEX_VERSION.into());
-        annotations.insert(INDEX_HEAD_DIGEST_KEY.into(), index.head.digest.to_string());
-        annotations.insert(INDEX_HEAD_SIZE_KEY.into(), index.head.size.to_string());
+        annotations.extend(pins(index));
         let media_type = format!("application/vnd.{}.model.doc.v1.raw", word(dialect));
         Ok(Self::new(media_type, &index.blob, annotations))
+    }
+
+    /// The descriptor of an index that is published beside its artifact.
+    #[must_use]
+    pub fn attached(index: &Encoded) -> Self {
+        Self::new(ARTIFACT_TYPE.to_owned(), &index.blob, pins(index))
     }
 
     fn new(media_type: String, blob: &Blob, annotations: BTreeMap<String, String>) -> Self {
@@ -219,7 +223,7 @@ struct Manifest<'a> {
 /// Never in practice.
 pub fn manifest(config: &Blob, layers: &[Written]) -> Result<Bytes> {
     let config = Written::new(CONFIG_TYPE.to_owned(), config, BTreeMap::new());
-    let (media_type, artifact_type) = (OCI_MANIFEST, ARTIFACT_TYPE);
+    let (media_type, artifact_type) = (OCI_MANIFEST, MODEL_TYPE);
     json(&Manifest { schema_version: 2, media_type, artifact_type, config, layers })
 }
 

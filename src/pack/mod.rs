@@ -8,15 +8,21 @@
 //! | [`layer`] | a file as a layer: raw, or the only member of a tar |
 //! | [`mod@plan`] | these four put together: all that is known before any content is read |
 //! | [`digest`] | one pass over a layer's bytes: its digest and those of its chunks |
+//! | [`compress`] | a layer compressed, on the grid of its file |
 //! | [`manifest`] | config and manifest as JSON, in the words of the specification |
 //! | [`publish`] | layers digested and uploaded side by side, then index, config, manifest |
-//! | [`add`] | an index for an artifact that is in a repository already |
+//! | [`build`] | the index of an artifact that is in a repository already, by reading its layers once |
+//! | [`add`] | that index made part of the artifact |
+//! | [`attach`] | that index published beside the artifact |
 //! | `splice` | JSON changed as text, so that nothing else of it changes |
 //!
 //! Not a packer for other formats, and nothing that reads artifacts: that is what the floors below do. Called by the
-//! commands `pack` and `index add`.
+//! commands `pack` and `index`.
 
 pub mod add;
+pub mod attach;
+pub mod build;
+pub mod compress;
 pub mod describe;
 pub mod digest;
 pub mod kind;

@@ -2,7 +2,7 @@
 //!
 //! What `--dry-run` shows, and what [`publish`](super::publish()) carries out. Asks no network.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::describe::{Described, describe};
 use super::kind::kind;
@@ -17,8 +17,10 @@ const LATEST: u64 = (1 << 33) - 1;
 /// How a folder is packed.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Raw or tar.
+    /// How each file becomes a layer.
     pub packaging: Packaging,
+    /// A folder for files without names, into which layers are compressed before they are uploaded.
+    pub scratch: PathBuf,
     /// Which links are followed.
     pub links: Links,
     /// Whether the artifact gets an index.
@@ -69,10 +71,12 @@ pub struct Plan {
     pub time: u64,
     /// When it was made, in seconds since 1970, if it says so.
     pub created: Option<u64>,
+    /// Where layers are put aside that are compressed.
+    pub scratch: PathBuf,
 }
 
 impl Plan {
-    /// How many stored bytes its layers have, without the index.
+    /// How many bytes its layers have, before they are compressed and without the index.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size()))
@@ -98,8 +102,8 @@ pub fn plan(folder: &Path, options: &Options) -> Result<Plan> {
         Times::Fixed(time) => time.min(LATEST),
         Times::Own { latest } => latest.unwrap_or(0).min(LATEST),
     };
-    let (index, created) = (options.index, options.created);
-    Ok(Plan { layers, skipped: found.skipped, described, index, time, created })
+    let (index, created, scratch) = (options.index, options.created, options.scratch.clone());
+    Ok(Plan { layers, skipped: found.skipped, described, index, time, created, scratch })
 }
 
 fn place(kind: LayerKind) -> u8 {

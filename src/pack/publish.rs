@@ -13,13 +13,14 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::Watch;
+use super::compress::{Compressed, compress};
 use super::digest::{Digested, Stop, digest};
 use super::layer::Layer;
 use super::manifest::{Written, config, manifest};
 use super::plan::Plan;
 use crate::error::{Error, Kind, Result};
-use crate::index::Index;
 use crate::index::format::{Encoded, Part, encode};
+use crate::index::{ChunkDigest, Index, compression};
 use crate::oci::artifact::Family;
 use crate::oci::manifest::OCI_MANIFEST;
 use crate::oci::{Blob, Digest};
@@ -132,6 +133,12 @@ impl Destination {
             .map_err(|error| error.context(format!("cannot publish the manifest in {}", self.target.place())))
     }
 
+    /// Puts a list of manifests there under a tag of its own.
+    pub(super) async fn put_list(&self, tag: &str, media_type: &str, list: &Bytes) -> Result<()> {
+        let put = self.target.tag(Some(tag), media_type, list).await;
+        put.map(drop).map_err(|error| error.context(format!("cannot write {tag} in {}", self.target.place())))
+    }
+
     /// Where it is, as messages name it.
     pub(super) fn place(&self) -> String {
         self.target.place()
@@ -152,8 +159,8 @@ pub async fn publish(plan: &Plan, destination: &Destination, watch: &Watch) -> R
     let digested = digest_and_upload(plan, destination, watch).await?;
     let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
     for (layer, digested) in plan.layers.iter().zip(&digested) {
-        layers.push(Written::layer(layer, &digested.blob)?);
-        diff_ids.push(digested.blob.digest.clone());
+        layers.push(Written::layer(layer, digested.blob())?);
+        diff_ids.push(digested.diff_id().clone());
     }
     let index = if plan.index { Some(index(plan, &digested)?) } else { None };
     if let Some(index) = &index {
@@ -167,14 +174,22 @@ pub async fn publish(plan: &Plan, destination: &Destination, watch: &Watch) -> R
 }
 
 /// The artifact's index: entries and extents as they would be found in the published layers.
-fn index(plan: &Plan, digested: &[Digested]) -> Result<Encoded> {
+fn index(plan: &Plan, digested: &[Ready]) -> Result<Encoded> {
     let mut index = Index::default();
     for (number, (layer, digested)) in plan.layers.iter().zip(digested).enumerate() {
-        let (layer, entry) = layer.indexed(&digested.blob, number);
-        index.layers.push(layer);
-        index.entries.push(entry);
+        match digested {
+            Ready::Plain(digested) => {
+                let (layer, entry) = layer.indexed(&digested.blob, number);
+                index.layers.push(layer);
+                index.entries.push(entry);
+            }
+            Ready::Compressed(compressed) => {
+                index.layers.push(compressed.layer.clone());
+                index.entries.extend(compressed.entries.iter().cloned());
+            }
+        }
     }
-    let chunks: Vec<_> = digested.iter().map(|digested| digested.chunks.clone()).collect();
+    let chunks: Vec<_> = digested.iter().map(|digested| digested.chunks().to_vec()).collect();
     encode(&index, &chunks).map_err(|error| error.context("cannot write the index"))
 }
 
@@ -200,17 +215,55 @@ fn by_size(plan: &Plan) -> Vec<usize> {
     order.into_iter().map(|(number, _)| number).collect()
 }
 
-async fn digest_and_upload(plan: &Plan, to: &Destination, watch: &Watch) -> Result<Vec<Digested>> {
+async fn digest_and_upload(plan: &Plan, to: &Destination, watch: &Watch) -> Result<Vec<Ready>> {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let turns =
         Turns { digest: Semaphore::new(cores), upload: Semaphore::new(UPLOADS), stop: Stop::default() };
     let turns = &turns;
     let each = by_size(plan).into_iter().filter_map(|number| Some((number, plan.layers.get(number)?)));
-    let each: Vec<_> = each.map(|(number, layer)| one(number, layer, turns, to, watch)).collect();
+    let each: Vec<_> = each.map(|(number, layer)| one(number, layer, plan, turns, to, watch)).collect();
     let each = stream::iter(each).buffer_unordered(cores + UPLOADS);
-    let mut digested: Vec<(usize, Digested)> = each.try_collect().await?;
+    let mut digested: Vec<(usize, Ready)> = each.try_collect().await?;
     digested.sort_by_key(|(number, _)| *number);
     Ok(digested.into_iter().map(|(_, digested)| digested).collect())
+}
+
+/// A layer that is ready to be uploaded.
+enum Ready {
+    /// As it lies in its file.
+    Plain(Digested),
+    /// Put aside.
+    Compressed(Box<Compressed>),
+}
+
+impl Ready {
+    fn blob(&self) -> &Blob {
+        match self {
+            Self::Plain(digested) => &digested.blob,
+            Self::Compressed(compressed) => &compressed.blob,
+        }
+    }
+
+    fn diff_id(&self) -> &Digest {
+        match self {
+            Self::Plain(digested) => &digested.blob.digest,
+            Self::Compressed(compressed) => &compressed.diff_id,
+        }
+    }
+
+    fn chunks(&self) -> &[ChunkDigest] {
+        match self {
+            Self::Plain(digested) => &digested.chunks,
+            Self::Compressed(compressed) => &compressed.chunks,
+        }
+    }
+
+    fn pieces(&self, layer: &Layer) -> Vec<Piece> {
+        match self {
+            Self::Plain(_) => layer.pieces(),
+            Self::Compressed(compressed) => vec![compressed.piece.clone()],
+        }
+    }
 }
 
 /// Leave to use what there is not much of.
@@ -223,21 +276,27 @@ struct Turns {
 async fn one(
     number: usize,
     layer: &Layer,
+    plan: &Plan,
     turns: &Turns,
     to: &Destination,
     watch: &Watch,
-) -> Result<(usize, Digested)> {
+) -> Result<(usize, Ready)> {
     let digested = {
         // Nobody closes the semaphores.
         let _turn = turns.digest.acquire().await;
-        let (layer, stop, watch) = (layer.clone(), turns.stop.flag(), watch.clone());
-        let digesting = tokio::task::spawn_blocking(move || digest(&layer, &stop, &*watch));
+        let (layer, stop, watch, scratch) =
+            (layer.clone(), turns.stop.flag(), watch.clone(), plan.scratch.clone());
+        let digesting = tokio::task::spawn_blocking(move || match compression(layer.packaging) {
+            None => digest(&layer, &stop, &*watch).map(Ready::Plain),
+            Some(how) => compress(&layer, number, how, &scratch, &stop, &*watch)
+                .map(|compressed| Ready::Compressed(Box::new(compressed))),
+        });
         digesting
             .await
             .map_err(|error| Error::from_source(Kind::Kernel, "digesting was interrupted", error))??
     };
     let _turn = turns.upload.acquire().await;
-    let put = to.put(&digested.blob, layer.pieces(), watch).await;
+    let put = to.put(digested.blob(), digested.pieces(layer), watch).await;
     put.map_err(|error| match layer.file.check() {
         Ok(()) => error.context(format!("cannot upload {} to {}", layer.file.path, to.place())),
         Err(changed) => changed,

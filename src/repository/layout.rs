@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 
-use super::{ByteStream, MANIFEST_LIMIT, Pinned, Repository};
+use super::{ByteStream, MANIFEST_LIMIT, Pinned, REFERRERS_LIMIT, Repository, referrers};
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
@@ -28,7 +28,7 @@ const PIECE: u64 = 1 << 20;
 pub enum Untagged {
     /// Nothing: there is no such manifest.
     Missing,
-    /// The only manifest of the folder, where there is exactly one. For references without a tag.
+    /// The only manifest of the folder that belongs to no other, where there is exactly one. For references without a tag.
     TheOnlyOne,
 }
 
@@ -87,11 +87,15 @@ impl Layout {
             .hint("the folder must have the files oci-layout and index.json")
     }
 
-    fn resolve(&self, which: &Which) -> Result<(Digest, String)> {
+    fn index(&self) -> Result<ImageIndex> {
         let path = self.folder.join("index.json");
-        let index: ImageIndex = serde_json::from_slice(&read_small(&path)?).map_err(|error| {
+        serde_json::from_slice(&read_small(&path)?).map_err(|error| {
             Error::from_source(Kind::Protocol, format!("cannot read {}", path.display()), error)
-        })?;
+        })
+    }
+
+    fn resolve(&self, which: &Which) -> Result<(Digest, String)> {
+        let index = self.index()?;
         match which {
             Which::Digest(digest) => {
                 let known = index.manifests.into_iter().find(|descriptor| descriptor.digest == *digest);
@@ -111,9 +115,23 @@ impl Layout {
             }
             return Ok(found.clone());
         }
-        match (self.untagged, index.manifests.as_slice()) {
-            (Untagged::TheOnlyOne, [only]) => Ok(only.clone()),
-            (_, all) => Err(self.no_such_tag(tag, all)),
+        let all = index.manifests.as_slice();
+        let only = if self.untagged == Untagged::TheOnlyOne { self.only(all) } else { None };
+        only.ok_or_else(|| self.no_such_tag(tag, all))
+    }
+
+    /// The only manifest that belongs to no other, if that is one.
+    fn only(&self, all: &[Descriptor]) -> Option<Descriptor> {
+        let stands_alone = |one: &&Descriptor| {
+            let bytes = read_small(&self.blob_path(&one.digest)).ok();
+            !bytes.is_some_and(|bytes| referrers::has_subject(&bytes))
+        };
+        match all {
+            [only] => Some(only.clone()),
+            several => {
+                let mut alone = several.iter().take(REFERRERS_LIMIT).filter(stands_alone);
+                alone.next().filter(|_| alone.next().is_none()).cloned()
+            }
         }
     }
 
@@ -133,6 +151,16 @@ impl Layout {
             return Err(Error::new(Kind::Integrity, doing));
         }
         Ok(Pinned { digest, media_type, bytes })
+    }
+
+    /// Those manifests of `index.json` that say they refer to `subject`.
+    fn referring(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>> {
+        let all = self.index()?.manifests.into_iter().take(REFERRERS_LIMIT);
+        let refers = |one: &Descriptor| {
+            let bytes = read_small(&self.blob_path(&one.digest)).ok();
+            bytes.is_some_and(|bytes| referrers::refers(&bytes, subject, artifact_type))
+        };
+        Ok(all.filter(refers).collect())
     }
 
     /// The size of a blob that is kept here, in stored bytes.
@@ -167,6 +195,15 @@ impl Repository for Layout {
 
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
         Box::pin(self.pieces(blob, range, PIECE))
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        let (layout, subject, artifact_type) = (self.clone(), subject.clone(), artifact_type.to_owned());
+        Box::pin(blocking(move || layout.referring(&subject, &artifact_type)))
     }
 
     fn place(&self) -> String {

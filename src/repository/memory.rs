@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::{ByteStream, Pinned, Repository};
 use crate::error::{Error, Kind, Result};
-use crate::oci::{Blob, Digest, Which};
+use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
 
 type Failure = Arc<dyn Fn(&Blob, StoredRange) -> Option<Error> + Send + Sync>;
@@ -186,6 +186,28 @@ impl Repository for Memory {
 
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
         Box::pin(self.answer(blob, range))
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        let state = self.state.lock();
+        let refers = |bytes: &Bytes| super::referrers::refers(bytes, subject, artifact_type);
+        let mut found: Vec<_> = state
+            .manifests
+            .iter()
+            .filter(|(_, (_, bytes))| refers(bytes))
+            .map(|(digest, (media_type, bytes))| Descriptor {
+                media_type: media_type.clone(),
+                digest: digest.clone(),
+                size: bytes.len().try_into().unwrap_or(u64::MAX),
+                annotations: std::collections::BTreeMap::new(),
+            })
+            .collect();
+        found.sort_by(|one, other| one.digest.cmp(&other.digest));
+        Box::pin(async move { Ok(found) })
     }
 
     fn place(&self) -> String {

@@ -9,6 +9,7 @@ pub mod joined;
 pub mod layout;
 pub mod memory;
 pub mod push;
+mod referrers;
 pub mod registry;
 pub mod retry;
 pub mod secret;
@@ -23,13 +24,14 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
 use crate::error::{Error, Kind, Result};
-use crate::oci::{Blob, Digest, Place, Reference, Which};
+use crate::oci::{Blob, Descriptor, Digest, Place, Reference, Which};
 use crate::range::StoredRange;
 
 use connected::Connected;
 pub use joined::Joined;
 pub use layout::{Layout, Untagged};
 pub use memory::Memory;
+pub use referrers::{refers, tag as referrers_tag};
 pub use registry::Registry;
 pub use retry::Retrying;
 pub use secret::Secret;
@@ -50,6 +52,9 @@ pub struct Pinned {
 
 /// The largest manifest or index that is read: 4 MiB, the limit that registries themselves apply.
 pub const MANIFEST_LIMIT: u64 = 4 << 20;
+
+/// The most referrers that are looked at.
+pub const REFERRERS_LIMIT: usize = 1000;
 
 /// A place that has manifests and blobs, under their digests.
 ///
@@ -72,6 +77,23 @@ pub trait Repository: Send + Sync + fmt::Debug {
     /// From the call, or as the stream's last item: `Invalid` where the range leaves the blob, else as
     /// [`manifest`](Self::manifest); `Protocol` where the answer is not the range asked for.
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>>;
+
+    /// The manifests of `artifact_type` that belong to the manifest `subject`, at most [`REFERRERS_LIMIT`] (distribution
+    /// specification, "Listing Referrers"); none where the repository has no way to say so. Their own bytes say
+    /// whether that is true: nothing is verified here.
+    ///
+    /// Costs one request, or two where a registry answers by the tag scheme only.
+    ///
+    /// # Errors
+    /// As [`manifest`](Self::manifest), but for `NotFound`; `Protocol` for lists that can't be meant.
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        let _ = (subject, artifact_type);
+        Box::pin(async { Ok(Vec::new()) })
+    }
 
     /// Where this is, as error messages name it: `ghcr.io/acme/llm` or `oci:/models/llm`.
     fn place(&self) -> String;

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{ByteStream, Config, Pinned, Repository};
 use crate::error::{Error, Kind, Result};
-use crate::oci::{Blob, Which};
+use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
 
 /// How often in a row an answer against the rules is asked for again: a proxy's page comes and goes, a
@@ -55,6 +55,17 @@ impl<R: Repository + 'static> Retrying<R> {
         }
     }
 
+    async fn list(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>> {
+        let doing = format!("asking {} who refers to {subject}", self.inner.place());
+        let mut tries = Tries::new(self.setup_deadline, UNREACHABLE_PATIENCE);
+        loop {
+            match tries.bounded(self.inner.referrers(subject, artifact_type)).await {
+                Ok(listed) => return Ok(listed),
+                Err(error) => tries.pause(error, &doing).await?,
+            }
+        }
+    }
+
     async fn open(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
         let mut reading = Reading {
             inner: self.inner.clone(),
@@ -81,6 +92,14 @@ impl<R: Repository + 'static> Repository for Retrying<R> {
 
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
         Box::pin(self.open(blob, range))
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        Box::pin(self.list(subject, artifact_type))
     }
 
     fn place(&self) -> String {

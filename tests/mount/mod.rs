@@ -1,11 +1,12 @@
 //! Tests through a real mount of a real registry: what a person and an engine see.
 //!
 //! Each file is one promise: every byte right (`bytes`), little fetched (`laziness`), kept bytes (`keeping`), nothing wrong served
-//! (`integrity`, and `bound` where a model brings its own chunk digests), a registry that fails (`outage`), the kernel's view (`kernel`), disks that fail (`disk`), and a mount
+//! (`integrity`, and `bound` where a model brings its own chunk digests), a registry that fails (`outage`), the kernel's view (`kernel`), disks that fail (`disk`), compressed layers without an index (`compressed`), and a mount
 //! within the test's own process, over a repository in memory (`library`).
 
 mod bound;
 mod bytes;
+mod compressed;
 mod disk;
 mod integrity;
 mod keeping;

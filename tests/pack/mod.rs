@@ -1,9 +1,10 @@
 //! Packing: what `pack` and `index add` publish, read back and read by others.
 //!
 //! With the program itself, a real registry and image layout folders. [`push`] is about what goes over the line,
-//! [`rules`] about what others ask of an artifact, [`model`] about what is in it, [`add`] about artifacts that get an index later.
+//! [`compressed`] about layers that are compressed, [`rules`] about what others ask of an artifact, [`model`] about what is in it, [`add`] about artifacts that get an index later.
 
 mod add;
+mod compressed;
 mod model;
 mod push;
 mod rules;

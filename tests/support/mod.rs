@@ -7,6 +7,7 @@
 pub(crate) mod artifacts;
 pub mod bound;
 pub mod child;
+pub mod compressed;
 mod dialects;
 pub mod http;
 pub(crate) mod neighbours;

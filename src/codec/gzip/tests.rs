@@ -176,6 +176,25 @@ fn every_field_of_a_header_is_passed_over_and_its_checksum_checked() {
 }
 
 #[test]
+fn members_that_are_written_are_read_by_gzip_and_begin_a_span_each() {
+    let content = weights(300_000, 13);
+    let mut stored = Vec::new();
+    content.chunks(100_000).for_each(|piece| write_member(piece, 6, &mut stored).unwrap());
+    let scanned = scan(&stored, 4 * SMALL, 10_000, 30_000).unwrap();
+    assert!(scanned.content == content && scanned.windows.is_empty());
+    assert_eq!(scanned.table.len(), 3);
+    check_all(&stored, &scanned);
+    assert!(piped("gzip", &["-dc"], &stored).unwrap() == content);
+    let noise: Vec<u8> = (0..70_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut random = Vec::new();
+    write_member(&noise, 6, &mut random).unwrap();
+    assert!(scan(&random, SMALL, 1000, 1000).unwrap().content == noise);
+    let mut none = Vec::new();
+    write_member(b"", 9, &mut none).unwrap();
+    assert!(scan(&none, SMALL, 3, 3).unwrap().content.is_empty());
+}
+
+#[test]
 fn a_file_without_content_has_no_span() {
     let stored = [member(b"", 6), member(b"", 0)].concat();
     let scanned = scan(&stored, SMALL, 3, 10).unwrap();

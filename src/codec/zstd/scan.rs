@@ -31,7 +31,8 @@ pub struct Scanner {
     /// The start of a header that is not all here.
     header: Vec<u8>,
     builder: Builder,
-    digests: Digests,
+    /// `None` where the spans are known and nobody asks for their digests.
+    digests: Option<Digests>,
     /// Of the frame it is in.
     stored: u64,
     content: u64,
@@ -59,6 +60,15 @@ impl Scanner {
         Self::with_window_limit(span, WINDOW_LIMIT)
     }
 
+    /// The same at the start of a span of a blob whose spans are known: for its content alone. What [`finish`](Self::finish)
+    /// gives is one span, whose digest it does not know.
+    ///
+    /// # Errors
+    /// As [`Scanner::new`].
+    pub fn of_known() -> Result<Self> {
+        Ok(Self { digests: None, ..Self::new(u64::MAX)? })
+    }
+
     /// The same for windows of up to `window_limit` bytes, which counts up to [`WINDOW_LIMIT`].
     ///
     /// # Errors
@@ -73,7 +83,7 @@ impl Scanner {
             place: Place::Between,
             header: Vec::with_capacity(HEADER_LIMIT),
             builder: Builder::new(span),
-            digests: Digests::new(),
+            digests: Some(Digests::new()),
             stored: 0,
             content: 0,
             is_flushed: true,
@@ -116,8 +126,11 @@ impl Scanner {
         if self.failed || !matches!(self.place, Place::Between) || !self.header.is_empty() {
             return Err(invalid("the blob is cut short within a frame"));
         }
-        let digests = self.digests.finish();
-        self.builder.finish()?.with_digests(digests)
+        let spans = self.builder.finish()?;
+        match self.digests {
+            Some(digests) => spans.with_digests(digests.finish()),
+            None => Ok(spans),
+        }
     }
 
     /// How many bytes of content the frames that have ended hold.
@@ -221,13 +234,16 @@ impl Scanner {
         self.place = Place::Between;
         let before = self.builder.spans();
         self.builder.push(self.stored, self.content)?;
-        self.digests.end_frame(&self.builder, before);
+        if let Some(digests) = &mut self.digests {
+            digests.end_frame(&self.builder, before);
+        }
         Ok(())
     }
 
     /// Takes stored bytes of the frame it is in, which have been counted already, into its digest.
     fn digest(&mut self, bytes: &[u8]) {
-        let may_join = self.builder.may_join(self.stored, self.content);
-        self.digests.update(bytes, may_join);
+        if let Some(digests) = &mut self.digests {
+            digests.update(bytes, self.builder.may_join(self.stored, self.content));
+        }
     }
 }

@@ -89,6 +89,13 @@ impl Spans {
         Some(Span { stored, content, digest: digest.copied() })
     }
 
+    /// The position of the span that holds the byte of content at `at`, or `None` past the end. Costs a binary search.
+    #[must_use]
+    pub fn position(&self, at: u64) -> Option<usize> {
+        let after = self.starts.partition_point(|start| start.content <= at);
+        (at < self.end.content).then(|| after.saturating_sub(1))
+    }
+
     /// All spans in order.
     pub fn iter(&self) -> impl Iterator<Item = Span> + '_ {
         (0..self.len()).filter_map(|position| self.span(position))

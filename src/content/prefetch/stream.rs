@@ -20,6 +20,8 @@ const WINDOW: u64 = 64 << 20;
 /// What a stream must have consumed before anything is loaded ahead of it: more than the 1 MiB that the kernel reads
 /// around a single fault.
 const SETTLED: u64 = 1280 << 10;
+/// What a stream has consumed at most that may be a few reads here and there: two faults with what the kernel reads around them.
+const SCATTERED: u64 = 256 << 10;
 /// How many times what a stream consumed is loaded ahead of it within the first tensor that it reads: more than
 /// beyond it, since the tensor's end bounds what is fetched in vain.
 const WITHIN: u64 = 4;
@@ -62,6 +64,8 @@ pub struct Plan {
     pub ahead: Option<ContentRange>,
     /// Whether so much of the file was read that the rest should come too, when nothing else is to do.
     pub rest: bool,
+    /// Whether this reader has read on for a while, so that he is likely to want what lies around his last read.
+    pub reads_on: bool,
 }
 
 impl Streams {
@@ -76,6 +80,7 @@ impl Streams {
         stream.next = stream.next.max(range.end());
         stream.consumed = stream.consumed.saturating_add(new);
         stream.last = clock;
+        let reads_on = stream.consumed > SCATTERED;
         let target = stream.target(len, tensors);
         let from = stream.planned.max(stream.next);
         let ahead = (target > from).then(|| ContentRange::new(from, target));
@@ -85,7 +90,7 @@ impl Streams {
         self.consumed = self.consumed.saturating_add(read_on);
         let rest = !self.rest_planned && self.consumed > len / 2;
         self.rest_planned |= rest;
-        Plan { ahead, rest }
+        Plan { ahead, rest, reads_on }
     }
 
     fn stream_of(&mut self, range: ContentRange) -> &mut Stream {

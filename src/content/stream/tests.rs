@@ -434,3 +434,51 @@ async fn two_who_take_in_the_same_layer_at_once_are_both_right() {
     one.close().await;
     other.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_there_was_no_room_for_is_read_by_span_once_the_layer_has_gone_by() {
+    let files = vec![content(1, 9 * CHUNK), content(2, CHUNK + 1)];
+    let model = Model { room: CHUNK, ..Model::new(files, gzip) };
+    model.open();
+    let loader = model.loader(Config { memory: CHUNK, ..plain() });
+    loader.let_pass(0).await.unwrap();
+    assert!(loader.share().kept < CHUNK, "there was no room");
+    assert!(loader.streaming(0).is_none(), "it has spans");
+    assert!(loader.read(id(1), ContentRange::new(0, u64::MAX)).await.unwrap() == model.files[1]);
+    let asked = model.line.asked.lock().split_off(1);
+    assert!(!asked.is_empty() && asked.iter().all(|range| range.start() > 4 * CHUNK), "{asked:?}");
+    model.assert_all(&loader).await;
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_store_a_layer_is_served_and_its_index_is_in_memory() {
+    let model = Model::new(some_files(), gzip);
+    model.open();
+    let loader = model.loader(plain());
+    // Nothing can be made in it.
+    std::fs::remove_dir_all(model.dir.path().join("store")).unwrap();
+    std::fs::write(model.dir.path().join("store"), b"").unwrap();
+    loader.let_pass(0).await.unwrap();
+    model.assert_all(&loader).await;
+    assert!(loader.streaming(0).is_none(), "it has spans");
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_whose_index_was_lost_goes_by_again_and_fetches_its_files_once_more_only_to_name_them() {
+    let model = Model::new(some_files(), zstd);
+    model.open();
+    let loader = model.loader(plain());
+    loader.let_pass(0).await.unwrap();
+    loader.close().await;
+    let hex = model.blob().digest.hex();
+    std::fs::remove_file(model.dir.path().join("store/layers/sha256").join(hex).join("index")).unwrap();
+    let loader = model.loader(Config { integrity: Integrity::Strict, ..plain() });
+    assert_eq!(loader.standing(0), Standing::Proved, "that is still known");
+    named(&loader, 5).await;
+    model.assert_all(&loader).await;
+    loader.let_pass(0).await.unwrap();
+    assert!(model.store().index("me", &model.blob().digest).is_some());
+    loader.close().await;
+}

@@ -3,17 +3,20 @@
 //! The form is a function of the content alone: no time, name or order of the writer's own goes in.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use zerocopy::little_endian::U32;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
-use super::{Encoded, HEAD_LIMIT, Head, Part, decode, wire};
+use super::{Encoded, HEAD_LIMIT, Head, Part, decode, decode_at, wire};
 use crate::error::{Error, Kind, Result};
 use crate::index::{ChunkDigest, Coding, Compression, Entry, EntryKind, Grid, Home, Index, Layer, Section};
 use crate::oci::digest::{Algorithm, Hasher};
 use crate::oci::{Blob, Digest, path};
+use crate::range::StoredRange;
 
 /// How much of a file is read at once.
 const PIECE: u64 = 1 << 20;
@@ -42,6 +45,29 @@ pub fn encode(index: &Index, digests: &[Vec<ChunkDigest>]) -> Result<Encoded> {
         true => Ok(encoded),
         false => Err(Error::new(Kind::Invalid, "its entries are not those of its layers' extents")),
     }
+}
+
+/// The index that is all of a file, as one that is about to be published, and what it says. Reads the file once.
+///
+/// # Errors
+/// [`Kind::Storage`] where it can't be read; those of [`decode()`].
+pub fn of_file(file: Arc<File>) -> Result<(Encoded, Head)> {
+    let failed = |error| Error::from_source(Kind::Storage, "cannot read the index", error);
+    let size = file.metadata().map_err(failed)?.len();
+    let mut said = [0; 8];
+    let too_short = |_| Error::new(Kind::Invalid, "it does not begin as an index does");
+    file.read_exact_at(&mut said, 16).map_err(too_short)?;
+    let said = u64::from_le_bytes(said);
+    if said > size.min(HEAD_LIMIT) {
+        return Err(Error::new(Kind::Invalid, format!("its head says it has {said} bytes")));
+    }
+    let mut head = vec![0; usize::try_from(said).unwrap_or(0)];
+    file.read_exact_at(&mut head, 0).map_err(failed)?;
+    let (head, parts) = (Bytes::from(head), vec![Part::File(file.clone(), StoredRange::new(0, size))]);
+    let decoded = decode_at(&head, size, &Home::File(file))?;
+    let mut encoded = Encoded { head: blob(&head), blob: blob(&[]), parts };
+    encoded.blob = encoded.whole()?;
+    Ok((encoded, decoded))
 }
 
 impl Encoded {

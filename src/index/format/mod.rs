@@ -9,7 +9,7 @@ mod wire;
 
 pub use decode::decode;
 pub(super) use decode::decode_at;
-pub use encode::encode;
+pub use encode::{encode, of_file};
 
 use std::fs::File;
 use std::sync::Arc;

@@ -31,10 +31,11 @@ use self::auth::{Auth, Renewed};
 use self::found::Found;
 use self::hops::{Carries, Hop};
 pub(super) use self::upload::{Session, Setback};
-use super::{ByteStream, Config, MANIFEST_LIMIT, Pinned, PlainHttp, Repository};
+use super::{ByteStream, Config, MANIFEST_LIMIT, Pinned, PlainHttp, Repository, referrers};
 use crate::error::{Error, Kind, Result};
 use crate::oci::digest::{Algorithm, Hasher};
-use crate::oci::{Blob, Digest, Which};
+use crate::oci::manifest::OCI_INDEX;
+use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
 
 /// The forms of manifest that are asked for: OCI, Docker, and ModelPack's own in its three families.
@@ -116,6 +117,31 @@ impl Registry {
         let bytes = wire::limited(response, limit, self.stall).await?;
         let digest = pinned_digest(which, told.as_deref(), &bytes)?;
         Ok(Pinned { digest, media_type, bytes })
+    }
+
+    /// By the referrers API; where that is not there by the tag scheme.
+    ///
+    /// What does not fit one page is not looked at: the list is asked for by type, and few of one type are meant.
+    async fn referring(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>> {
+        let mut url = self.url(&format!("referrers/{subject}"))?;
+        url.query_pairs_mut().append_pair("artifactType", artifact_type);
+        let ask = Ask::new(Method::GET, &self.auth).header(ACCEPT, HeaderValue::from_static(OCI_INDEX));
+        let (_, response) = self.follow(Hop::first(url), &ask).await?;
+        match response.status() {
+            StatusCode::OK => {
+                wire::check_encoding(response.headers())?;
+                let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
+                referrers::of_type(&wire::limited(response, limit, self.stall).await?, artifact_type)
+            }
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                match self.pin(&Which::Tag(referrers::tag(subject))).await {
+                    Ok(list) => referrers::of_type(&list.bytes, artifact_type),
+                    Err(error) if error.kind() == Kind::NotFound => Ok(Vec::new()),
+                    Err(error) => Err(error),
+                }
+            }
+            _ => Err(self.refusal(response).await),
+        }
     }
 
     async fn open(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
@@ -271,6 +297,17 @@ impl Repository for Registry {
             let body = self.open(blob, range).await.map_err(|error| self.unread(&what, error))?;
             let named = move |error: Error| error.context(format!("cannot read {what} from {place}"));
             Ok(body.map(move |piece| piece.map_err(&named)).boxed())
+        })
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        Box::pin(async move {
+            let listed = self.referring(subject, artifact_type).await;
+            listed.map_err(|error| self.unread(&format!("who refers to {subject}"), error))
         })
     }
 

@@ -1,67 +1,36 @@
-//! `weightfs index …`: what is done with an artifact's index. `index add` gives one to an artifact that has none.
+//! `weightfs index add`: an artifact that has no index gets one, under a new digest.
 
 use std::time::Instant;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use serde::Serialize;
 
-use super::args::{REFERENCE, set, set_switch};
-use super::progress::Progress;
-use super::{pack, print, reference, runtime};
-use crate::config::{Flags, Settings};
+use super::{Asking, Spans};
+use crate::cli::args::REFERENCE;
+use crate::cli::progress::Progress;
+use crate::cli::{pack, print, reference, runtime};
+use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Place, Reference};
 use crate::pack::add::{Added, Plain};
 use crate::pack::{Destination, Watch};
 use crate::repository::push::Target;
 
-#[derive(Debug, Args)]
-pub(super) struct Index {
-    #[command(subcommand)]
-    command: Which,
-}
-
-#[derive(Debug, Subcommand)]
-enum Which {
-    /// Give the model REF an index, which lets readers verify every chunk as it arrives
-    Add(Add),
-}
-
 /// Reads every layer of REF once, verifies it, and publishes the same layers with an index, under a new digest.
 #[derive(Debug, Args)]
-struct Add {
+pub(super) struct Add {
     #[arg(value_name = "REF", help = REFERENCE)]
     reference: String,
     /// Where the model with its index is put; where this is not given REF's tag is moved to it
     #[arg(value_name = "TARGET")]
     target: Option<String>,
-    /// Ask a registry that is not on this machine over HTTP, without TLS
-    #[arg(long)]
-    plain_http: bool,
-    /// How long a read may go without progress before it fails, as 60s
-    #[arg(long, value_name = "TIME")]
-    read_deadline: Option<String>,
+    #[command(flatten)]
+    pub(super) making: Spans,
+    #[command(flatten)]
+    pub(super) asking: Asking,
     /// Answer with a JSON object
     #[arg(long)]
     json: bool,
-}
-
-impl Index {
-    /// What the flags set.
-    pub(super) fn set(&self, flags: &mut Flags) {
-        let Which::Add(add) = &self.command;
-        set_switch(flags, "registry.plain_http", add.plain_http);
-        set(flags, "content.read_deadline", add.read_deadline.as_ref());
-    }
-}
-
-/// Does what the subcommand says.
-///
-/// # Errors
-/// Those of the subcommand.
-pub(super) fn run(command: &Index, settings: &Settings) -> Result<()> {
-    let Which::Add(command) = &command.command;
-    add(command, settings)
 }
 
 #[derive(Debug, Serialize)]
@@ -86,8 +55,9 @@ struct Report {
 ///
 /// # Errors
 /// `Invalid` where REF or TARGET can't be meant, or REF has an index; those of reading and publishing.
-fn add(command: &Add, settings: &Settings) -> Result<()> {
+pub(super) fn run(command: &Add, settings: &Settings) -> Result<()> {
     let begun = Instant::now();
+    let making = command.making.making(settings)?;
     let source = reference(&command.reference)?;
     let (target, tag) = target(command.target.as_deref(), &source)?;
     let replaced = is_replaced(&source, &target).then_some(&*tag);
@@ -106,7 +76,7 @@ fn add(command: &Add, settings: &Settings) -> Result<()> {
         progress.name(&source.to_string());
         let bar = progress.clone();
         let watch: Watch = std::sync::Arc::new(move |bytes| bar.add(bytes));
-        let added = plain.add(&destination, replaced, &watch).await;
+        let added = plain.add(&destination, replaced, &making, &watch).await;
         progress.finish();
         Ok::<_, Error>(report(&source, &target, &plain, &added?, &destination, begun))
     })?;

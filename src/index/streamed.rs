@@ -1,0 +1,80 @@
+//! A compressed layer that has no index: its files become known as it goes by, which is not done here.
+//!
+//! Where an annotation names the layer's file, its first header says at once whether that is so, and how large the file
+//! is. Called by [`find`](super::find()).
+
+use std::sync::Arc;
+
+use super::names::fuller_path;
+use super::pass::{Event, Pass, Spacing};
+use super::plain::{Derived, Task};
+use super::{Coding, Entry, Layer};
+use crate::error::{Error, Kind, Result};
+use crate::range::{ContentRange, StoredRange};
+use crate::repository::read_all;
+
+/// How much of the layer's start is read: headers are at most some KiB.
+const START: u64 = 64 << 10;
+
+/// How much of it is decoded at once, so that what decodes to much is given up early.
+const PIECE: usize = 4 << 10;
+
+/// The layer `layer` of `task`, which is compressed, with the file that is known of it, if one is.
+///
+/// # Errors
+/// Those of reading. What can't be decoded is whoever streams the layer to say.
+pub(super) async fn derive(task: Task<'_>, mut layer: Layer) -> Result<Derived> {
+    layer.coding = Coding::Streamed(Arc::new(task.layer.clone()));
+    let (mut entries, warnings) = (Vec::new(), Vec::new());
+    if task.layer.path.is_some() && layer.blob.size > 0 {
+        let start = StoredRange::new(0, START.min(layer.blob.size));
+        let start = read_all(task.repository, &layer.blob, start).await?;
+        if let Some((entry, extent)) = first(&task, &start).and_then(|found| named(&task, found)) {
+            layer.extents.extend(extent);
+            entries.push(entry);
+        }
+    }
+    Ok(Derived { layer, entries, warnings })
+}
+
+/// A file and where it lies in the content; `None` where it is empty.
+type Found = (Entry, Option<ContentRange>);
+
+/// The first entry of the layer whose stored bytes begin so.
+fn first(task: &Task<'_>, start: &[u8]) -> Option<Found> {
+    let mut pass = Pass::new(task.layer, task.number, Spacing::default()).ok()?;
+    let (mut extent, mut entry) = (None, None);
+    let mut sink = |event: Event<'_>| match event {
+        Event::Extent(_, range) => {
+            extent = Some(range);
+            Ok(())
+        }
+        Event::Entry(found) => {
+            entry = Some(found.clone());
+            Err(enough())
+        }
+        Event::Content { .. } => Err(enough()),
+        Event::Window(_) => Ok(()),
+    };
+    for piece in start.chunks(PIECE) {
+        if pass.step(piece, &mut sink).is_err() {
+            break;
+        }
+    }
+    entry.map(|entry| (entry, extent))
+}
+
+/// Ends a pass that has shown what it was begun for.
+fn enough() -> Error {
+    Error::new(Kind::Invalid, "the first file is known")
+}
+
+/// The entry under the path of the annotation, where that is its path, or ends with it.
+fn named(task: &Task<'_>, (mut entry, extent): Found) -> Option<Found> {
+    let annotation = task.layer.path.as_deref()?;
+    let is_file = matches!(entry.kind, super::EntryKind::File { .. });
+    if entry.path != annotation {
+        entry.path = fuller_path(&entry.path, Some(annotation)).ok()??;
+    }
+    is_file.then_some((entry, extent))
+}
