@@ -56,10 +56,13 @@ const IMAGE_LAYERS: [&str; 2] = ["application/vnd.oci.image.layer.", DOCKER_LAYE
 /// How the media types of an image's layers begin that is Docker's own.
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.";
 
+/// How the type of an attached index begins.
+const INDEX_TYPE: &str = "application/vnd.weightfs.index.";
+
 /// How the types of artifacts begin that only say something of another artifact: indexes, signatures, attestations.
 const ABOUT_ANOTHER: [&str; 7] = [
     "application/vnd.amazon.soci.",
-    "application/vnd.weightfs.index.",
+    INDEX_TYPE,
     "application/vnd.cncf.notary.",
     "application/vnd.dev.cosign.",
     "application/vnd.dev.sigstore.",
@@ -124,7 +127,9 @@ pub(super) fn is_about_another(artifact_type: &str) -> bool {
 /// [`Kind::Unsupported`], saying what it is instead.
 pub(super) fn refuse_others(manifest: &Manifest) -> Result<()> {
     let types = [manifest.artifact_type.as_str(), config_type(manifest)];
-    if let Some(found) = types.into_iter().find(|text| is_about_another(text)) {
+    // Our own kind of index is read as an artifact, by whoever looks for one.
+    let refused = |text: &&str| is_about_another(text) && !text.starts_with(INDEX_TYPE);
+    if let Some(found) = types.into_iter().find(refused) {
         let doing = format!("this is not a model but what goes with one ({found})");
         return Err(Error::new(Kind::Unsupported, doing)
             .hint("name the model itself: its manifest is the subject of this one"));
