@@ -27,6 +27,7 @@ mod house;
 mod index;
 mod model;
 mod mount;
+mod neighbours;
 mod pack;
 mod pull;
 mod registry;

@@ -6,7 +6,6 @@ use super::{args, open, print, reference, runtime};
 use crate::config::Settings;
 use crate::error::Result;
 use crate::fs::{Model, NodeKind};
-use crate::oci::artifact::Family;
 use crate::oci::config::Description;
 
 /// What there is to say of a model.
@@ -86,7 +85,7 @@ fn report(model: &Model) -> Report {
     Report {
         reference: model.reference.to_string(),
         digest: model.digest.to_string(),
-        dialect: dialect(model.artifact.family),
+        dialect: model.artifact.family.name(),
         artifact_type: model.artifact.artifact_type.clone(),
         model: model.config.as_ref().map(|json| Description::parse(json)).unwrap_or_default(),
         files: model.tree.nodes().filter(|(_, node)| is_file(&node.kind)).count(),
@@ -109,15 +108,6 @@ fn bound(model: &Model) -> bool {
     let layers = model.index.layers.iter().enumerate();
     let mut files = layers.filter(|(number, _)| model.loader.may_have_files(*number)).peekable();
     files.peek().is_some() && files.all(|(_, layer)| layer.bound.is_some())
-}
-
-pub(super) fn dialect(family: Family) -> &'static str {
-    match family {
-        Family::Cncf => "cncf.model",
-        Family::Cnai => "cnai.model",
-        Family::ModelPack => "cncf.modelpack",
-        Family::Other => "other",
-    }
 }
 
 fn layer(layer: &crate::oci::artifact::ModelLayer) -> Layer {

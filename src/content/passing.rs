@@ -269,21 +269,6 @@ impl Loader {
         }
         stops
     }
-
-    /// The files that lie in the range at least in part, in order. Costs a binary search.
-    fn extents_within(&self, layer: usize, range: ContentRange) -> impl Iterator<Item = &Extent> {
-        let extent = move |extent: usize| self.extent(ExtentId { layer, extent });
-        let before = |number: usize| extent(number).is_some_and(|extent| extent.range.end() <= range.start());
-        let (mut first, mut end) = (0, 1);
-        while before(end) {
-            (first, end) = (end, end * 2);
-        }
-        while first < end {
-            let middle = first + (end - first) / 2;
-            (first, end) = if before(middle) { (middle + 1, end) } else { (first, middle) };
-        }
-        (first..).map_while(extent).take_while(move |extent| extent.range.start() < range.end())
-    }
 }
 
 fn stop(id: ExtentId, extent: &Extent, chunk: u64) -> Stop {

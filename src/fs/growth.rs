@@ -12,7 +12,18 @@ use parking_lot::Mutex;
 use super::tree::{Child, Look, Node, NodeId, NodeKind, both_ways, node};
 use crate::content::stream::{Coming, Names};
 use crate::error::{Error, Kind, Result};
-use crate::index::{Coding, Entry, EntryKind, Index};
+use crate::index::{Coding, Entry, EntryKind, Index, union};
+use crate::oci::artifact::Manner;
+
+/// Whether names of lower layers hang on those that come, so that none can be said before all are known: in a container
+/// image, whose layers take away, replace and redirect what lies below them.
+pub(super) fn is_layered(index: &Index) -> bool {
+    let layered = |layer: &crate::index::Layer| match &layer.coding {
+        Coding::Streamed(layer) => layer.members.manner == Manner::Layered,
+        _ => false,
+    };
+    index.layers.iter().any(layered)
+}
 
 /// The layers of `index` whose names are not known yet.
 pub(super) fn layers(index: &Index) -> Vec<usize> {
@@ -32,8 +43,18 @@ pub(super) struct Growing {
 
 #[derive(Debug)]
 struct State {
+    rule: Rule,
     folders: HashMap<NodeId, BTreeMap<Box<str>, Name>>,
     layers: BTreeMap<usize, Layer>,
+}
+
+/// How names of several layers become one tree.
+#[derive(Debug)]
+enum Rule {
+    /// Each is taken as it comes.
+    Each,
+    /// All at once, when they are known: these are those of the other layers.
+    Union(Vec<Entry>),
 }
 
 /// A layer whose names come.
@@ -61,8 +82,17 @@ impl Growing {
         let name = |child: Child| (child.name, Name { node: child.node, given: false });
         let folders = children.into_iter();
         let folders = folders.map(|(id, children)| (id, children.into_iter().map(name).collect())).collect();
+        Self::with(Rule::Each, folders, layers)
+    }
+
+    /// A tree whose layers are put on one another: `entries` are those that are known, and these layers will add to them.
+    pub(super) fn union(entries: Vec<Entry>, layers: &[usize]) -> Self {
+        Self::with(Rule::Union(entries), HashMap::from([(NodeId::ROOT, BTreeMap::new())]), layers)
+    }
+
+    fn with(rule: Rule, folders: HashMap<NodeId, BTreeMap<Box<str>, Name>>, layers: &[usize]) -> Self {
         let layers = layers.iter().map(|layer| (*layer, Layer::default())).collect();
-        Self { state: Mutex::new(State { folders, layers }), settled: AtomicBool::new(false) }
+        Self { state: Mutex::new(State { rule, folders, layers }), settled: AtomicBool::new(false) }
     }
 
     /// Takes in what has come of each layer.
@@ -73,10 +103,15 @@ impl Growing {
         let mut state = self.state.lock();
         let layers: Vec<usize> = state.layers.keys().copied().collect();
         for layer in layers {
-            state.take_layer(nodes, layer, &coming(layer));
+            match state.rule {
+                Rule::Each => state.take_layer(nodes, layer, &coming(layer)),
+                Rule::Union(_) => state.look_at(layer, coming(layer).names),
+            }
         }
-        let known = |layer: &Layer| matches!(layer.names, Names::Known) && layer.refused.is_none();
-        if state.layers.values().all(known) {
+        if state.all_known() {
+            state.put_together(nodes, &coming);
+        }
+        if state.all_known() {
             state.settle(nodes);
             self.settled.store(true, Ordering::Release);
         }
@@ -155,6 +190,39 @@ impl State {
         if let Some(name) = name {
             name.given = true;
         }
+    }
+
+    fn all_known(&self) -> bool {
+        let known = |layer: &Layer| matches!(layer.names, Names::Known) && layer.refused.is_none();
+        self.layers.values().all(known)
+    }
+
+    fn look_at(&mut self, number: usize, names: Names) {
+        if let Some(layer) = self.layers.get_mut(&number) {
+            layer.names = names;
+        }
+    }
+
+    /// Puts the layers on one another, where that is the rule. What fails is taken down as of the highest.
+    fn put_together<'a>(&mut self, nodes: &Nodes, coming: &impl Fn(usize) -> Coming<'a>) {
+        let Rule::Union(known) = &mut self.rule else { return };
+        let mut all = std::mem::take(known);
+        for number in self.layers.keys() {
+            all.extend(coming(*number).entries(0).map(|(_, entry)| entry.clone()));
+        }
+        all.sort_by_key(|entry| entry.layer);
+        let done = union::merge(all).and_then(|entries| self.take_all(nodes, entries));
+        if let (Err(error), Some(mut last)) = (done, self.layers.last_entry()) {
+            tracing::error!(%error, "REFUSED: the layers can't be put on one another");
+            last.get_mut().refused = Some(error);
+        }
+    }
+
+    /// Gives every entry its place: folders before what is in them, files before their other names.
+    fn take_all(&mut self, nodes: &Nodes, mut entries: Vec<Entry>) -> Result<()> {
+        let is_link = |entry: &Entry| matches!(entry.kind, EntryKind::HardLink(_));
+        entries.sort_by(|one, other| (is_link(one), &one.path).cmp(&(is_link(other), &other.path)));
+        entries.iter().try_for_each(|entry| self.take(nodes, entry, &|_| None))
     }
 
     fn take_layer(&mut self, nodes: &Nodes, number: usize, coming: &Coming<'_>) {

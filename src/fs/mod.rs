@@ -2,6 +2,7 @@
 //!
 //! [`Tree`] is what there is, [`Model`] an artifact opened: pinned, indexed and ready to be read.
 
+mod assemble;
 mod growth;
 pub mod model;
 mod pin;

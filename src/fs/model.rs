@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::assemble::{Whole, assemble};
 use super::pin;
 use super::tree::{Look, NodeId, NodeKind, Tree};
 use crate::content::{Config, Integrity, Loader, Standing, Store};
@@ -40,7 +41,7 @@ pub struct Model {
     pub reference: Reference,
     /// The manifest's digest.
     pub digest: Digest,
-    /// What the manifest says.
+    /// What the manifest says, and those of the artifacts that it is built upon.
     pub artifact: Artifact,
     /// The config as it is, for people; `None` where there is none or it can't be had.
     pub config: Option<Bytes>,
@@ -55,14 +56,15 @@ pub struct Model {
 }
 
 impl Model {
-    /// Resolves, pins, indexes. At most four sequential rounds after authentication.
+    /// Resolves, pins, puts together, indexes. At most four sequential rounds after authentication; one more where names come
+    /// from the config, and two for each parent of a ModelKit.
     ///
     /// A reference that was opened before with the same credentials opens again from `store` where nobody answers.
     /// Nothing is warmed: who wants that calls [`Loader::warm`]. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// `NotFound`, `Denied`, `Unreachable` and what else the repository may say; `Invalid` for manifests, names and
-    /// archives that are refused; `Unsupported` for images and forms that are not read.
+    /// archives that are refused; `Unsupported` for forms that are not read.
     pub async fn open(
         repository: Arc<dyn Repository>,
         reference: Reference,
@@ -70,16 +72,20 @@ impl Model {
         config: Config,
     ) -> Result<Self> {
         let found = pin::pin(&*repository, &reference, &store).await?;
+        let own = repository;
+        let Whole { artifact, repository } = assemble(own.clone(), &found, &store)
+            .await
+            .map_err(|error| error.context(format!("cannot open {reference}")))?;
         let mut warnings = Vec::new();
-        let gaps = kept_gaps(&store, &*repository, &found.artifact).await;
+        let gaps = kept_gaps(&store, &*repository, &artifact).await;
         let known = |layer: &Digest| gaps.get(layer).cloned().unwrap_or_default();
         // Side by side, to save a round: nothing but warnings hangs on the config.
         let (description, index) = tokio::join!(
-            pin::config(&*repository, &found, &store, &mut warnings),
-            find(&*repository, &store, &found, &known, config.trust_index),
+            pin::config(&*own, &found, &store, &mut warnings),
+            find(&*repository, &store, &found, &artifact, &known, config.trust_index),
         );
         let (mut index, opened) = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
-        warnings.extend(compare_diff_ids(&mut index, &found.artifact, &pin::diff_ids(description.as_ref())));
+        warnings.extend(compare_diff_ids(&mut index, &artifact, &pin::diff_ids(description.as_ref())));
         if config.integrity == Integrity::Strict {
             forget_unproved(&mut index);
         }
@@ -87,7 +93,7 @@ impl Model {
         index.warnings.append(&mut warnings);
         let index = Arc::new(index);
         if found.from == pin::Source::Repository {
-            pin::admit(&*repository, &reference, &store, &found.pinned).await;
+            pin::admit(&*own, &reference, &store, &found.pinned).await;
             keep_gaps(&store, &*repository, &index).await;
             if let Some(opened) = opened {
                 pin::keep_bound(&*repository, &store, opened).await;
@@ -95,8 +101,7 @@ impl Model {
         }
         let metrics = Arc::new(Metrics::default());
         let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
-        let pin::Found { pinned, artifact, .. } = found;
-        let digest = pinned.digest;
+        let digest = found.pinned.digest;
         Ok(Self { reference, digest, artifact, config: description, index, tree, loader, metrics })
     }
 
@@ -362,15 +367,16 @@ fn spelled(standing: &Standing) -> &'static str {
     }
 }
 
-/// The index, and what was read of the artifact's bound one: kept of an earlier time or asked for.
+/// The index of `artifact`, which `found` was put together to, and what was read of its bound one: kept of an earlier time
+/// or asked for.
 async fn find(
     repository: &dyn Repository,
     store: &Arc<Store>,
     found: &pin::Found,
+    artifact: &Artifact,
     known: &Known<'_>,
     trust: Trust,
 ) -> Result<(Index, Option<bound::Opened>)> {
-    let artifact = &found.artifact;
     let kept = pin::kept_head(repository, store, artifact).await;
     let opened = bound::open(repository, artifact, kept).await?;
     let bound = opened.as_ref().map(|opened| opened.head.clone());

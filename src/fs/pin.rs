@@ -138,26 +138,38 @@ pub(super) async fn config(
     warnings: &mut Vec<String>,
 ) -> Option<Bytes> {
     let descriptor = found.artifact.config.as_ref()?;
+    let had =
+        tokio::time::timeout(CONFIG_WAIT, needed_config(repository, descriptor, found.from, store)).await;
+    let had = had.unwrap_or_else(|_| Err(Error::new(Kind::Deadline, "no answer in time")));
+    had.inspect_err(|error| {
+        warnings.push(format!("the config {} can't be read: {error}", descriptor.digest));
+    })
+    .ok()
+}
+
+/// The config's bytes, kept or asked for: `from` is who gave its manifest.
+///
+/// # Errors
+/// Those of reading; `NotFound` where they are not kept and nobody answers; `Integrity` where they are not what the
+/// digest says.
+pub(super) async fn needed_config(
+    repository: &dyn Repository,
+    descriptor: &Descriptor,
+    from: Source,
+    store: &Arc<Store>,
+) -> Result<Bytes> {
     let digest = descriptor.digest.clone();
     let asked = digest.clone();
     if let Some(Some(kept)) = blocking(store, repository, move |store, who| store.small(who, &asked)).await {
-        return Some(kept);
+        return Ok(kept);
     }
-    let asked = match found.from {
-        Source::Repository => tokio::time::timeout(CONFIG_WAIT, fetch(repository, descriptor)).await,
-        Source::Store => Ok(Err(Error::new(Kind::NotFound, "it is not kept here"))),
-    };
-    match asked.unwrap_or_else(|_| Err(Error::new(Kind::Deadline, "no answer in time"))) {
-        Ok(bytes) => {
-            let kept = bytes.clone();
-            blocking(store, repository, move |store, who| store.keep_small(who, &digest, &kept)).await;
-            Some(bytes)
-        }
-        Err(error) => {
-            warnings.push(format!("the config {} can't be read: {error}", descriptor.digest));
-            None
-        }
+    if from == Source::Store {
+        return Err(Error::new(Kind::NotFound, "it is not kept here"));
     }
+    let bytes = fetch(repository, descriptor).await?;
+    let kept = bytes.clone();
+    blocking(store, repository, move |store, who| store.keep_small(who, &digest, &kept)).await;
+    Ok(bytes)
 }
 
 /// The head of the artifact's bound index as it was kept of an earlier time.

@@ -133,11 +133,14 @@ impl Tree {
     /// `Invalid` where one path is both a folder and something else, or where a hard link's target is no file
     /// that comes earlier.
     pub fn build(index: &Index, warnings: &mut Vec<String>) -> Result<Self> {
+        let coming = super::growth::layers(index);
+        if super::growth::is_layered(index) {
+            return Ok(Self::of_union(index.entries.clone(), &coming));
+        }
         let mut names = Names::default();
         for entry in &index.entries {
             names.take(entry, index)?;
         }
-        let coming = super::growth::layers(index);
         if names.winners.is_empty() && coming.is_empty() {
             names.duplicates.push("the artifact has no file at all: an empty folder".to_owned());
         }
@@ -146,6 +149,13 @@ impl Tree {
             warnings.push(format!("and {} more duplicate paths", names.unnamed));
         }
         Layout::of(names).finish(&coming)
+    }
+
+    /// A tree that has nothing but its root before all layers are known.
+    fn of_union(entries: Vec<Entry>, coming: &[usize]) -> Self {
+        let nodes = boxcar::Vec::new();
+        nodes.push(node(None, None, NodeId::ROOT, ""));
+        Self { nodes, growing: Some(Growing::union(entries, coming)) }
     }
 
     /// Takes the names that have come since it was last called into the tree; `coming` gives what there is of a layer.
@@ -302,6 +312,8 @@ impl<'a> Names<'a> {
             EntryKind::Directory => Meaning::Folder(Some(entry)),
             EntryKind::Symlink(_) => Meaning::Link(entry),
             EntryKind::HardLink(target) => self.file_at(target, &entry.path)?,
+            // Found indexes have none.
+            EntryKind::Whiteout | EntryKind::Opaque => return Ok(()),
         };
         match self.winners.insert(&entry.path, meaning) {
             Some(loser) if loser.is_folder() != meaning.is_folder() => Err(both_ways(&entry.path)),
@@ -432,9 +444,7 @@ pub(super) fn node(kind: Option<&EntryKind>, entry: Option<&Entry>, parent: Node
     let (kind, nlink) = match kind {
         Some(EntryKind::File { extent, size }) => (NodeKind::File { extent: *extent, size: *size }, 1),
         Some(EntryKind::Symlink(target)) => (NodeKind::Symlink(target.as_str().into()), 1),
-        Some(EntryKind::Directory | EntryKind::HardLink(_)) | None => {
-            (NodeKind::Directory(Children::default()), 2)
-        }
+        _ => (NodeKind::Directory(Children::default()), 2),
     };
     Node {
         kind,

@@ -320,6 +320,24 @@ fn a_raw_layer_that_is_said_to_be_anything_but_one_whole_file_is_refused() {
 }
 
 #[test]
+fn what_only_a_layer_of_an_image_may_have_is_refused_in_a_model() {
+    let tar = || sample();
+    let at = tar().find().unwrap().entries.iter().position(|entry| entry.path == "link").unwrap();
+    for kind in [
+        EntryKind::Symlink("../x".to_owned()),
+        EntryKind::HardLink("model.safetensors".to_owned()),
+        EntryKind::Whiteout,
+        EntryKind::Opaque,
+    ] {
+        let mut index = tar().find().unwrap();
+        index.entries[at].kind = kind;
+        let (refused, text) = tar().with_index(&index).refusal();
+        assert_eq!(refused, Kind::Invalid, "{text}");
+        assert!(text.contains("\"link\" is what only an image has"), "{text}");
+    }
+}
+
+#[test]
 fn names_of_an_index_make_one_tree_with_those_of_other_layers() {
     let model = sample().indexed().layer("raw", "link/below", vec![4]);
     let error = model.find().unwrap_err();

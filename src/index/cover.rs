@@ -3,6 +3,7 @@
 //! Its author is the artifact's own, but a tool may have changed the artifact since: layers attached later are not covered,
 //! and one that was taken away fails the opening. Called by [`find`](super::find()) before any layer is derived.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::find::LARGEST_LAYER;
@@ -11,8 +12,8 @@ use super::local::renumbered;
 use super::plain::{Derived, raw_path};
 use super::{Coding, Entry, EntryKind, Index, Layer, bound, compression};
 use crate::error::{Error, Kind, Result};
-use crate::oci::Artifact;
-use crate::oci::artifact::{ModelLayer, Packaging};
+use crate::oci::artifact::{Manner, ModelLayer, Packaging};
+use crate::oci::{Artifact, path};
 
 /// For each visible layer of `artifact` what `head` says of it; `None` where it does not say anything.
 ///
@@ -119,6 +120,10 @@ pub(super) fn place(
     if layer.packaging == Packaging::Raw {
         check_raw(&said, &entries, layer)?;
     }
+    if layer.members.manner == Manner::Model {
+        check_links(&entries, layer)?;
+        check_folder(&entries, layer)?;
+    }
     said.media_type.clone_from(&layer.descriptor.media_type);
     let entries = entries.into_iter().map(|entry| renumbered(entry, number)).collect();
     Ok(Derived { layer: said, entries, warnings: Vec::new() })
@@ -141,6 +146,40 @@ fn check_coding(said: &Layer, layer: &ModelLayer) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Every name lies in the folder that the archive is unpacked into: the index may have been made where that was another.
+fn check_folder(entries: &[Entry], layer: &ModelLayer) -> Result<()> {
+    let folder = &layer.members.below;
+    let lies_in =
+        |entry: &Entry| entry.path.strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/'));
+    match entries.iter().find(|entry| !folder.is_empty() && !lies_in(entry)) {
+        None => Ok(()),
+        Some(entry) => {
+            let doing = format!("it says of {} that {:?} is not in {folder:?}", layer.name(), entry.path);
+            Err(Error::new(Kind::Invalid, doing))
+        }
+    }
+}
+
+/// What only layers of an image have stands in no model: marks, and links that lead out of it or to no file before them.
+fn check_links(entries: &[Entry], layer: &ModelLayer) -> Result<()> {
+    let mut files = HashSet::new();
+    for entry in entries {
+        let right = match &entry.kind {
+            EntryKind::File { .. } => files.insert(entry.path.as_str()),
+            EntryKind::Directory => true,
+            EntryKind::Symlink(target) => path::link_target(&entry.path, target.as_bytes()).is_ok(),
+            EntryKind::HardLink(target) => files.contains(target.as_str()),
+            EntryKind::Whiteout | EntryKind::Opaque => false,
+        };
+        if !right {
+            let doing =
+                format!("it says of {} that {:?} is what only an image has", layer.name(), entry.path);
+            return Err(Error::new(Kind::Invalid, doing));
+        }
+    }
+    Ok(())
 }
 
 /// A raw layer is one file and nothing else, and its path is the manifest's to say: what other tools show.

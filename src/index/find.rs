@@ -2,7 +2,8 @@
 //!
 //! Layers that an index covers are as it says: the artifact's bound one, else one that was made on this machine, else an attached
 //! one where that is trusted. All others are as their headers say.
-//! It resolves no duplicates across layers: where two layers have one path, floor 4 shows the higher one's.
+//! It resolves no duplicates across layers of a model: where two have one path, floor 4 shows the higher one's. Layers of a
+//! container image are [put together](union) here.
 //! Whoever opens a model calls [`find_in`] once.
 
 use std::fs::File;
@@ -15,7 +16,7 @@ use super::attached::{self, Trust};
 use super::format::Head;
 use super::plain::{Derived, Task};
 use super::window::Allowance;
-use super::{Entry, EntryKind, Index, bound, compression, cover, local};
+use super::{Coding, Entry, EntryKind, Index, bound, compression, cover, local, union};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::ModelLayer;
 use crate::oci::{Artifact, Blob, Digest};
@@ -80,7 +81,9 @@ pub async fn find_with(
 }
 
 /// The index of `artifact`: entries in the order of layers and, within one, of its archive; of a path that
-/// occurs twice within a layer only the later, of one that occurs in several layers each.
+/// occurs twice within a layer only the later, of one that occurs in several layers each. Of a container image it is what is
+/// left of them once each lies on those below; while some are compressed and nobody knows their names, it is the others' names
+/// and marks, which the tree [puts together](union) with theirs.
 ///
 /// Costs no request for layers that an index covers, for raw layers, and for tar layers whose gaps are known; else one for
 /// each 64 KiB window of headers, layers side by side. A layer's diffID is what its index says. Where a compressed layer
@@ -116,7 +119,11 @@ pub async fn find_in(
         index.entries.extend(derived.entries);
         index.layers.push(derived.layer);
     }
-    check_tree(&index)?;
+    if !artifact.is_layered() {
+        check_tree(&index)?;
+    } else if !index.layers.iter().any(|layer| matches!(layer.coding, Coding::Streamed(_))) {
+        index.entries = union::merge(std::mem::take(&mut index.entries))?;
+    }
     Ok(index)
 }
 

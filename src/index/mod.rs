@@ -12,6 +12,7 @@ mod digest;
 pub mod find;
 pub mod format;
 mod grid;
+mod layered;
 pub mod local;
 mod names;
 pub mod pass;
@@ -19,6 +20,7 @@ mod plain;
 pub mod sections;
 pub mod spool;
 mod streamed;
+pub mod union;
 mod window;
 
 pub use attached::{ARTIFACT_TYPE, Trust, open as attached_of};
@@ -79,10 +81,15 @@ pub enum EntryKind {
     },
     /// A folder that is named by itself; folders that only files imply have no entry.
     Directory,
-    /// A symbolic link with its target as written, known to stay inside the tree.
+    /// A symbolic link with its target as written, known to stay inside the tree, except in a container image.
     Symlink(String),
-    /// Another name of the regular file at this path, which comes earlier in the same layer.
+    /// Another name of the regular file at this path, which comes earlier, and but for container images in the same layer.
     HardLink(String),
+    /// What lower layers have at this path is gone. Only of a layer that lies on others, before they are
+    /// [put together](union): an index has none but while names of other layers are still to come.
+    Whiteout,
+    /// What lower layers have in this folder is gone; the path is empty for the root. As [`Whiteout`](Self::Whiteout).
+    Opaque,
 }
 
 /// Which extent of which layer: the name of one file's content on every floor above.

@@ -5,11 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Entry, EntryKind, ExtentId};
-use crate::codec::estargz;
+use super::{Entry, EntryKind, ExtentId, layered};
 use crate::codec::tar::{Member, MemberKind};
 use crate::error::{Error, Kind, Result};
-use crate::oci::artifact::ModelLayer;
+use crate::oci::artifact::{Manner, ModelLayer};
 use crate::oci::path;
 
 /// The most warnings of one layer: a person reads no more, and an archive could make any number.
@@ -20,8 +19,6 @@ pub(super) struct Names {
     /// The layer's place among the index's.
     number: usize,
     layer: ModelLayer,
-    /// Names at the archive's root that are no files of it.
-    hidden: &'static [&'static str],
     /// `None` where a later member took the name.
     entries: Vec<Option<Entry>>,
     /// Where each path stands in `entries`.
@@ -34,11 +31,9 @@ pub(super) struct Names {
 impl Names {
     /// Nothing has come by yet of `layer`, which is number `number` of the index's.
     pub(super) fn new(layer: &ModelLayer, number: usize) -> Self {
-        let is_estargz = layer.descriptor.annotations.contains_key(estargz::DIGEST_KEY);
         Self {
             number,
             layer: layer.clone(),
-            hidden: if is_estargz { &estargz::HIDDEN } else { &[] },
             entries: Vec::new(),
             places: HashMap::new(),
             linked: HashSet::new(),
@@ -47,16 +42,32 @@ impl Names {
     }
 
     /// The entry that a member is, which takes the place of an earlier one of the same path; `None` for one that is no part
-    /// of the tree, as the root itself.
+    /// of the tree, as the root itself. Of a layer that lies on others each member stays, marks too, for the [union](super::union)
+    /// of all layers.
     ///
     /// # Errors
     /// `Invalid` for names and links that are refused.
     pub(super) fn add(&mut self, member: Member, extent: Option<ExtentId>) -> Result<Option<&Entry>> {
+        match self.layer.members.manner {
+            Manner::Model => self.add_to_model(member, extent),
+            Manner::Layered => {
+                let entry = layered::entry(member, extent, self.number)?;
+                let Some(entry) = entry.filter(|entry| !self.layer.members.skips(&entry.path)) else {
+                    return Ok(None);
+                };
+                self.entries.push(Some(entry));
+                Ok(self.entries.last().and_then(Option::as_ref))
+            }
+        }
+    }
+
+    fn add_to_model(&mut self, member: Member, extent: Option<ExtentId>) -> Result<Option<&Entry>> {
         let path = match member.kind {
             MemberKind::Directory => path::of_folder(&member.name)?,
             _ => path::of_member(&member.name)?,
         };
-        let Some(path) = path.filter(|path| !self.hidden.contains(&path.as_str())) else { return Ok(None) };
+        let Some(path) = path.filter(|path| !self.layer.members.skips(path)) else { return Ok(None) };
+        let path = self.below(path)?;
         let kind = match member.kind {
             MemberKind::File => EntryKind::File { extent, size: member.size },
             MemberKind::Directory => EntryKind::Directory,
@@ -68,13 +79,21 @@ impl Names {
         Ok(self.entries.last().and_then(Option::as_ref))
     }
 
+    /// The path in the folder that the archive is unpacked into.
+    fn below(&self, path: String) -> Result<String> {
+        match self.layer.members.below.as_str() {
+            "" => Ok(path),
+            folder => path::validate(path::below(folder, &path).as_bytes()),
+        }
+    }
+
     /// The path of the regular file that a hard link is another name of.
     fn link_end(&mut self, link: &str, target: &[u8]) -> Result<String> {
         let shown = target.escape_ascii();
         let refused = |why: &str| {
             Error::new(Kind::Invalid, format!("refused hard link {link:?} to \"{shown}\": {why}"))
         };
-        let path = path::of_member(target)?.unwrap_or_default();
+        let path = self.below(path::of_member(target)?.unwrap_or_default())?;
         let earlier = self.places.get(&path).and_then(|place| self.entries.get(*place)?.as_ref());
         let end = match earlier.map(|entry| &entry.kind) {
             Some(EntryKind::File { .. }) if path != link => path,
@@ -117,7 +136,8 @@ impl Names {
     /// `Invalid` where the annotation's path is refused.
     pub(super) fn finish(self) -> Result<(Vec<Entry>, Vec<String>)> {
         let mut entries: Vec<_> = self.entries.into_iter().flatten().collect();
-        if let [Entry { path, kind: EntryKind::File { .. }, .. }] = entries.as_mut_slice()
+        if self.layer.members.manner == Manner::Model
+            && let [Entry { path, kind: EntryKind::File { .. }, .. }] = entries.as_mut_slice()
             && let Some(fuller) = fuller_path(path, self.layer.path.as_deref())?
         {
             *path = fuller;

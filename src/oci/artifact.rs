@@ -1,14 +1,19 @@
 //! What a manifest means as a model: its family, and of each layer the kind, the packaging and the file's name.
 //!
 //! Decided as the ecosystem's own tools do: packaging by the media type's suffix alone, names from the
-//! annotations of either family. Nothing is fetched here, and no config is needed. Whoever opens an
-//! artifact calls [`Artifact::read`]; floor 2 makes the files of its layers.
+//! annotations of either ModelPack family, or as the tables of [`dialect`] say. Nothing is fetched here; where names need
+//! the config, [`complete`](super::complete) adds what it says. Whoever opens an artifact calls [`Artifact::read`];
+//! floor 2 makes the files of its layers.
 
 use std::collections::BTreeMap;
 
+use super::dialect;
 use super::digest::Digest;
+pub use super::family::Family;
+use super::family::{self, TITLE};
 use super::manifest::{Blob, Descriptor, Manifest};
 use super::metadata::FileMetadata;
+use crate::codec::foreign;
 use crate::error::{Error, Kind, Result};
 
 /// An artifact as a model.
@@ -28,30 +33,6 @@ pub struct Artifact {
     pub warnings: Vec<String>,
 }
 
-/// The families of identifiers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// `application/vnd.cncf.model.…`: the ModelPack specification from v0.0.7 on.
-    Cncf,
-    /// `application/vnd.cnai.model.…`: the specification before, and modctl before 0.2.
-    Cnai,
-    /// `application/vnd.cncf.modelpack.…`: the flat form.
-    ModelPack,
-    /// None of these: an artifact of another kind whose layers are files.
-    Other,
-}
-
-impl Family {
-    /// The family that a media type or artifact type belongs to; `None` for those of no family.
-    #[must_use]
-    pub fn of_type(media_type: &str) -> Option<Self> {
-        let rest = media_type.strip_prefix("application/vnd.")?;
-        [("cncf.modelpack.", Self::ModelPack), ("cncf.model.", Self::Cncf), ("cnai.model.", Self::Cnai)]
-            .into_iter()
-            .find_map(|(prefix, family)| rest.starts_with(prefix).then_some(family))
-    }
-}
-
 /// A layer as a part of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelLayer {
@@ -68,6 +49,30 @@ pub struct ModelLayer {
     pub metadata: Option<FileMetadata>,
     /// Whether it is an index or data for another tool, and no part of the tree.
     pub hidden: bool,
+    /// What an archive's members are called in the tree.
+    pub members: Members,
+}
+
+/// How the members of an archive become names of the tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// The folder that they are put into, as its writer has it: not validated. Empty for the root.
+    pub below: String,
+    /// How members are taken.
+    pub manner: Manner,
+    /// Paths of members that are data for another tool, and not shown.
+    pub skipped: &'static [&'static str],
+}
+
+/// How the members of an archive are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Manner {
+    /// As files of a model: what could mislead a reader is refused.
+    #[default]
+    Model,
+    /// As a layer of a container image, which lies on those below it (image specification, layer.md): it may take
+    /// away and replace what they have, and its links are as the image's own programs would follow them.
+    Layered,
 }
 
 /// What a layer holds.
@@ -160,8 +165,7 @@ impl Packaging {
 }
 
 /// Annotations that name a layer's file, the first that is there wins.
-const PATH_KEYS: [&str; 3] =
-    ["org.cncf.model.filepath", "org.cnai.model.filepath", "org.opencontainers.image.title"];
+const PATH_KEYS: [&str; 3] = ["org.cncf.model.filepath", "org.cnai.model.filepath", TITLE];
 
 /// Annotations that describe a layer's file; those without `+json` are how specification v0.0.4 spelled it.
 const METADATA_KEYS: [&str; 4] = [
@@ -185,9 +189,6 @@ pub const INDEX_HEAD_SIZE_KEY: &str = "dev.weightfs.index.head.size";
 
 /// The path of the index layer, for tools that show it.
 pub const INDEX_PATH: &str = ".weightfs/index";
-
-const IMAGE_CONFIGS: [&str; 2] =
-    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 
 /// The bound index as the manifest pins it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,19 +229,23 @@ impl Artifact {
     /// What `manifest` means as a model.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] where it is a container image.
+    /// [`Kind::Unsupported`] where it is none by its own word: what goes with another artifact, or an image with layers in a
+    /// format that is not read, as an encrypted one.
     pub fn read(manifest: Manifest) -> Result<Self> {
-        let (family, artifact_type) = family_of(&manifest);
-        if family == Family::Other && is_container_image(&manifest) {
-            let doing = "this is a container image, not a model artifact";
-            return Err(Error::new(Kind::Unsupported, doing)
-                .hint("name an artifact made by a ModelPack tool, as 'modctl build' makes them"));
-        }
+        family::refuse_others(&manifest)?;
+        let (family, artifact_type) = family::of_manifest(&manifest);
         let mut warnings = Vec::new();
-        let layers =
-            manifest.layers.into_iter().map(|layer| ModelLayer::read(layer, &mut warnings)).collect();
+        let layers = manifest.layers.into_iter();
+        let mut layers: Vec<_> = layers.map(|layer| ModelLayer::read(layer, &mut warnings)).collect();
+        dialect::apply(family, &mut layers, &mut warnings)?;
         let Manifest { config, annotations, .. } = manifest;
         Ok(Self { family, artifact_type, config, layers, annotations, warnings })
+    }
+
+    /// Whether its layers are those of a container image, which lie on one another.
+    #[must_use]
+    pub fn is_layered(&self) -> bool {
+        self.family == Family::Image
     }
 
     /// The layers that make the tree, in order.
@@ -269,6 +274,7 @@ impl ModelLayer {
             path: annotation(&PATH_KEYS),
             metadata: None,
             hidden: is_for_another_tool(&descriptor) || is_index(&descriptor),
+            members: Members::default(),
             descriptor: descriptor.clone(),
         };
         if let Some(text) = annotation(&METADATA_KEYS) {
@@ -288,28 +294,10 @@ fn is_index(descriptor: &Descriptor) -> bool {
     descriptor.annotations.contains_key(INDEX_KEY)
 }
 
-/// A nydus bootstrap, which lists the other layers' files for that tool.
+/// A nydus bootstrap, which lists the other layers' files for that tool, or a table of checkpoints of SOCI's.
 fn is_for_another_tool(descriptor: &Descriptor) -> bool {
-    let mark = descriptor.annotations.get("containerd.io/snapshot/nydus-bootstrap");
-    mark.is_some_and(|mark| mark == "true")
-}
-
-/// The artifact type decides, then the manifest's media type, then the config's.
-fn family_of(manifest: &Manifest) -> (Family, String) {
-    let config = manifest.config.as_ref().map_or("", |config| config.media_type.as_str());
-    let candidates = [manifest.artifact_type.as_str(), manifest.media_type.as_str(), config];
-    let found = candidates.into_iter().find_map(|text| Some((Family::of_type(text)?, text)));
-    let (family, by) = found.unwrap_or((Family::Other, ""));
-    let artifact_type = if manifest.artifact_type.is_empty() { by } else { &manifest.artifact_type };
-    (family, artifact_type.to_owned())
-}
-
-fn is_container_image(manifest: &Manifest) -> bool {
-    let any = |prefix: &str| manifest.layers.iter().any(|layer| layer.media_type.starts_with(prefix));
-    let config = manifest.config.as_ref().map_or("", |config| config.media_type.as_str());
-    let image_layers = any("application/vnd.oci.image.layer.") || any("application/vnd.docker.image.rootfs.");
-    any("application/vnd.docker.image.rootfs.")
-        || (IMAGE_CONFIGS.contains(&config) && (image_layers || manifest.layers.is_empty()))
+    let keys = descriptor.annotations.keys().map(String::as_str);
+    foreign::foreign(&descriptor.media_type, keys).is_some()
 }
 
 #[cfg(test)]
@@ -331,24 +319,6 @@ mod tests {
 
     fn artifact(layers: Vec<Descriptor>) -> Artifact {
         Artifact::read(Manifest { layers, ..Manifest::default() }).unwrap()
-    }
-
-    #[test]
-    fn each_family_is_known_by_artifact_type_media_type_or_config() {
-        for (text, family) in [
-            ("application/vnd.cncf.model.manifest.v1+json", Family::Cncf),
-            ("application/vnd.cnai.model.manifest.v1+json", Family::Cnai),
-            ("application/vnd.cncf.modelpack.manifest.v1+json", Family::ModelPack),
-        ] {
-            let by_artifact = Manifest { artifact_type: text.to_owned(), ..Manifest::default() };
-            let by_media = Manifest { media_type: text.to_owned(), ..Manifest::default() };
-            let config = layer(&text.replace("manifest", "config"), &[]);
-            let by_config = Manifest { config: Some(config), ..Manifest::default() };
-            for manifest in [by_artifact, by_media, by_config] {
-                assert_eq!(Artifact::read(manifest).unwrap().family, family);
-            }
-        }
-        assert_eq!(artifact(vec![]).family, Family::Other);
     }
 
     #[test]
@@ -398,21 +368,6 @@ mod tests {
         }
         let artifact = artifact(vec![layer("x", &[(METADATA_KEYS[0], "garbage")])]);
         assert_eq!((artifact.layers[0].metadata.clone(), artifact.warnings.len()), (None, 1));
-    }
-
-    #[test]
-    fn a_container_image_is_refused_as_one() {
-        let docker = "application/vnd.docker.image.rootfs.diff.tar.gzip";
-        let oci = "application/vnd.oci.image.layer.v1.tar+gzip";
-        for (config, layers) in [("", docker), (IMAGE_CONFIGS[0], oci), (IMAGE_CONFIGS[1], docker)] {
-            let config = Some(layer(config, &[]));
-            let manifest = Manifest { config, layers: vec![layer(layers, &[])], ..Manifest::default() };
-            let error = Artifact::read(manifest.clone()).unwrap_err();
-            assert_eq!(error.kind(), Kind::Unsupported);
-            assert!(error.to_string().contains("container image"), "{error}");
-            let artifact_type = "application/vnd.cncf.model.manifest.v1+json".to_owned();
-            Artifact::read(Manifest { artifact_type, ..manifest }).unwrap();
-        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! The artifact's config as a description of the model, read leniently in all three forms.
+//! The artifact's config as a description of the model, read leniently in every form.
 //!
-//! Two forms nest (`descriptor`, `config`, `modelfs`), one is flat. No config is ever required to parse: what can't
+//! Two forms nest (`descriptor`, `config`, `modelfs`), one is flat; a Kitfile has `package` and `model`, Ollama's names
+//! begin with `model_`, and an image's says nothing of a model. No config is ever required to parse: what can't
 //! be read is left out, and a description is for people. Only the diffIDs are used, for warnings.
 
 use serde::Serialize;
@@ -50,25 +51,40 @@ impl Description {
     #[must_use]
     pub fn parse(json: &[u8]) -> Self {
         let root: Value = serde_json::from_slice(json).unwrap_or_default();
+        // A container image's architecture is a processor's.
+        let flat = root.get("os").is_none() && root.get("rootfs").is_none();
         let text = |keys: &[&str]| keys.iter().find_map(|key| root.pointer(key).and_then(as_text));
         Self {
-            name: text(&["/descriptor/name", "/name"]),
+            name: text(&["/descriptor/name", "/name", "/package/name"]),
             title: text(&["/descriptor/title", "/title"]),
-            description: text(&["/descriptor/description", "/description"]),
-            version: text(&["/descriptor/version", "/version"]),
+            description: text(&["/descriptor/description", "/description", "/package/description"]),
+            version: text(&["/descriptor/version", "/version", "/package/version"]),
             revision: text(&["/descriptor/revision", "/revision"]),
-            family: text(&["/descriptor/family", "/family"]),
+            family: text(&["/descriptor/family", "/family", "/model_family"]),
             vendor: text(&["/descriptor/vendor", "/vendor"]),
-            architecture: text(&["/config/architecture", "/architecture"]),
-            format: text(&["/config/format", "/format"]),
+            architecture: text(&["/config/architecture"])
+                .or_else(|| text(&["/architecture"]).filter(|_| flat)),
+            format: text(&["/config/format", "/format", "/model/format", "/model_format"]),
             precision: text(&["/config/precision", "/precision"]),
-            parameters: text(&["/config/paramSize", "/config/param_size", "/parameters"]),
-            quantization: text(&["/config/quantization", "/quantization"]),
-            framework: text(&["/framework"]),
+            parameters: text(&[
+                "/config/paramSize",
+                "/config/param_size",
+                "/config/parameters",
+                "/parameters",
+                "/model_type",
+            ]),
+            quantization: text(&["/config/quantization", "/quantization", "/file_type"]),
+            framework: text(&["/framework", "/model/framework"]),
             framework_version: text(&["/frameworkVersion"]),
-            licenses: text(&["/descriptor/licenses", "/licenses", "/license"]),
-            authors: text(&["/descriptor/authors", "/authors"]),
-            created: text(&["/descriptor/createdAt", "/descriptor/created_at", "/createdAt"]),
+            licenses: text(&["/descriptor/licenses", "/licenses", "/license", "/package/license"]),
+            authors: text(&["/descriptor/authors", "/authors", "/package/authors"]),
+            created: text(&[
+                "/descriptor/createdAt",
+                "/descriptor/created_at",
+                "/descriptor/created",
+                "/createdAt",
+                "/created",
+            ]),
             documentation: text(&["/descriptor/docURL", "/descriptor/doc_url"]),
             source: text(&["/descriptor/sourceURL", "/descriptor/source_url"]),
             diff_ids: diff_ids(&root),

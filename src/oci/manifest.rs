@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::artifact::Family;
 use super::digest::Digest;
+use super::family::{self, Family};
 use crate::error::{Error, Kind, Result};
 
 /// What a repository is asked for: a digest and the size it must have.
@@ -43,6 +43,10 @@ impl Descriptor {
         Blob { digest: self.digest.clone(), size: self.size }
     }
 }
+
+/// The key under which a descriptor's own `name`, which Ollama writes and the specification does not know, stands among
+/// its annotations.
+pub(super) const NAME_KEY: &str = "name";
 
 /// The most layers, or manifests in an index, that are read.
 pub const LAYER_LIMIT: usize = 10_000;
@@ -129,9 +133,11 @@ impl Document {
 }
 
 impl Choice {
-    /// The one manifest that is meant: the only one there is, or the only one that is a model.
+    /// The one manifest that is meant: the only one there is, or the only one that is a model, or else that for this
+    /// machine's platform, or for `linux/amd64`: weights are the same on all.
     ///
-    /// Attestations, and entries for platform `unknown/unknown` beside others, don't count.
+    /// Attestations, what goes with another artifact, and entries for platform `unknown/unknown` beside others, don't
+    /// count.
     ///
     /// # Errors
     /// [`Kind::NotFound`] where there is none, [`Kind::Invalid`] where several could be meant, listing them.
@@ -144,7 +150,7 @@ impl Choice {
         match (rest.as_slice(), models.as_slice()) {
             ([], _) => Err(Error::new(Kind::NotFound, "the index lists no manifest")),
             ([one], _) | (_, [one]) => Ok(&one.descriptor),
-            (all, _) => Err(ambiguous(all)),
+            (all, _) => for_platform(all).ok_or_else(|| ambiguous(all)),
         }
     }
 }
@@ -154,7 +160,28 @@ impl Choosable {
         let kind = self.descriptor.annotations.get("vnd.docker.reference.type").map(String::as_str);
         let media_type = self.descriptor.media_type.as_str();
         kind != Some("attestation-manifest")
+            && !family::is_about_another(&self.artifact_type)
             && (media_type.is_empty() || Shape::of_type(media_type).is_some())
+    }
+}
+
+/// The only manifest for this machine's platform, or else the only one for `linux/amd64`.
+fn for_platform<'a>(all: &[&'a Choosable]) -> Option<&'a Descriptor> {
+    let only = |platform: &str| match *all.iter().filter(|one| one.platform == platform).collect::<Vec<_>>() {
+        [one] => Some(&one.descriptor),
+        _ => None,
+    };
+    only(&format!("linux/{}", architecture())).or_else(|| only("linux/amd64"))
+}
+
+/// This machine's architecture as images spell it: Go's names (`GOARCH`).
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        "loongarch64" => "loong64",
+        other => other,
     }
 }
 
@@ -215,6 +242,7 @@ struct WireDescriptor {
     digest: Option<String>,
     size: Option<serde_json::Number>,
     annotations: Option<BTreeMap<String, String>>,
+    name: Option<serde_json::Value>,
     artifact_type: Option<String>,
     platform: Option<WirePlatform>,
 }
@@ -299,7 +327,11 @@ impl WireDescriptor {
             Error::new(Kind::Invalid, format!("{name} ({digest}) has {written}, not a number of bytes"))
         })?;
         let media_type = self.media_type.unwrap_or_default();
-        Ok(Descriptor { media_type, digest, size, annotations: self.annotations.unwrap_or_default() })
+        let mut annotations = self.annotations.unwrap_or_default();
+        if let Some(serde_json::Value::String(name)) = self.name {
+            annotations.insert(NAME_KEY.to_owned(), name);
+        }
+        Ok(Descriptor { media_type, digest, size, annotations })
     }
 }
 
@@ -469,6 +501,26 @@ mod tests {
             assert_eq!(choice(&entries).choose().unwrap().digest, Digest::of(&[at]), "{entries:?}");
         }
         assert_eq!(choice(&[attestation]).choose().unwrap_err().kind(), Kind::NotFound);
+    }
+
+    #[test]
+    fn of_images_that_of_this_machine_is_chosen_or_else_amd64s() {
+        let of = |platform: &str| format!(r#","platform":{{"os":"linux","architecture":"{platform}"}}"#);
+        let (own, amd, other, more) = (of(architecture()), of("amd64"), of("s390x-like"), of("mips-like"));
+        let soci = r#","artifactType":"application/vnd.amazon.soci.index.v2+json""#.to_owned() + &own;
+        for (entries, at) in [
+            (vec![&other, &own, &more], 1),
+            (vec![&other, &more, &amd], 2),
+            (vec![&soci, &other, &own], 2),
+            (vec![&soci, &own], 1),
+        ] {
+            let entries: Vec<_> = entries.into_iter().map(String::as_str).collect();
+            assert_eq!(choice(&entries).choose().unwrap().digest, Digest::of(&[at]), "{entries:?}");
+        }
+        for entries in [[&other, &more], [&own, &own]] {
+            let entries: Vec<_> = entries.into_iter().map(String::as_str).collect();
+            assert_eq!(choice(&entries).choose().unwrap_err().kind(), Kind::Invalid);
+        }
     }
 
     #[test]

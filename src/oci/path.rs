@@ -55,6 +55,40 @@ pub fn of_folder(name: &[u8]) -> Result<Option<String>> {
     validate(name.strip_suffix(b"/").unwrap_or(name)).map(Some)
 }
 
+/// The path of a member of a container image's layer: as those who unpack images do, every leading `/` and every
+/// empty or `.` component is dropped; `None` for the root itself.
+///
+/// # Errors
+/// As [`validate`]: for `..` components above all.
+pub fn of_layered(name: &[u8]) -> Result<Option<String>> {
+    let parts = name.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+    let clean = parts.collect::<Vec<_>>().join(&b'/');
+    if clean.is_empty() { Ok(None) } else { validate(&clean).map(Some) }
+}
+
+/// `path` within the folder `below`, which is empty for the root. Validates nothing.
+#[must_use]
+pub fn below(below: &str, path: &str) -> String {
+    if below.is_empty() { path.to_owned() } else { format!("{below}/{path}") }
+}
+
+/// The target of a symbolic link as it is written, wherever it leads: text that a link can hold.
+///
+/// # Errors
+/// [`Kind::Invalid`], naming link and target: empty, not UTF-8, with NUL, or longer than [`PATH_LIMIT`].
+pub fn link_text(link: &str, target: &[u8]) -> Result<String> {
+    let text = std::str::from_utf8(target)
+        .ok()
+        .filter(|text| !text.is_empty() && text.len() < PATH_LIMIT && !text.contains('\0'));
+    text.map(str::to_owned).ok_or_else(|| {
+        let shown = target.get(..PATH_LIMIT).unwrap_or(target).escape_ascii();
+        Error::new(
+            Kind::Invalid,
+            format!("refused symbolic link {link:?} to \"{shown}\": no target that a link can have"),
+        )
+    })
+}
+
 /// The target of the symbolic link at `link`, where following it can't leave the tree.
 ///
 /// Relative, and `..` only before the first name: a `..` after a name would climb from wherever a link of
@@ -156,6 +190,21 @@ mod tests {
         assert!(of_member(b"././a").is_err());
         assert!(of_folder(b"a//").is_err());
         assert!(of_folder(b"/").is_err());
+    }
+
+    #[test]
+    fn a_member_of_an_image_is_named_as_those_who_unpack_it_do() {
+        for (name, path) in
+            [("./a//b/", Some("a/b")), ("/a/./b", Some("a/b")), ("/", None), ("./", None), ("", None)]
+        {
+            assert_eq!(of_layered(name.as_bytes()).unwrap().as_deref(), path, "{name}");
+        }
+        assert!(of_layered(b"a/../b").is_err());
+        assert!(of_layered(b"a\xff").is_err());
+        assert_eq!(link_text("l", b"/usr/../bin//sh").unwrap(), "/usr/../bin//sh");
+        for target in [&b""[..], b"a\0b", b"a\xff", &[b'x'; 5000]] {
+            assert_eq!(link_text("l", target).unwrap_err().kind(), Kind::Invalid);
+        }
     }
 
     #[test]

@@ -57,6 +57,7 @@ impl Plain {
     /// Costs a request for the manifest, one for the config, and those of [`find`](index::find()).
     ///
     /// # Errors
+    /// `Unsupported` where it is of a dialect that has no place for an index;
     /// `Invalid` where it has an index, where the reference leads to a list of manifests, where others may read another
     /// value of the manifest than the one that is changed, or it has as many layers as it may; those of the repository and of finding files; `Integrity` where the config's bytes are not
     /// what its digest says.
@@ -74,6 +75,7 @@ impl Plain {
         refuse_twins(&pinned).map_err(opening)?;
         let artifact = Artifact::read(manifest.clone()).map_err(opening)?;
         refuse_indexed(reference, &artifact)?;
+        refuse_foreign(reference, &artifact)?;
         let mut index = index::find(&*repository, &artifact, &|_| Vec::new()).await.map_err(opening)?;
         let config = match &manifest.config {
             Some(config) => small(&*repository, config).await.map_err(opening)?,
@@ -244,6 +246,20 @@ fn refuse_indexed(reference: &Reference, artifact: &Artifact) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Kind::Invalid, format!("{reference} has {LAYER_LIMIT} layers, and can have no more")))
+}
+
+/// Refuses an artifact whose own tools take layers by their types, and would take an index for one of them, or whose
+/// files are not all in its own layers.
+fn refuse_foreign(reference: &Reference, artifact: &Artifact) -> Result<()> {
+    let others = [Family::KitOps, Family::DockerV1, Family::DockerV2, Family::Ollama, Family::Image];
+    if !others.contains(&artifact.family) {
+        return Ok(());
+    }
+    let doing = format!(
+        "{reference} is of the dialect '{}', which has no place for an index",
+        artifact.family.name()
+    );
+    Err(Error::new(Kind::Unsupported, doing).hint("mount it, and pack its files with 'weightfs pack'"))
 }
 
 /// Whether the manifest names another one that it belongs to (image specification, manifest.md).

@@ -73,7 +73,7 @@ impl Written {
 fn word(dialect: Family) -> &'static str {
     match dialect {
         Family::Cnai => "cnai",
-        Family::Cncf | Family::ModelPack | Family::Other => "cncf",
+        _ => "cncf",
     }
 }
 

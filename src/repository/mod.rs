@@ -4,6 +4,8 @@
 //! them (trying again, limits) implements it by wrapping another. [`push`] is the other direction. Nothing here
 //! knows what a blob means.
 
+mod connected;
+pub mod joined;
 pub mod layout;
 pub mod memory;
 pub mod push;
@@ -25,6 +27,8 @@ use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Descriptor, Digest, Place, Reference, Which};
 use crate::range::StoredRange;
 
+use connected::Connected;
+pub use joined::Joined;
 pub use layout::{Layout, Untagged};
 pub use memory::Memory;
 pub use referrers::REFERRERS_LIMIT;
@@ -96,6 +100,17 @@ pub trait Repository: Send + Sync + fmt::Debug {
     ///
     /// Two callers with the same identity may see the same kept bytes. Folders give the same for everyone.
     fn identity(&self) -> String;
+
+    /// The repository of another reference, which an artifact of this one names, asked by the same settings and with its
+    /// own credentials.
+    ///
+    /// # Errors
+    /// As [`connect`]; `Unsupported` where it is a folder, of which nobody else decides that it is read, or where this
+    /// repository knows of no other.
+    fn elsewhere(&self, reference: &Reference) -> Result<Arc<dyn Repository>> {
+        let doing = format!("{} leads to no other repository, as to {reference}", self.place());
+        Err(Error::new(Kind::Unsupported, doing))
+    }
 }
 
 /// Whether a registry may be asked without TLS.
@@ -149,13 +164,13 @@ impl Default for Config {
 pub fn connect(reference: &Reference, config: &Config) -> Result<Arc<dyn Repository>> {
     match &reference.place {
         Place::Registry { host, repository } => {
-            let registry = Registry::new(host, repository, config)?;
-            Ok(Arc::new(Retrying::new(registry, config)))
+            let registry = Retrying::new(Registry::new(host, repository, config)?, config);
+            Ok(Arc::new(Connected::new(registry, config)))
         }
         Place::Layout { folder } => {
             let typed = reference.tag.is_some() || reference.digest.is_some();
             let untagged = if typed { Untagged::Missing } else { Untagged::TheOnlyOne };
-            Ok(Arc::new(Layout::open(folder, untagged)?))
+            Ok(Arc::new(Connected::new(Layout::open(folder, untagged)?, config)))
         }
     }
 }

@@ -67,12 +67,21 @@ pub(crate) struct Layer {
     pub(crate) content: Vec<u8>,
     /// The annotations.
     pub(crate) annotations: BTreeMap<String, String>,
+    /// The descriptor's own name, which only Ollama gives; left out where empty.
+    name: String,
 }
 
 impl Layer {
     /// A layer without annotations.
     pub(crate) fn new(media_type: &str, content: impl Into<Vec<u8>>) -> Self {
-        Self { media_type: media_type.to_owned(), content: content.into(), annotations: BTreeMap::new() }
+        let (media_type, content) = (media_type.to_owned(), content.into());
+        Self { media_type, content, annotations: BTreeMap::new(), name: String::new() }
+    }
+
+    /// The same with a name of its own.
+    pub(crate) fn named(mut self, name: &str) -> Self {
+        self.name = name.to_owned();
+        self
     }
 
     /// The same with an annotation.
@@ -218,6 +227,8 @@ impl Artifact {
         };
         let layer = |layer: &Layer| {
             let mut fields = blob(&layer.media_type, &layer.content);
+            fields.push(("name", text(&layer.name)));
+            fields.retain(|(key, _)| *key != "name" || !layer.name.is_empty());
             fields.push(("annotations", annotations(&layer.annotations)));
             fields.retain(|(key, _)| *key != "annotations" || !layer.annotations.is_empty());
             object(fields)

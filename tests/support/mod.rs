@@ -10,6 +10,7 @@ pub mod child;
 pub mod compressed;
 mod dialects;
 pub mod http;
+pub(crate) mod neighbours;
 pub mod pack;
 pub mod place;
 pub mod read;

@@ -10,6 +10,42 @@ pub(crate) const MTIME: u64 = 1_735_689_600;
 /// The largest size that eleven octal digits hold.
 const OCTAL_LIMIT: u64 = 0o77_777_777_777;
 
+/// A member of any kind: a name, and what it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Member<'a> {
+    /// A regular file and its content.
+    File(&'a str, &'a str),
+    /// A folder.
+    Folder(&'a str),
+    /// A symbolic link and its target.
+    Symlink(&'a str, &'a str),
+    /// A hard link and the member it is another name of.
+    HardLink(&'a str, &'a str),
+}
+
+/// An archive of members of any kind as Go's `archive/tar` writes it, with names and targets of at most 100 bytes. Owners
+/// have numbers alone, as tools write them that want the same bytes everywhere.
+pub(crate) fn members(uid: u32, mtime: u64, all: &[Member<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for member in all {
+        let (name, typeflag, target, content) = match *member {
+            Member::File(name, content) => (name, b'0', "", content),
+            Member::Folder(name) => (name, b'5', "", ""),
+            Member::Symlink(name, target) => (name, b'2', target, ""),
+            Member::HardLink(name, target) => (name, b'1', target, ""),
+        };
+        let mode = if typeflag == b'5' { "0000755" } else { "0000644" };
+        let mut block = Block::new(name.as_bytes(), typeflag).mode(mode).devices();
+        block.put(108, format!("{uid:07o}\0").as_bytes());
+        block.put(157, target.as_bytes());
+        bytes.extend(block.numbers(content.len() as u64, mtime).finish());
+        bytes.extend(content.as_bytes());
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+    }
+    bytes.extend([0; 1024]);
+    bytes
+}
+
 /// Whose tar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Writer {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::folder::Found;
-use crate::cli::inspect::dialect;
 use crate::cli::print;
 use crate::cli::progress::Progress;
 use crate::cli::state::{Record, State};
@@ -103,7 +102,7 @@ impl Report {
             reference: model.reference.to_string(),
             digest: model.digest.to_string(),
             pinned_by,
-            dialect: dialect(model.artifact.family),
+            dialect: model.artifact.family.name(),
             artifact_type: model.artifact.artifact_type.clone(),
             index: index(model)?,
             files: files(model).await?,

@@ -327,8 +327,11 @@ impl<'a> Names<'a> {
         let raw = self.piece(row.path, row.path_len, at)?;
         let path = path::validate(raw)?;
         let kind = self.kind(row, &path, at)?;
-        let is_file = matches!(kind, EntryKind::File { .. });
-        require(self.seen.insert(raw, is_file).is_none(), || format!("{path:?} is twice in one layer"))?;
+        // What a mark takes away may stand beside it anew.
+        if !matches!(kind, EntryKind::Whiteout | EntryKind::Opaque) {
+            let is_file = matches!(kind, EntryKind::File { .. });
+            require(self.seen.insert(raw, is_file).is_none(), || format!("{path:?} is twice in one layer"))?;
+        }
         Ok(Entry { path, kind, mode, mtime: row.mtime.get(), layer })
     }
 
@@ -344,7 +347,7 @@ impl<'a> Names<'a> {
     }
 
     fn kind(&mut self, row: &wire::Entry, path: &str, at: &mut usize) -> Result<EntryKind> {
-        let is_link = matches!(row.kind, wire::SYMBOLIC_LINK | wire::HARD_LINK);
+        let is_link = (wire::SYMBOLIC_LINK..=wire::LOOSE_HARD_LINK).contains(&row.kind);
         require(is_link || (row.target.get(), row.target_len.get()) == (0, 0), || {
             format!("{path:?} has a target and is no link")
         })?;
@@ -368,8 +371,27 @@ impl<'a> Names<'a> {
                 })?;
                 path::validate(target).map(EntryKind::HardLink)
             }
+            wire::LOOSE_SYMBOLIC_LINK | wire::LOOSE_HARD_LINK => {
+                let target = self.piece(row.target, row.target_len, at)?;
+                self.loose(row.kind, path, target)
+            }
+            wire::WHITEOUT => Ok(EntryKind::Whiteout),
+            wire::OPAQUE => Ok(EntryKind::Opaque),
             other => Err(invalid(format!("{path:?} is of kind {other}"))),
         }
+    }
+
+    /// A link of a layer that lies on others. One that any layer may have has the other kind: an index has one form.
+    fn loose(&self, kind: u8, path: &str, target: &[u8]) -> Result<EntryKind> {
+        let (link, plain) = match kind {
+            wire::LOOSE_SYMBOLIC_LINK => {
+                let stays = path::link_target(path, target).is_ok();
+                (path::link_text(path, target).map(EntryKind::Symlink)?, stays)
+            }
+            _ => (path::validate(target).map(EntryKind::HardLink)?, self.seen.get(target) == Some(&true)),
+        };
+        require(!plain, || format!("the link {path:?} is one of kind {kind} and leads where any may"))?;
+        Ok(link)
     }
 
     /// A file's extent comes after those of the files before it, as it does in an archive.

@@ -2,6 +2,7 @@
 //!
 //! The form is a function of the content alone: no time, name or order of the writer's own goes in.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::{Encoded, HEAD_LIMIT, Head, Part, decode, decode_at, wire};
 use crate::error::{Error, Kind, Result};
 use crate::index::{ChunkDigest, Coding, Compression, Entry, EntryKind, Grid, Home, Index, Layer, Section};
 use crate::oci::digest::{Algorithm, Hasher};
-use crate::oci::{Blob, Digest};
+use crate::oci::{Blob, Digest, path};
 use crate::range::StoredRange;
 
 /// How much of a file is read at once.
@@ -245,6 +246,8 @@ struct Tables {
     entries: Vec<wire::Entry>,
     sections: Vec<wire::Section>,
     text: Vec<u8>,
+    /// The files so far, by layer and path: what hard links lead to.
+    files: HashSet<(usize, String)>,
 }
 
 fn head(layers: &[Layer], entries: &[Entry], sections: &[Vec<Planned>]) -> Result<Bytes> {
@@ -303,13 +306,26 @@ impl Tables {
             }
             EntryKind::Directory => row.kind = wire::FOLDER,
             EntryKind::Symlink(target) => {
-                row.kind = wire::SYMBOLIC_LINK;
+                let stays = path::link_target(&entry.path, target.as_bytes()).is_ok();
+                row.kind = if stays { wire::SYMBOLIC_LINK } else { wire::LOOSE_SYMBOLIC_LINK };
                 (row.target, row.target_len) = self.add_text(target)?;
             }
             EntryKind::HardLink(target) => {
-                row.kind = wire::HARD_LINK;
+                let known = self.files.contains(&(entry.layer, target.clone()));
+                row.kind = if known { wire::HARD_LINK } else { wire::LOOSE_HARD_LINK };
                 (row.target, row.target_len) = self.add_text(target)?;
             }
+            EntryKind::Whiteout => row.kind = wire::WHITEOUT,
+            EntryKind::Opaque if entry.path.is_empty() => {
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    "a layer empties the root, which an index can't say",
+                ));
+            }
+            EntryKind::Opaque => row.kind = wire::OPAQUE,
+        }
+        if let EntryKind::File { .. } = entry.kind {
+            self.files.insert((entry.layer, entry.path.clone()));
         }
         self.entries.push(row);
         Ok(())

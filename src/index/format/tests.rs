@@ -333,7 +333,7 @@ fn each_rule_of_the_document_is_held_and_named() {
         (extents + 8, &[0; 8], invalid, "empty"),
         (extents + 8, &[0xff; 8], invalid, "beyond"),
         (extents + 16 + 9, &[0x10], invalid, "out of order"),
-        (entries + 40, &[4], invalid, "kind 4"),
+        (entries + 40, &[8], invalid, "kind 8"),
         (entries, &[1], invalid, "is no file"),
         (entries + 1, &[1], invalid, "reserved"),
         (entries + 4, &[0, 0x10], invalid, "permission"),
@@ -390,17 +390,12 @@ fn names_that_an_archive_may_not_have_an_index_may_not_have() {
         let error = encode(&index, &digests(&index)).unwrap_err();
         assert!(error.to_string().contains("refused path"), "{error}");
     }
-    assert!(
-        wrong(|index| index.entries[4].kind = EntryKind::Symlink("../x".to_owned())).contains("symbolic")
-    );
-    assert!(wrong(|index| index.entries[5].kind = EntryKind::HardLink("b".to_owned())).contains("no file"));
-    assert!(wrong(|index| index.entries[5].kind = EntryKind::HardLink("sub".to_owned())).contains("no file"));
-    assert!(
-        wrong(|index| index.entries[5].kind = EntryKind::HardLink("model.safetensors".to_owned()))
-            .contains("no file")
-    );
+    let nul = |index: &mut Index| index.entries[4].kind = EntryKind::Symlink("a\0b".to_owned());
+    assert!(wrong(nul).contains("symbolic"));
+    let up = |index: &mut Index| index.entries[5].kind = EntryKind::HardLink("../x".to_owned());
+    assert!(wrong(up).contains("refused path"));
     assert!(wrong(|index| index.entries[6].path = "sub/a".to_owned()).contains("twice"));
-    assert!(wrong(|index| index.entries.swap(2, 6)).contains("no file"));
+    assert!(wrong(|index| index.entries.swap(2, 6)).contains("not its own"));
     assert!(wrong(|index| index.entries.swap(0, 1)).contains("order"));
     assert!(wrong(|index| index.entries[0].mode = 0o10_644).contains("permission"));
     assert!(wrong(|index| index.entries[6] = file(1, "b", 0, 100)).contains("not its own"));
@@ -550,4 +545,25 @@ proptest! {
         let (head, _) = every_field();
         refused_or_canonical(&[&head[..24], &bytes].concat(), &blob);
     }
+}
+
+#[test]
+fn what_only_a_layer_of_an_image_has_comes_back_as_it_was() {
+    let mut index = sample();
+    let (layer, before) = (index.layers.len() - 1, index.entries.len());
+    for (path, kind) in [
+        ("gone", EntryKind::Whiteout),
+        ("emptied", EntryKind::Opaque),
+        ("gone", EntryKind::Directory),
+        ("out", EntryKind::Symlink("/etc/../passwd".to_owned())),
+        ("elsewhere", EntryKind::HardLink("of/a/lower/layer".to_owned())),
+    ] {
+        index.entries.push(entry(layer, path, kind));
+    }
+    let encoded = encode(&index, &digests(&index)).unwrap();
+    let decoded = decode(&head_of(&encoded), &encoded.blob).unwrap();
+    assert_eq!(decoded.entries[before..], index.entries[before..]);
+    assert_eq!(decoded.encode().unwrap(), head_of(&encoded));
+    index.entries.push(entry(layer, "", EntryKind::Opaque));
+    assert_eq!(encode(&index, &digests(&index)).unwrap_err().kind(), Kind::Unsupported);
 }

@@ -46,6 +46,12 @@ pub(super) const FILE: u8 = 0;
 pub(super) const FOLDER: u8 = 1;
 pub(super) const SYMBOLIC_LINK: u8 = 2;
 pub(super) const HARD_LINK: u8 = 3;
+/// Of a layer that lies on others: a symbolic link that leads out of the tree, a hard link to what is no file before it in
+/// the layer, and the two marks.
+pub(super) const LOOSE_SYMBOLIC_LINK: u8 = 4;
+pub(super) const LOOSE_HARD_LINK: u8 = 5;
+pub(super) const WHITEOUT: u8 = 6;
+pub(super) const OPAQUE: u8 = 7;
 
 /// The largest permission bits.
 pub(super) const PERMISSIONS: u32 = 0o7777;
