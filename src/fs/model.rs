@@ -4,7 +4,6 @@
 //! loader. Called by floor 5 for a mount, and by the commands that need none: `ls`, `cat`, `inspect`.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,7 +14,7 @@ use super::tree::{Look, NodeId, NodeKind, Tree};
 use crate::content::{Config, Integrity, Loader, Standing, Store};
 use crate::error::{Error, Kind, Result};
 use crate::index::find::Known;
-use crate::index::{Coding, ExtentId, Grid, Index, Sources, Subject, Trust, bound, compression};
+use crate::index::{Coding, ExtentId, Grid, Index, Sources, Subject, Trust, bound};
 use crate::metrics::Metrics;
 use crate::oci::artifact::{INDEX_KEY, ModelLayer, Packaging};
 use crate::oci::digest::Algorithm;
@@ -382,26 +381,11 @@ async fn find(
     let bound = opened.as_ref().map(|opened| opened.head.clone());
     let subject = Subject { digest: &found.pinned.digest, trust };
     let attached = (found.from == pin::Source::Repository).then_some(subject);
-    let indexes = kept_indexes(store, repository, artifact).await;
+    let indexes = pin::kept_indexes(repository, store, artifact).await;
     let local = |blob: &Blob| indexes.get(&blob.digest).cloned();
     let sources = Sources { bound, local: &local, attached, known };
     let index = crate::index::find_in(repository, artifact, sources).await?;
     Ok((index, opened))
-}
-
-/// The indexes of compressed layers that were made here, by layer.
-async fn kept_indexes(
-    store: &Arc<Store>,
-    repository: &dyn Repository,
-    artifact: &Artifact,
-) -> HashMap<Digest, Arc<File>> {
-    let compressed = artifact.visible().filter(|layer| compression(layer.packaging).is_some());
-    let compressed: Vec<Digest> = compressed.map(|layer| layer.descriptor.digest.clone()).collect();
-    let open = move |store: &Store, who: &str| {
-        let opened = compressed.into_iter().filter_map(|layer| Some((store.index(who, &layer)?, layer)));
-        opened.map(|(file, layer)| (layer, Arc::new(file))).collect()
-    };
-    pin::blocking(store, repository, open).await.unwrap_or_default()
 }
 
 /// The archive headers kept of an earlier time, by layer, as far as [`KEPT_HEADERS`] goes.

@@ -2,6 +2,8 @@
 //!
 //! Asks the repository, and the store where nobody answers, on the pool for what blocks. Reads no layer. Called by [`Model`](super::Model) only.
 
+use std::collections::HashMap;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use bytes::Bytes;
 
 use crate::content::Store;
 use crate::error::{Error, Kind, Result};
-use crate::index::bound;
+use crate::index::{bound, compression};
 use crate::oci::config::{CONFIG_LIMIT, Description};
 use crate::oci::manifest::{Document, Manifest};
 use crate::oci::{Artifact, Descriptor, Digest, Reference, Which};
@@ -180,6 +182,21 @@ pub(super) async fn kept_head(
 ) -> Option<Bytes> {
     let digest = artifact.bound_index().ok()??.head.digest;
     blocking(store, repository, move |store, who| store.small(who, &digest)).await?
+}
+
+/// The indexes of compressed layers that were made here, by layer.
+pub(super) async fn kept_indexes(
+    repository: &dyn Repository,
+    store: &Arc<Store>,
+    artifact: &Artifact,
+) -> HashMap<Digest, Arc<File>> {
+    let compressed = artifact.visible().filter(|layer| compression(layer.packaging).is_some());
+    let compressed: Vec<Digest> = compressed.map(|layer| layer.descriptor.digest.clone()).collect();
+    let open = move |store: &Store, who: &str| {
+        let opened = compressed.into_iter().filter_map(|layer| Some((store.index(who, &layer)?, layer)));
+        opened.map(|(file, layer)| (layer, Arc::new(file))).collect()
+    };
+    blocking(store, repository, open).await.unwrap_or_default()
 }
 
 /// Keeps the head of a bound index and the sections that came along with it, so that the artifact opens again while
