@@ -68,7 +68,8 @@ pub struct Config {
     pub warm: Warm,
     /// How long a read may go without progress before it fails. Default 60 s.
     pub read_deadline: Duration,
-    /// How many bytes of verified chunks may wait in memory for their readers. Default 32 MiB.
+    /// How many bytes of verified chunks may wait in memory for their readers; half as many stored bytes of compressed
+    /// layers for who reads beside them. Default 32 MiB.
     pub memory: u64,
     /// Whether what is complete is made ready for the kernel.
     pub sealing: Sealing,

@@ -283,9 +283,8 @@ impl Loader {
 
 /// The layer, if it is not proved and can be by this thread: compressed ones are as they go by.
 fn unproved(loader: &Loader, layer: usize) -> Option<&Layer> {
-    // What is decoded is not what the layer's digest is of.
-    let stored = loader.layer(layer).filter(|layer| matches!(layer.coding, Coding::Stored));
-    stored.filter(|_| loader.standing(layer) == Standing::Unproved)
+    let stored = |layer: &&Layer| matches!(layer.coding, Coding::Stored);
+    loader.layer(layer).filter(stored).filter(|_| loader.standing(layer) == Standing::Unproved)
 }
 
 fn pass_gaps(layer: &Layer, hasher: &mut Hasher, mut at: u64) -> u64 {
