@@ -360,40 +360,8 @@ impl Request {
         }
     }
 
-    /// Waits for chunks of a layer that goes by, until they have; gives those that are to be had in another way from then on.
-    async fn let_come(&mut self, mut left: Vec<u64>) -> Vec<u64> {
-        let loader = Arc::clone(&self.loader);
-        let (Some(stream), Some(extent)) = (loader.streaming(self.id.layer), loader.extent(self.id)) else {
-            return left;
-        };
-        let mut waiter = stream.waiter();
-        loop {
-            // Anew each time: somebody may begin to wait for what was only wanted ahead.
-            let urgent = matches!(self.lane, Lane::Demand | Lane::Whole) || self.urgency.is_raised();
-            waiter.look(stream, urgent);
-            self.flights.retain(|(_, flight)| !flight.is_settled());
-            left.retain(|chunk| self.flights.iter().any(|((_, flown), _)| flown == chunk));
-            if left.is_empty() || loader.streaming(self.id.layer).is_none() {
-                return left;
-            }
-            if waiter.looks_back(left.iter().map(|chunk| extent.content(&(*chunk..*chunk + 1)))) {
-                (left, _) = self.take_from_store().await;
-                continue;
-            }
-            self.flights.iter().for_each(|(_, flight)| flight.progress());
-            let further = tokio::select! {
-                further = waiter.further(stream) => further,
-                () = self.urgency.raised(), if !urgent => Ok(()),
-            };
-            if let Err(error) = further {
-                self.give_up(0..u64::MAX, &error);
-                return Vec::new();
-            }
-        }
-    }
-
     /// Hands out the chunks that the store has. Gives the others, and those of them that it only says to have.
-    async fn take_from_store(&mut self) -> (Vec<u64>, Vec<u64>) {
+    pub(super) async fn take_from_store(&mut self) -> (Vec<u64>, Vec<u64>) {
         let (loader, id) = (Arc::clone(&self.loader), self.id);
         let wanted: Vec<u64> = self.flights.iter().map(|((_, chunk), _)| *chunk).collect();
         let all = wanted.clone();

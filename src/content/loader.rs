@@ -334,22 +334,6 @@ impl Stratum {
         self.extents.iter().map(|(_, extent)| extent)
     }
 
-    /// Those of them that have bytes in this range of the content, in order.
-    pub(super) fn files_within(&self, range: ContentRange) -> impl Iterator<Item = &Extent> {
-        let is_before =
-            |at: usize| self.extents.get(at).is_some_and(|extent| extent.range.end() <= range.start());
-        let (mut first, mut end) = (0, self.extents.count());
-        while first < end {
-            let middle = first.midpoint(end);
-            match is_before(middle) {
-                true => first = middle.saturating_add(1),
-                false => end = middle,
-            }
-        }
-        let rest = (first..).map_while(|at| self.extents.get(at));
-        rest.take_while(move |extent| extent.range.start() < range.end())
-    }
-
     /// Whether it has files, or may turn out to have some.
     pub(super) fn may_have_files(&self) -> bool {
         self.extents.count() > 0 || self.stream.is_some()

@@ -255,7 +255,7 @@ impl Loader {
         if self.shelf.store.budget().exhausted() {
             return Vec::new();
         }
-        let touched = self.layers.get(layer).into_iter().flat_map(|stratum| stratum.files_within(range));
+        let touched = self.extents_within(layer, range);
         let mut stops = Vec::new();
         for extent in touched.take(EXTRAS) {
             let chunks = within(extent.grid, extent.range, range);
@@ -268,6 +268,21 @@ impl Loader {
             }
         }
         stops
+    }
+
+    /// The files that lie in the range at least in part, in order. Costs a binary search.
+    fn extents_within(&self, layer: usize, range: ContentRange) -> impl Iterator<Item = &Extent> {
+        let extent = move |extent: usize| self.extent(ExtentId { layer, extent });
+        let before = |number: usize| extent(number).is_some_and(|extent| extent.range.end() <= range.start());
+        let (mut first, mut end) = (0, 1);
+        while before(end) {
+            (first, end) = (end, end * 2);
+        }
+        while first < end {
+            let middle = first + (end - first) / 2;
+            (first, end) = if before(middle) { (middle + 1, end) } else { (first, middle) };
+        }
+        (first..).map_while(extent).take_while(move |extent| extent.range.start() < range.end())
     }
 }
 

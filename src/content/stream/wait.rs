@@ -4,14 +4,18 @@
 //! looked for in the store once more, since it may have been on its way there; what is not there either comes when the
 //! spans are known, or when the layer goes by again.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 
 use super::{Progress, Stream};
+use crate::content::fetch::Request;
+use crate::content::lanes::Lane;
 use crate::error::Result;
 use crate::range::ContentRange;
 
 /// One request's view of a layer that goes by.
-pub(in crate::content) struct Waiter {
+struct Waiter {
     progress: watch::Receiver<Progress>,
     now: Progress,
     asked: bool,
@@ -23,7 +27,7 @@ pub(in crate::content) struct Waiter {
 
 impl Stream {
     /// A view for a request; sets the layer going where nothing has yet.
-    pub(in crate::content) fn waiter(&self) -> Waiter {
+    fn waiter(&self) -> Waiter {
         self.begin();
         let progress = self.progress.subscribe();
         let now = progress.borrow().clone();
@@ -31,9 +35,43 @@ impl Stream {
     }
 }
 
+impl Request {
+    /// Waits for chunks of a layer that goes by, until they have; gives those that are to be had in another way from then on.
+    pub(in crate::content) async fn let_come(&mut self, mut left: Vec<u64>) -> Vec<u64> {
+        let loader = Arc::clone(&self.loader);
+        let (Some(stream), Some(extent)) = (loader.streaming(self.id.layer), loader.extent(self.id)) else {
+            return left;
+        };
+        let mut waiter = stream.waiter();
+        loop {
+            // Anew each time: somebody may begin to wait for what was only wanted ahead.
+            let urgent = matches!(self.lane, Lane::Demand | Lane::Whole) || self.urgency.is_raised();
+            waiter.look(stream, urgent);
+            self.flights.retain(|(_, flight)| !flight.is_settled());
+            left.retain(|chunk| self.flights.iter().any(|((_, flown), _)| flown == chunk));
+            if left.is_empty() || loader.streaming(self.id.layer).is_none() {
+                return left;
+            }
+            if waiter.looks_back(left.iter().map(|chunk| extent.content(&(*chunk..*chunk + 1)))) {
+                (left, _) = self.take_from_store().await;
+                continue;
+            }
+            self.flights.iter().for_each(|(_, flight)| flight.progress());
+            let further = tokio::select! {
+                further = waiter.further(stream) => further,
+                () = self.urgency.raised(), if !urgent => Ok(()),
+            };
+            if let Err(error) = further {
+                self.give_up(0..u64::MAX, &error);
+                return Vec::new();
+            }
+        }
+    }
+}
+
 impl Waiter {
     /// Takes in how far the layer is. Asks for more of it, once, where somebody waits.
-    pub(in crate::content) fn look(&mut self, stream: &Stream, somebody_waits: bool) {
+    fn look(&mut self, stream: &Stream, somebody_waits: bool) {
         if somebody_waits && !self.asked {
             self.asked = true;
             self.stale = stream.ask();
@@ -43,7 +81,7 @@ impl Waiter {
 
     /// Whether it is time to look for chunks of this content in the store: they have gone by, and this is the first that is
     /// seen of it.
-    pub(in crate::content) fn looks_back(&mut self, content: impl Iterator<Item = ContentRange>) -> bool {
+    fn looks_back(&mut self, content: impl Iterator<Item = ContentRange>) -> bool {
         let mut content = content;
         let fresh =
             self.looked != Some(self.now.tries) && content.any(|range| range.end() <= self.now.settled);
@@ -57,7 +95,7 @@ impl Waiter {
     ///
     /// # Errors
     /// Why nothing comes any more.
-    pub(in crate::content) async fn further(&mut self, stream: &Stream) -> Result<()> {
+    async fn further(&mut self, stream: &Stream) -> Result<()> {
         self.now.failure(self.stale)?;
         if self.asked && self.now.is_over() {
             stream.ask_again();
