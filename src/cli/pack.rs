@@ -166,6 +166,7 @@ impl Pack {
             },
             created: epoch,
             described: self.description.described(),
+            scratch: environment.temporary(),
         })
     }
 }

@@ -5,14 +5,13 @@
 //! file without a name, since its digest is known at the end only; and by as any layer would that somebody else wrote
 //! ([`Pass`]), so that its index is that of what is there. Called by [`publish`](super::publish()).
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
-use nix::libc;
-
+use super::build::nameless;
 use super::layer::Layer;
 use crate::codec::{gzip, zstd};
 use crate::error::{Error, Kind, Result};
@@ -25,6 +24,7 @@ use crate::oci::manifest::Manifest;
 use crate::oci::{Artifact, Blob, Descriptor, Digest};
 use crate::range::StoredRange;
 use crate::repository::push::Piece;
+use bytes::Bytes;
 
 /// The level of libzstd that `zstd` itself takes.
 const LEVEL: i32 = 3;
@@ -56,7 +56,7 @@ impl Compressed {
     }
 }
 
-/// Compresses a layer, into a file in the folder for temporary ones. Blocks, on as many threads as there are cores;
+/// Compresses a layer, into a file without a name in the folder `scratch`. Blocks, on as many threads as there are cores;
 /// `read(n)` is called for every `n` bytes of content.
 ///
 /// Costs one reading of the file, its compression and one decompression, room on the disk for what is stored, and 8 MiB
@@ -68,10 +68,11 @@ impl Compressed {
 pub fn compress(
     layer: &Layer,
     how: Compression,
+    scratch: &Path,
     stop: &AtomicBool,
     read: &(dyn Fn(u64) + Sync),
 ) -> Result<Compressed> {
-    let mut writing = Writing::begin(layer, how)?;
+    let mut writing = Writing::begin(layer, how, scratch)?;
     let mut content = Content::open(layer)?;
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     loop {
@@ -180,7 +181,7 @@ struct Writing {
 }
 
 impl Writing {
-    fn begin(layer: &Layer, how: Compression) -> Result<Self> {
+    fn begin(layer: &Layer, how: Compression, scratch: &Path) -> Result<Self> {
         let model = described(layer, &Blob { digest: Digest::of(b""), size: 0 })?;
         let spacing = Spacing::new(match how {
             // A member begins a span when a quarter has gone by: each chunk's does, and none is cut within.
@@ -190,14 +191,14 @@ impl Writing {
         })?;
         Ok(Self {
             how,
-            file: unnamed()?,
+            file: nameless(scratch)?,
             size: 0,
             stored: Hasher::new(Algorithm::Sha256),
             content: Hasher::new(Algorithm::Sha256),
             frames: Vec::new(),
             pass: Pass::new(&model, 0, spacing)?,
             chunks: Digesting::default(),
-            spool: Spool::new(unnamed()?),
+            spool: Spool::new(nameless(scratch)?),
             model,
         })
     }
@@ -252,17 +253,6 @@ fn described(layer: &Layer, blob: &Blob) -> Result<ModelLayer> {
     let layers = vec![Descriptor { media_type, digest, size, annotations }];
     let artifact = Artifact::read(Manifest { layers, ..Manifest::default() })?;
     artifact.layers.into_iter().next().ok_or_else(|| Error::new(Kind::Invalid, "a layer is none"))
-}
-
-/// A file in the folder for temporary ones that has no name, so that it goes with this process.
-fn unnamed() -> Result<File> {
-    let folder = std::env::temp_dir();
-    let made =
-        OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(&folder);
-    made.map_err(|error| {
-        Error::from_source(Kind::Storage, format!("cannot make a file in {}", folder.display()), error)
-            .hint("set TMPDIR to another folder")
-    })
 }
 
 fn length(len: usize) -> u64 {

@@ -2,7 +2,7 @@
 //!
 //! What `--dry-run` shows, and what [`publish`](super::publish()) carries out. Asks no network.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::describe::{Described, describe};
 use super::kind::kind;
@@ -29,6 +29,8 @@ pub struct Options {
     pub created: Option<u64>,
     /// What is said of the model whatever its files say.
     pub described: Described,
+    /// A folder for what lasts no longer than the packing: compressed layers.
+    pub scratch: PathBuf,
 }
 
 /// Which modification times the files get.
@@ -69,6 +71,8 @@ pub struct Plan {
     pub time: u64,
     /// When it was made, in seconds since 1970, if it says so.
     pub created: Option<u64>,
+    /// A folder for what lasts no longer than the packing.
+    pub scratch: PathBuf,
 }
 
 impl Plan {
@@ -98,8 +102,8 @@ pub fn plan(folder: &Path, options: &Options) -> Result<Plan> {
         Times::Fixed(time) => time.min(LATEST),
         Times::Own { latest } => latest.unwrap_or(0).min(LATEST),
     };
-    let (index, created) = (options.index, options.created);
-    Ok(Plan { layers, skipped: found.skipped, described, index, time, created })
+    let (index, created, scratch) = (options.index, options.created, options.scratch.clone());
+    Ok(Plan { layers, skipped: found.skipped, described, index, time, created, scratch })
 }
 
 fn place(kind: LayerKind) -> u8 {

@@ -5,6 +5,7 @@
 //! `pack`; [`add`](super::add) uploads through [`Destination`] too.
 
 use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -264,18 +265,22 @@ impl Made {
     }
 
     /// Digests the layer, or compresses it. Blocks.
-    fn of(layer: &Layer, stop: &AtomicBool, read: &(dyn Fn(u64) + Sync)) -> Result<Self> {
+    fn of(layer: &Layer, scratch: &Path, stop: &AtomicBool, read: &(dyn Fn(u64) + Sync)) -> Result<Self> {
         match compression(layer.packaging) {
             None => digest(layer, stop, read).map(Self::AsItIs),
-            Some(how) => compress(layer, how, stop, read).map(Box::new).map(Self::Compressed),
+            Some(how) => compress(layer, how, scratch, stop, read).map(Box::new).map(Self::Compressed),
         }
     }
 }
 
 async fn make_and_upload(plan: &Plan, to: &Destination, watch: &Watch) -> Result<Vec<Made>> {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let turns =
-        Turns { digest: Semaphore::new(cores), upload: Semaphore::new(UPLOADS), stop: Stop::default() };
+    let turns = Turns {
+        digest: Semaphore::new(cores),
+        upload: Semaphore::new(UPLOADS),
+        stop: Stop::default(),
+        scratch: plan.scratch.clone(),
+    };
     let turns = &turns;
     let each = by_size(plan).into_iter().filter_map(|number| Some((number, plan.layers.get(number)?)));
     let each: Vec<_> = each.map(|(number, layer)| one(number, layer, turns, to, watch)).collect();
@@ -290,6 +295,8 @@ struct Turns {
     digest: Semaphore,
     upload: Semaphore,
     stop: Stop,
+    /// A folder for what lasts no longer.
+    scratch: PathBuf,
 }
 
 async fn one(
@@ -302,8 +309,9 @@ async fn one(
     let made = {
         // Nobody closes the semaphores.
         let _turn = turns.digest.acquire().await;
-        let (layer, stop, watch) = (layer.clone(), turns.stop.flag(), watch.clone());
-        let making = tokio::task::spawn_blocking(move || Made::of(&layer, &stop, &*watch));
+        let (layer, scratch) = (layer.clone(), turns.scratch.clone());
+        let (stop, watch) = (turns.stop.flag(), watch.clone());
+        let making = tokio::task::spawn_blocking(move || Made::of(&layer, &scratch, &stop, &*watch));
         making
             .await
             .map_err(|error| Error::from_source(Kind::Kernel, "digesting was interrupted", error))??

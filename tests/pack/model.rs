@@ -216,7 +216,15 @@ fn planned(folder: &Path) -> weightfs::pack::Plan {
     let (times, created) = (Times::Fixed(0), None);
     weightfs::pack::plan(
         folder,
-        &Options { packaging: Packaging::Raw, links: Links::Inside, index: true, times, created, described },
+        &Options {
+            packaging: Packaging::Raw,
+            links: Links::Inside,
+            index: true,
+            times,
+            created,
+            described,
+            scratch: folder.to_owned(),
+        },
     )
     .unwrap()
 }
