@@ -14,6 +14,7 @@ use crate::content::store::StoreConfig;
 use crate::content::{self, Integrity, Warm};
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::mount;
+use crate::repository::credentials::{Given, Providers, Sources};
 use crate::repository::{self, PlainHttp};
 
 /// The environment and the user of this process, as far as settings hang on them.
@@ -136,9 +137,32 @@ keys! {
     |all, text| switch(text).map(|on| {
         all.repository.plain_http = if on { PlainHttp::Allowed } else { PlainHttp::Never };
     });
+    "registry.auth", "WEIGHTFS_REGISTRY_AUTH", None, "`$DOCKER_AUTH_CONFIG`",
+    "`HOST=USER:PASSWORD`, or JSON with `auths`", "credentials in so many words, for the registries that they name",
+    |all, text| Given::parse(text).map(|value| all.repository.credentials.given = Some(value));
+    "registry.auth_file", "WEIGHTFS_AUTH_FILE", Some("--auth-file"), "`$REGISTRY_AUTH_FILE`", "file",
+    "an `auth.json` or `config.json` for credentials, before all others; `login` writes to it",
+    |all, text| folder(text).map(|value| all.repository.credentials.auth_file = Some(value));
+    "registry.pull_secrets", "WEIGHTFS_PULL_SECRETS", None, "none", "files or folders, with `:` between them",
+    "Kubernetes pull secrets, as `.dockerconfigjson` or `.dockercfg`",
+    |all, text| text.split(':').map(folder).collect::<Result<_, _>>().map(|value| {
+        all.repository.credentials.pull_secrets = value;
+    });
     "registry.docker_config", "WEIGHTFS_DOCKER_CONFIG", None, "`$DOCKER_CONFIG`, else `~/.docker`",
     "folder or file", "Docker's `config.json`, for credentials",
-    |all, text| folder(text).map(|value| all.repository.docker_config = Some(value));
+    |all, text| folder(text).map(|value| all.repository.credentials.docker_config = Some(value));
+    "registry.credential_providers", "WEIGHTFS_CREDENTIAL_PROVIDERS", None, "none", "file",
+    "a `CredentialProviderConfig` as the kubelet reads it",
+    |all, text| folder(text).map(|value| providers(all).config = value);
+    "registry.credential_provider_folder", "WEIGHTFS_CREDENTIAL_PROVIDER_FOLDER", None,
+    "that of the `CredentialProviderConfig`", "folder", "where the programs are that it names",
+    |all, text| folder(text).map(|value| providers(all).folder = Some(value));
+    "registry.helper_folder", "WEIGHTFS_HELPER_FOLDER", None, "none", "folder",
+    "where `docker-credential-…` programs are looked for before `$PATH`",
+    |all, text| folder(text).map(|value| all.repository.credentials.helper_folder = Some(value));
+    "registry.helper_limit", "WEIGHTFS_HELPER_LIMIT", None, "`20s`", "duration",
+    "how long a credential helper or provider may take",
+    |all, text| duration(text).map(|value| all.repository.credentials.program_limit = value);
     "registry.setup_deadline", "WEIGHTFS_SETUP_DEADLINE", None, "`25s`", "duration",
     "how long a manifest may take in all",
     |all, text| duration(text).map(|value| all.repository.setup_deadline = value);
@@ -192,11 +216,10 @@ impl Settings {
     /// The defaults for this environment.
     #[must_use]
     pub fn defaults(environment: &Environment) -> Self {
-        let docker = || environment.path("HOME").map(|home| home.join(".docker"));
         Self {
             store: StoreConfig { folder: store_folder(environment), size: None },
             repository: repository::Config {
-                docker_config: environment.path("DOCKER_CONFIG").or_else(docker),
+                credentials: sources(environment),
                 ..repository::Config::default()
             },
             content: content::Config::default(),
@@ -216,6 +239,12 @@ impl Settings {
     /// `NotFound` where the file can't be read.
     pub fn load(environment: &Environment, file: Option<&Path>, flags: &Flags) -> Result<Self> {
         let mut settings = Self::defaults(environment);
+        // A variable of others: it counts like a default, and is looked at here since it can be wrong.
+        if let Some(text) = environment.get("DOCKER_AUTH_CONFIG") {
+            let given =
+                Given::parse(&text.to_string_lossy()).map_err(|why| wrong("DOCKER_AUTH_CONFIG", &why))?;
+            settings.repository.credentials.given = Some(given);
+        }
         if let Some((path, text)) = read_file(environment, file)? {
             settings.apply_file(&path, &text)?;
         }
@@ -257,7 +286,8 @@ impl Settings {
             toml::Value::String(text) => text.clone(),
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Boolean(on) => on.to_string(),
-            other => return Err(format!("{other} is no text, number, true or false")),
+            // Not shown itself: it may be a secret that was written in the wrong form.
+            other => return Err(format!("{} is no text, number, true or false", other.type_str())),
         };
         (key.set)(self, &text)
     }
@@ -265,6 +295,26 @@ impl Settings {
 
 fn wrong(place: &str, why: &str) -> Error {
     Error::new(Kind::Invalid, format!("{place}: {why}")).hint("docs/configuration.md lists what can be set")
+}
+
+fn providers(all: &mut Settings) -> &mut Providers {
+    all.repository.credentials.providers.get_or_insert_default()
+}
+
+/// Where others keep credentials: Docker, and containers' tools (containers-auth.json(5)).
+fn sources(environment: &Environment) -> Sources {
+    let home = environment.path("HOME");
+    let docker = || home.as_ref().map(|home| home.join(".docker"));
+    let runtime = || environment.root.then(|| PathBuf::from("/run/containers/0"));
+    let runtime = environment.path("XDG_RUNTIME_DIR").map(|path| path.join("containers")).or_else(runtime);
+    let own = environment.path("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
+    let own = own.map(|path| path.join("containers"));
+    Sources {
+        auth_file: environment.path("REGISTRY_AUTH_FILE"),
+        docker_config: environment.path("DOCKER_CONFIG").or_else(docker),
+        containers: [runtime, own].into_iter().flatten().map(|folder| folder.join("auth.json")).collect(),
+        ..Sources::default()
+    }
 }
 
 /// The file that counts: the one named, else the user's, else the machine's.

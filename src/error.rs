@@ -77,7 +77,7 @@ type Source = Box<dyn std::error::Error + Send + Sync>;
 
 /// A failure: its kind, what was being done, the cause beneath, and what a person can do about it.
 ///
-/// Prints as one line, outermost first: `cannot read …: 403 Forbidden; run 'docker login ghcr.io'`.
+/// Prints as one line, outermost first: `cannot read …: 403 Forbidden; run 'weightfs login ghcr.io'`.
 /// Cloning is cheap, since one failed flight fails everybody who waits for it.
 #[derive(Clone)]
 pub struct Error(std::sync::Arc<Inner>);
@@ -208,11 +208,11 @@ mod tests {
 
     #[test]
     fn an_error_prints_as_a_chain_that_ends_with_the_way_out() {
-        let cause = Error::new(Kind::Denied, "403 Forbidden").hint("run 'docker login ghcr.io'");
+        let cause = Error::new(Kind::Denied, "403 Forbidden").hint("run 'weightfs login ghcr.io'");
         let error = cause.context("cannot read sha256:ab from ghcr.io/acme/llm");
         assert_eq!(
             error.to_string(),
-            "cannot read sha256:ab from ghcr.io/acme/llm: 403 Forbidden; run 'docker login ghcr.io'"
+            "cannot read sha256:ab from ghcr.io/acme/llm: 403 Forbidden; run 'weightfs login ghcr.io'"
         );
         assert_eq!(error.kind(), Kind::Denied);
     }

@@ -118,6 +118,9 @@ pub(super) struct Reading {
     /// Ask a registry that is not on this machine over HTTP, without TLS
     #[arg(long)]
     plain_http: bool,
+    /// Look for credentials in this file first
+    #[arg(long, value_name = "FILE")]
+    auth_file: Option<String>,
     /// How bytes are served that the artifact brings no digests of: as they come, each layer being proved when it is
     /// complete, or only once their layer is proved [auto, deferred, strict]
     #[arg(long, value_name = "HOW")]
@@ -248,6 +251,7 @@ impl Reading {
         set(flags, "store.folder", self.store.as_ref());
         set(flags, "store.size", self.store_size.as_ref());
         set_switch(flags, "registry.plain_http", self.plain_http);
+        set(flags, "registry.auth_file", self.auth_file.as_ref());
         set(flags, "content.integrity", self.integrity.as_ref());
         set(flags, "content.read_deadline", self.read_deadline.as_ref());
     }

@@ -4,6 +4,7 @@
 //! them (trying again, limits) implements it by wrapping another. [`push`] is the other direction. Nothing here
 //! knows what a blob means.
 
+pub mod credentials;
 pub mod layout;
 pub mod memory;
 pub mod push;
@@ -12,7 +13,6 @@ pub mod retry;
 pub mod secret;
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,8 +93,8 @@ pub enum PlainHttp {
 pub struct Config {
     /// Whether a registry that is not on this machine is asked over plain HTTP.
     pub plain_http: PlainHttp,
-    /// Docker's `config.json`, or the folder that has it, for credentials. `None` or missing: anonymous.
-    pub docker_config: Option<PathBuf>,
+    /// Where credentials are looked for. Nowhere by default: anonymous.
+    pub credentials: credentials::Sources,
     /// How long a read of a blob may go without a byte of progress before it fails. Default 60 s.
     pub read_deadline: Duration,
     /// How long a manifest may take in all. Default 25 s, so that a dead registry is reported within 30 s.
@@ -110,7 +110,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             plain_http: PlainHttp::default(),
-            docker_config: None,
+            credentials: credentials::Sources::default(),
             read_deadline: Duration::from_secs(60),
             setup_deadline: Duration::from_secs(25),
             connect_timeout: Duration::from_secs(5),
@@ -121,10 +121,10 @@ impl Default for Config {
 
 /// The repository that a reference names: a registry's, asked again where that may help, or a folder.
 ///
-/// Reads the credentials and, for a folder, its marker file; asks no network.
+/// Reads the files that have credentials or, for a folder, its marker file; asks no network.
 ///
 /// # Errors
-/// `Invalid` where Docker's configuration cannot be read or meant; `NotFound`, `Unsupported`, `Denied` or
+/// `Invalid` where a file with credentials cannot be read or meant; `NotFound`, `Unsupported`, `Denied` or
 /// `Storage` where the folder is no image layout.
 pub fn connect(reference: &Reference, config: &Config) -> Result<Arc<dyn Repository>> {
     match &reference.place {

@@ -156,7 +156,7 @@ async fn a_refusal_is_reported_at_once_with_the_way_out() {
         setting.server.rule(Rule::always("/blobs/", Fault::Status(status)));
         let error = setting.read().await.unwrap_err();
         assert_eq!(error.kind(), kind);
-        assert_eq!(error.to_string().contains("docker login 127.0.0.1"), status == 403, "{error}");
+        assert_eq!(error.to_string().contains("weightfs login 127.0.0.1"), status == 403, "{error}");
         assert_eq!(setting.server.log("/blobs/").len(), 1, "{status}");
     }
 }

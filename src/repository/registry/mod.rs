@@ -2,13 +2,16 @@
 //!
 //! Every call is one attempt: asking again is [`super::Retrying`]'s. Blobs are read by single ranges that are
 //! checked to the byte (`wire`), redirects are followed by hand (`hops`) and remembered (`found`),
-//! credentials stay with the registry (`auth`). What is pushed goes by `upload`; `ask` is any one request.
+//! credentials stay with the registry (`auth`, which meets the challenge of `realm` by a `token`). What is pushed goes by
+//! `upload`; `ask` is any one request; `login` finds out whether credentials are right.
 
 mod ask;
 mod auth;
-mod credentials;
 mod found;
 mod hops;
+mod login;
+mod realm;
+mod token;
 mod upload;
 mod wire;
 
@@ -27,10 +30,12 @@ use url::Url;
 
 use self::ask::Ask;
 pub(super) use self::ask::Stretch;
-use self::auth::{Auth, Renewed};
+use self::auth::{Auth, Generation, Renewed};
 use self::found::Found;
 use self::hops::{Carries, Hop};
+pub use self::login::Verdict;
 pub(super) use self::upload::{Session, Setback};
+use super::credentials::{Keychain, is_hub};
 use super::{ByteStream, Config, MANIFEST_LIMIT, Pinned, PlainHttp, Repository};
 use crate::error::{Error, Kind, Result};
 use crate::oci::digest::{Algorithm, Hasher};
@@ -56,9 +61,11 @@ pub struct Registry {
     client: Client,
     /// `SCHEME://HOST/v2/REPOSITORY/`
     base: Url,
-    /// The host as typed, for people and for `docker login`.
+    /// The host as typed, for people and for `weightfs login`.
     host: String,
     repository: String,
+    /// Whose credentials are used, without a secret.
+    who: String,
     auth: Arc<Auth>,
     /// Leave to read another repository too, from which blobs are mounted: its name, and who asks there.
     mounting: Mutex<Option<(String, Arc<Auth>)>>,
@@ -69,10 +76,10 @@ pub struct Registry {
 impl Registry {
     /// A client for `repository` at `host`, as a reference names them.
     ///
-    /// Reads Docker's configuration; asks no network.
+    /// Reads the files that have credentials; asks no network.
     ///
     /// # Errors
-    /// `Invalid` where host or configuration cannot be meant.
+    /// `Invalid` where the host, or a file with credentials, cannot be meant.
     pub fn new(host: &str, repository: &str, config: &Config) -> Result<Self> {
         Self::for_actions("pull", host, repository, config)
     }
@@ -85,13 +92,11 @@ impl Registry {
     fn for_actions(actions: &str, host: &str, repository: &str, config: &Config) -> Result<Self> {
         let (wire_host, wire_repository) = names_on_the_wire(host, repository);
         let base = base_url(&wire_host, &wire_repository, config.plain_http)?;
-        let credentials = match &config.docker_config {
-            Some(path) => credentials::find(path, host)?,
-            None => None,
-        };
+        let keychain = Arc::new(Keychain::new(&config.credentials, host, repository));
         Ok(Self {
             client: client(config, &base)?,
-            auth: Arc::new(Auth::new(credentials, (&wire_repository, actions), base.clone(), config.stall)),
+            who: keychain.who()?,
+            auth: Arc::new(Auth::new(keychain, (&wire_repository, actions), base.clone(), config.stall)),
             mounting: Mutex::default(),
             base,
             host: host.to_owned(),
@@ -190,19 +195,39 @@ impl Registry {
         Err(wire::protocol(format!("more than {} redirects", hops::MOST)))
     }
 
-    /// Sends with the header of the moment; after a 401 again with a new one, which is renewed once here.
+    /// Sends with the header of the moment; after a refusal again with a new one, which is renewed once here.
     async fn send_authorized(&self, url: &Url, ask: &Ask<'_>) -> Result<Response> {
         let mut left = AUTH_ATTEMPTS;
         loop {
             let (authorization, used) = ask.auth.header(&self.client).await.map_err(|e| self.explained(e))?;
             let response = self.send(url, ask, authorization).await?;
             left = left.saturating_sub(1);
-            if response.status() != StatusCode::UNAUTHORIZED || left == 0 {
+            if left == 0 {
                 return Ok(response);
             }
-            let renewed = ask.auth.refused(&self.client, used, response.headers()).await;
-            if renewed.map_err(|error| self.explained(error))? == Renewed::Here {
-                left = 1;
+            let renewed = self.renewed(ask, used, &response).await.map_err(|error| self.explained(error))?;
+            match renewed {
+                None => return Ok(response),
+                Some(Renewed::Here) => left = 1,
+                Some(Renewed::Elsewhere) => {}
+            }
+        }
+    }
+
+    /// Makes a new header where the answer says, or may mean, that the one of `used` will not do.
+    async fn renewed(&self, ask: &Ask<'_>, used: Generation, response: &Response) -> Result<Option<Renewed>> {
+        match response.status() {
+            StatusCode::UNAUTHORIZED => {
+                ask.auth.refused(&self.client, used, response.headers()).await.map(Some)
+            }
+            StatusCode::FORBIDDEN => ask.auth.suspected(&self.client, used).await,
+            // To what is sent 400 may be the true answer, and it may not be sent twice.
+            StatusCode::BAD_REQUEST if ask.is_question() => ask.auth.suspected(&self.client, used).await,
+            status => {
+                if status.is_success() || status.is_redirection() {
+                    ask.auth.accepted(used);
+                }
+                Ok(None)
             }
         }
     }
@@ -232,7 +257,7 @@ impl Registry {
     /// Adds the way out that the kind of error has.
     fn explained(&self, error: Error) -> Error {
         match error.kind() {
-            Kind::Denied => error.hint(format!("check the name, or run 'docker login {}'", self.host)),
+            Kind::Denied => error.hint(format!("check the name, or run 'weightfs login {}'", self.host)),
             _ => error,
         }
     }
@@ -279,7 +304,7 @@ impl Repository for Registry {
     }
 
     fn identity(&self) -> String {
-        super::identity_of(&["registry", self.base.as_str(), self.auth.user()])
+        super::identity_of(&["registry", self.base.as_str(), &self.who])
     }
 }
 
@@ -296,7 +321,7 @@ fn is_expired(status: StatusCode) -> bool {
 
 /// Docker Hub's registry has another host than its references, and its one-word names are in `library`.
 fn names_on_the_wire(host: &str, repository: &str) -> (String, String) {
-    if !credentials::is_hub(host) {
+    if !is_hub(host) {
         return (host.to_owned(), repository.to_owned());
     }
     let library = if repository.contains('/') { "" } else { "library/" };

@@ -107,7 +107,7 @@ pub(super) async fn refused(response: Response, stall: Duration) -> Refused {
     let error = match error.kind() {
         Kind::NotFound => error.hint(
             "check repository and tag ('latest' is meant where none is typed); a private one may be said not to exist: \
-             run 'docker login'",
+             run 'weightfs login'",
         ),
         _ => error,
     };
