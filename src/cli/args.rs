@@ -62,6 +62,10 @@ pub(super) enum Command {
     Verify(super::verify::Verify),
     /// Look at what is kept on this machine, verify it, or remove it
     Cache(super::cache::Cache),
+    /// Check credentials for the registry HOST and keep them, as Docker and Podman do
+    Login(super::login::Login),
+    /// Take the credentials for the registry HOST out of where they are kept
+    Logout(super::login::Logout),
     /// Mount a sample model behind a slow line on this machine, and measure
     Demo(Demo),
 }
@@ -220,6 +224,8 @@ impl CommandLine {
             Command::Index(index) => index.set(&mut flags),
             Command::Verify(verify) => verify.set(&mut flags),
             Command::Cache(cache) => cache.set(&mut flags),
+            Command::Login(login) => login.set(&mut flags),
+            Command::Logout(logout) => logout.set(&mut flags),
             Command::Demo(_) => {}
         }
         let filter = match self.common.verbose {
