@@ -42,13 +42,16 @@ struct Entry {
     identitytoken: Option<Secret>,
 }
 
-/// The file that is meant by the path of a file or of a folder that has one.
+/// The file that is meant by the path of a file or of a folder that has one. What is not there is taken for a folder unless
+/// it is called `….json`: `~/.docker` is one before anybody has logged in.
 pub(super) fn resolve(path: &Path) -> PathBuf {
-    if !path.is_dir() {
+    let is_json = path.extension().is_some_and(|extension| extension == "json");
+    if !path.is_dir() && (path.exists() || is_json) {
         return path.to_owned();
     }
+    let [usual, ..] = NAMES;
     let inside = NAMES.map(|name| path.join(name));
-    inside.iter().find(|path| path.exists()).unwrap_or(&inside[0]).clone()
+    inside.into_iter().find(|path| path.exists()).unwrap_or_else(|| path.join(usual))
 }
 
 /// The bytes of a file, or `None` where there is none.

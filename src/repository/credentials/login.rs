@@ -81,7 +81,7 @@ pub async fn log_out(sources: &Sources, host: &str) -> Result<Option<Keeper>> {
     if file.names(is_for) {
         let had_secret = file.credentials(wanted).is_ok_and(|found| found.is_some());
         edit(&path, |auths| auths.retain(|key, _| !is_for(key)))?;
-        from = from.or(had_secret.then(|| Keeper::File(path)));
+        from = from.or(had_secret.then_some(Keeper::File(path)));
     }
     Ok(from)
 }

@@ -53,8 +53,8 @@ struct State {
     failure: Option<Error>,
     /// The registry has taken the present header for good at least once.
     accepted: bool,
-    /// When a refusal was last taken for the end of a token's life.
-    suspected: Option<Instant>,
+    /// When, and of which generation, a refusal was last taken for the end of a token's life.
+    suspected: Option<(Instant, Generation)>,
 }
 
 impl State {
@@ -195,11 +195,12 @@ impl Auth {
                 return Self::if_it_helps(done);
             }
             let now = Instant::now();
-            let just_now = state.suspected.is_some_and(|last| now < last + SUSPICION_PAUSE);
+            // Those who were sent with the same header are answered together.
+            let just_now = state.suspected.is_some_and(|(at, of)| of != used && now < at + SUSPICION_PAUSE);
             if !state.accepted || just_now {
                 return Ok(None);
             }
-            state.suspected = Some(now);
+            state.suspected = Some((now, used));
             state.renewal.as_ref().map(|renewal| renewal.realm.clone())
         };
         Self::if_it_helps(match realm {

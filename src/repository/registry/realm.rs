@@ -141,7 +141,7 @@ mod tests {
         ] {
             assert!(!may("https://r.io/", realm), "{realm}");
         }
-        assert!(!challenged("https://r.io/", &["Bearer service=\"x\""]).is_ok());
+        assert!(challenged("https://r.io/", &["Bearer service=\"x\""]).is_err());
         assert!(may("https://10.0.0.2:5000/", "https://10.0.0.1/token"));
         assert!(may("https://r.io/", "https://172.32.0.1/token"));
     }
