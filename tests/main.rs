@@ -21,6 +21,7 @@ mod bench;
 mod cache;
 mod cli;
 mod contract;
+mod credentials;
 mod engines;
 mod house;
 mod index;
