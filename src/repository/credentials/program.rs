@@ -35,6 +35,8 @@ pub(super) struct Said {
 pub(super) async fn run(mut command: Command, name: &Path, input: &[u8], limit: Duration) -> Result<Said> {
     let shown = name.display();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // What this program was given in so many words is no business of others.
+    command.env_remove("WEIGHTFS_REGISTRY_AUTH");
     let child = command.process_group(0).kill_on_drop(true).spawn();
     let child = child.map_err(|error| {
         let kind = match error.kind() {

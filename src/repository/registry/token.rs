@@ -37,7 +37,15 @@ struct Answer {
     token: Option<Secret>,
     #[serde(default)]
     access_token: Option<Secret>,
-    expires_in: Option<f64>,
+    expires_in: Option<Life>,
+}
+
+/// Seconds. Some services write fractions, and some a number as text.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Life {
+    Number(f64),
+    Text(String),
 }
 
 /// Asks once for a token for `scopes`. Redirects are not followed: credentials go to the realm and nowhere else.
@@ -132,10 +140,15 @@ fn read(body: &[u8]) -> Result<Token> {
     Ok(Token { header: sensitive(&text)?, life: life(answer.expires_in) })
 }
 
-/// Some services write fractions, or nothing in another form.
-fn life(told: Option<f64>) -> Duration {
-    let told = told.filter(|seconds| *seconds > 0.0).and_then(|told| Duration::try_from_secs_f64(told).ok());
-    told.unwrap_or(Duration::from_secs(DEFAULT_LIFE)).min(Duration::from_secs(LONGEST_LIFE))
+/// What cannot be meant counts as not told.
+fn life(told: Option<Life>) -> Duration {
+    let seconds = match told {
+        Some(Life::Number(seconds)) => Some(seconds),
+        Some(Life::Text(text)) => text.trim().parse().ok(),
+        None => None,
+    };
+    let life = seconds.filter(|life| *life > 0.0).and_then(|life| Duration::try_from_secs_f64(life).ok());
+    life.unwrap_or(Duration::from_secs(DEFAULT_LIFE)).min(Duration::from_secs(LONGEST_LIFE))
 }
 
 /// The value of a header that is not shown where headers are.
@@ -170,8 +183,15 @@ mod tests {
     }
 
     #[test]
-    fn a_life_beyond_reason_is_cut() {
-        let lives = |told: f64| life(Some(told)).as_secs_f64();
-        assert_eq!((lives(300.0), lives(1e18), lives(-1.0), lives(f64::NAN)), (300.0, 86_400.0, 60.0, 60.0));
+    fn a_life_is_believed_within_reason_however_it_is_written() {
+        let lives = |told: &str| {
+            let body = format!(r#"{{"token":"t","expires_in":{told}}}"#);
+            read(body.as_bytes()).unwrap().life.as_secs_f64()
+        };
+        assert_eq!((lives("300"), lives("1.5"), lives("\"1800\"")), (300.0, 1.5, 1800.0));
+        assert_eq!(
+            (lives("1e18"), lives("-1"), lives("\"soon\""), lives("\"NaN\"")),
+            (86_400.0, 60.0, 60.0, 60.0)
+        );
     }
 }
