@@ -356,4 +356,16 @@ providers:
             assert_eq!(go_duration(wrong), None, "{wrong}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_duration_of_any_form_is_one_or_none(text in "([0-9.]{0,20}(h|m|s|ms|us|µs|ns|-| )?){0,4}") {
+            let _ = go_duration(&text);
+        }
+
+        #[test]
+        fn a_file_of_any_form_is_one_or_none(text in "[\\[{\"a:}\\], uths]{0,60}") {
+            let _ = file::File::parse(text.as_bytes());
+        }
+    }
 }

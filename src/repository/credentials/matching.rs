@@ -147,4 +147,21 @@ mod tests {
         assert_eq!(found("x"), Some("r.io"));
         assert_eq!(best(keys.iter().map(|key| (key, ())), Wanted { host: "x.org", repository: "a" }), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_key_that_is_spelled_out_fits_no_other_host(
+            key in "(https?://)?[a-c.:/]{0,12}", host in "[a-c]{1,3}(\\.[a-c]{1,3}){0,2}(:[1-9])?",
+            repository in "[a-c]{1,2}(/[a-c]{1,2}){0,2}",
+        ) {
+            let bare = key.strip_prefix("https://").or(key.strip_prefix("http://")).unwrap_or(&key);
+            let fits = fit(&key, Wanted { host: &host, repository: &repository }).is_some();
+            proptest::prop_assert!(!fits || bare.split('/').next() == Some(&host));
+        }
+
+        #[test]
+        fn a_key_of_any_form_is_a_key_or_none(key in "[ -~]{0,40}", host in "[ -~]{0,20}") {
+            let _ = fit(&key, Wanted { host: &host, repository: "a/b" });
+        }
+    }
 }

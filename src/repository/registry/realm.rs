@@ -4,7 +4,7 @@
 //! believed about hosts of the world, since what it asks for it could ask for itself; it is not believed about hosts
 //! that only we can reach, nor about doing without TLS (GHSA-xf85-363p-868w shows what comes of it).
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 use url::{Host, Url};
@@ -61,8 +61,12 @@ fn bearer(registry: &Url, challenge: &http_auth::ChallengeRef<'_>) -> Result<Rea
 /// Whether the token service at `url` may be asked, and sent credentials, on the word of `registry`; else why not.
 fn may_be_asked(registry: &Url, url: &Url) -> Result<(), &'static str> {
     hops::may_go(registry, url)?;
-    if is_private(url) && !is_private(registry) && !hops::is_near(registry) {
+    if is_private(url) && !is_private(registry) {
         return Err("is at a private address, and the registry is not");
+    }
+    // Where clouds hand out the machine's own credentials to whoever asks.
+    if is_link_local(url) && !is_link_local(registry) {
+        return Err("is at an address of the link, and the registry is not");
     }
     // A registry on this machine is asked without TLS; that says nothing about the way to other machines.
     if url.scheme() == "http" && hops::is_loopback(registry) && !hops::is_loopback(url) {
@@ -73,17 +77,28 @@ fn may_be_asked(registry: &Url, url: &Url) -> Result<(), &'static str> {
 
 /// Whether the host is written as an address that is nobody's in the world (RFC 1918, 4193, 6598).
 fn is_private(url: &Url) -> bool {
-    let address = match url.host() {
-        Some(Host::Ipv4(address)) => IpAddr::V4(address),
-        Some(Host::Ipv6(address)) => IpAddr::V6(address),
-        _ => return false,
-    };
-    match address.to_canonical() {
+    address(url).is_some_and(|address| match address {
         IpAddr::V4(v4) => {
             let [first, second, ..] = v4.octets();
             v4.is_private() || first == 100 && (64..128).contains(&second)
         }
-        IpAddr::V6(v6) => Ipv6Addr::is_unique_local(&v6),
+        IpAddr::V6(v6) => v6.is_unique_local(),
+    })
+}
+
+fn is_link_local(url: &Url) -> bool {
+    address(url).is_some_and(|address| match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    })
+}
+
+/// The host where it is written as an address; one of IPv4 in the clothes of IPv6 is one of IPv4.
+fn address(url: &Url) -> Option<IpAddr> {
+    match url.host()? {
+        Host::Ipv4(address) => Some(address.into()),
+        Host::Ipv6(address) => Some(IpAddr::V6(address).to_canonical()),
+        Host::Domain(_) => None,
     }
 }
 
@@ -143,6 +158,8 @@ mod tests {
         }
         assert!(challenged("https://r.io/", &["Bearer service=\"x\""]).is_err());
         assert!(may("https://10.0.0.2:5000/", "https://10.0.0.1/token"));
+        assert!(!may("http://127.0.0.1:5000/", "https://10.0.0.1/token"));
+        assert!(!may("http://127.0.0.1:5000/", "https://169.254.169.254/token"));
         assert!(may("https://r.io/", "https://172.32.0.1/token"));
     }
 
@@ -156,5 +173,18 @@ mod tests {
     fn an_answer_without_a_usable_challenge_is_a_refusal() {
         assert_eq!(challenged("https://r.io/", &["Negotiate"]).err().unwrap().kind(), Kind::Denied);
         assert_eq!(challenged("https://r.io/", &[]).err().unwrap().kind(), Kind::Denied);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_registry_says_is_an_answer_or_an_error(
+            words in "(Bearer |Basic |bearer)?(realm=|service=|\"|,|=|\\\\|https?://|[ -~]|\u{e9}){0,60}",
+        ) {
+            let headers = HeaderValue::from_bytes(words.as_bytes()).map(|value| (WWW_AUTHENTICATE, value));
+            let registry = Url::parse("https://r.io/").unwrap();
+            if let Ok(Challenge::Bearer(realm)) = challenge(&registry, &headers.into_iter().collect()) {
+                proptest::prop_assert_eq!(realm.url.scheme(), "https");
+            }
+        }
     }
 }
