@@ -88,7 +88,8 @@ impl<R: Repository> Repository for Limited<R> {
     }
 
     fn pace(&self) -> Pace {
-        self.pacer.pace()
+        let (found, most) = (self.pacer.pace(), self.inner.pace());
+        Pace { requests: found.requests.min(most.requests), bytes: found.bytes.min(most.bytes) }
     }
 
     fn place(&self) -> String {

@@ -36,7 +36,7 @@ pub use layout::{Layout, Untagged};
 pub use limit::Limited;
 pub use memory::Memory;
 pub use pace::Pace;
-pub use registry::Registry;
+pub use registry::{RedirectTo, Registry};
 pub use retry::Retrying;
 pub use secret::Secret;
 
@@ -152,6 +152,8 @@ pub struct Config {
     /// How long an answer may go without a byte before it counts as broken and is asked for again.
     /// Default 15 s: four attempts within the default read deadline.
     pub stall: Duration,
+    /// Where a registry may lead although it is not public, and not where the registry is. Default: nowhere.
+    pub redirect_to: Vec<RedirectTo>,
     /// How many requests may be advised for reading ahead ([`Repository::pace`]). Default 16.
     pub requests: usize,
     /// How many bytes a second are read from a registry. Default: as many as come.
@@ -169,6 +171,7 @@ impl Default for Config {
             setup_deadline: Duration::from_secs(25),
             connect_timeout: Duration::from_secs(5),
             stall: Duration::from_secs(15),
+            redirect_to: Vec::new(),
             requests: 16,
             rate: None,
             metrics: Arc::default(),
