@@ -12,6 +12,8 @@ pub(super) enum Fate {
     Harmless,
     /// Nothing where it passes, an error where it stays.
     Passing,
+    /// Nothing where it passes; where it stays it is chance whether some bytes come each time.
+    Lossy,
     /// An error at once: it is a refusal, and asking again would be importunate.
     Refusal,
     /// Nothing where it happens once, and an error at once where it happens again.
@@ -20,7 +22,7 @@ pub(super) enum Fate {
     Lie,
 }
 
-use Fate::{Harmless, Lie, Once, Passing, Refusal};
+use Fate::{Harmless, Lie, Lossy, Once, Passing, Refusal};
 
 /// Where the fault happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +54,7 @@ pub(super) fn rows() -> Vec<Row> {
 
 /// Those that the mixture is made of: a reader sees none of them as long as they pass.
 pub(super) fn passing() -> Vec<Fault> {
-    let at_registry = |row: &Row| row.at == Registry && matches!(row.fate, Harmless | Passing);
+    let at_registry = |row: &Row| row.at == Registry && matches!(row.fate, Harmless | Passing | Lossy);
     rows().into_iter().filter(at_registry).map(|row| row.fault).collect()
 }
 
@@ -91,7 +93,7 @@ fn head() -> Vec<Row> {
 fn body() -> Vec<Row> {
     let harmless = [
         Fault::Truncate(PART),
-        Fault::ChunkedCut(PART),
+        Fault::Stall(PART),
         Fault::Slow(1_000, Duration::from_millis(10)),
         Fault::Extra(50),
         Fault::NoLength,
@@ -100,16 +102,20 @@ fn body() -> Vec<Row> {
     let passing = [
         Fault::Truncate(0),
         Fault::ResetAt(0),
-        Fault::ResetAt(PART),
         Fault::Stall(0),
-        Fault::Stall(PART),
         Fault::ChunkedCut(0),
+        Fault::ChunkedCut(PART),
         Fault::Short(super::setting::TAIL),
         Fault::Overlong(1),
         Fault::Overlong(100_000),
         Fault::Padded(1),
     ];
-    [rows_of(Registry, Harmless, harmless), rows_of(Registry, Passing, passing)].concat()
+    [
+        rows_of(Registry, Harmless, harmless),
+        rows_of(Registry, Passing, passing),
+        rows_of(Registry, Lossy, [Fault::ResetAt(PART)]),
+    ]
+    .concat()
 }
 
 fn other() -> Vec<Row> {

@@ -1,7 +1,7 @@
 //! The tests of the registry's client against a registry with faults, which every suite may use.
 //!
 //! The registry itself is the library's `testing::registry`; [`server`] starts it, [`uploads`] is what takes pushes around it;
-//! [`sample`] is a small image layout to serve.
+//! [`tls`] puts TLS before it; [`sample`] is a small image layout to serve.
 
 pub(crate) mod sample;
 pub(crate) mod server;
@@ -11,3 +11,4 @@ mod authorization;
 mod faults;
 mod push;
 mod redirects;
+pub(crate) mod tls;

@@ -125,7 +125,11 @@ impl Watch {
             self.broken(Breach::EarlyRetry, &format!("{key}, {left:?} early"));
         }
         if logged.asks() {
-            self.count(&key, logged.at);
+            // With the query: a chain of redirects may come by several times on its way.
+            self.count(
+                &format!("{} {} {}", logged.method, logged.path, logged.range.as_deref().unwrap_or_default()),
+                logged.at,
+            );
         }
         self.log.push(logged);
     }
@@ -149,7 +153,7 @@ impl Watch {
         recent.push_back(at);
         if recent.len() > STORM {
             recent.clear();
-            self.broken(Breach::Storm, key);
+            self.broken(Breach::Storm, key.split('?').next().unwrap_or_default());
         }
     }
 }
