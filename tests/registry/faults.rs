@@ -55,7 +55,6 @@ fn faults() -> Vec<(Fault, Kind)> {
         (Fault::Stall(0), Kind::Deadline),
         (Fault::Short(300_001), Kind::Deadline),
         (Fault::Overlong(1), Kind::Deadline),
-        (Fault::IgnoreRange, Kind::Deadline),
         (Fault::Html206, Kind::Deadline),
         (Fault::Header(CONTENT_RANGE, "bytes 0-300000/3145760"), Kind::Deadline),
         (Fault::Header(CONTENT_RANGE, "bytes 1000001-1300001/*"), Kind::Deadline),
@@ -159,17 +158,6 @@ async fn a_refusal_is_reported_at_once_with_the_way_out() {
         assert_eq!(error.to_string().contains("docker login 127.0.0.1"), status == 403, "{error}");
         assert_eq!(setting.server.log("/blobs/").len(), 1, "{status}");
     }
-}
-
-#[tokio::test]
-async fn a_registry_without_ranges_is_named_as_such_and_still_gives_whole_blobs() {
-    let setting = Setting::new(&impatient()).await;
-    setting.server.rule(Rule::always("/blobs/", Fault::IgnoreRange));
-    let error = setting.read().await.unwrap_err();
-    assert!(error.to_string().contains("ignores range requests"), "{error}");
-    let all = StoredRange::new(0, setting.sample.large.size);
-    let bytes = read_all(&*setting.repository, &setting.sample.large, all).await.unwrap();
-    assert!(bytes == setting.sample.bytes_of(all));
 }
 
 #[tokio::test]

@@ -7,8 +7,10 @@ pub(crate) mod sample;
 pub(crate) mod server;
 pub(crate) mod uploads;
 
+mod answers;
 mod authorization;
 mod faults;
+mod outages;
 mod push;
 mod redirects;
 pub(crate) mod tls;

@@ -77,7 +77,6 @@ async fn an_address_that_fails_in_any_way_is_asked_for_anew() {
         Fault::Status(500),
         Fault::RetryAfter(429, "0"),
         Fault::Status(416),
-        Fault::IgnoreRange,
         Fault::Overlong(1),
     ] {
         let Setting { sample, server, cdn, .. } = Setting::new().await;

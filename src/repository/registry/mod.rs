@@ -382,6 +382,21 @@ mod tests {
         assert_eq!(pinned_digest(&asked, None, b"[]").unwrap_err().kind(), Kind::Integrity);
     }
 
+    #[tokio::test]
+    async fn a_name_that_leads_into_this_machine_is_not_connected_to() {
+        let reach = Arc::new(Reach::new(Url::parse("https://r.example/").unwrap(), Vec::new()));
+        let asking = client(&Config::default(), &reach).unwrap();
+        let sent = asking.get("http://localhost:9/x?signature=hunter2").send().await;
+        let error = wire::transport(sent.unwrap_err());
+        assert_eq!(error.kind(), Kind::Protocol, "{error}");
+        assert!(error.to_string().contains("registry.redirect_to"), "{error}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        let named = Reach::new(reach.registry.clone(), vec!["localhost".parse().unwrap()]);
+        let asking = client(&Config::default(), &Arc::new(named)).unwrap();
+        let error = wire::transport(asking.get("http://localhost:9/").send().await.unwrap_err());
+        assert_eq!(error.kind(), Kind::Unreachable, "only nobody is there: {error}");
+    }
+
     #[test]
     fn an_identity_shows_neither_place_nor_user() {
         let registry = Registry::new("127.0.0.1:1", "acme/llm", &Config::default()).unwrap();
