@@ -68,7 +68,7 @@ metrics! {
     store_reads, "chunks", "Chunks read back from the store and verified.";
     store_mismatches, "chunks", "Chunks of the store that did not match their digest: treated as absent.";
     fetch_mismatches, "chunks", "Chunks fetched whose bytes did not match a digest known before.";
-    refused_chunks, "chunks", "Chunks of bound layers refused because they were wrong twice; each reading counts.";
+    refused_chunks, "chunks", "Chunks of bound layers refused because they were wrong each time; each reading counts.";
     poisoned_layers, "layers", "Layers whose bytes did not match the manifest's digest.";
     proved_layers, "layers", "Layers proved by the manifest's digest while this process ran.";
     read_errors, "reads", "Reads answered with an error.";

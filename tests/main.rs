@@ -22,6 +22,7 @@ mod cache;
 mod cli;
 mod contract;
 mod engines;
+mod faults;
 mod fuzz;
 mod house;
 mod index;

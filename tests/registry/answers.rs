@@ -13,12 +13,12 @@ use axum::http::header::{CONTENT_RANGE, RANGE};
 use axum::response::Response;
 use bytes::Bytes;
 use weightfs::Kind;
-use weightfs::cli::demo::registry::{Serving, serve};
 use weightfs::content::{self, Loader, Store, StoreConfig};
 use weightfs::index::{Coding, Entry, EntryKind, ExtentId, Index, Layer};
 use weightfs::oci::{Blob, Digest};
 use weightfs::range::{ContentRange, StoredRange};
 use weightfs::repository::{Config, Repository, connect, read_all};
+use weightfs::testing::registry::{Serving, serve};
 
 const MIB: u64 = 1 << 20;
 

@@ -118,9 +118,9 @@ async fn a_stream_that_breaks_in_the_middle_goes_on_where_it_broke() {
 #[tokio::test]
 async fn a_stream_that_is_reset_goes_on_and_loses_nothing() {
     let sample = Sample::new();
-    let server = Server::with_resets(sample.folder()).await;
+    let server = Server::start(sample.folder()).await;
     let repository = connect(&server.reference(), &patient()).unwrap();
-    server.rule(Rule::times("/blobs/", 3, Fault::Truncate(70_000)));
+    server.rule(Rule::times("/blobs/", 3, Fault::ResetAt(70_000)));
     let bytes = read_all(&*repository, &sample.large, RANGE).await.unwrap();
     assert!(bytes == sample.bytes_of(RANGE));
     assert!(server.log("/blobs/").len() >= 4);

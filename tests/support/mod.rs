@@ -6,6 +6,7 @@
 
 pub(crate) mod artifacts;
 pub mod bound;
+pub mod canary;
 pub mod child;
 mod dialects;
 pub mod http;

@@ -9,7 +9,7 @@ use reqwest::{Method, Response, StatusCode};
 use tokio::sync::OwnedMutexGuard;
 
 use super::ask::Ask;
-use super::hops::{self, Hop};
+use super::hops::{self, Carries, Hop};
 use super::whole::PART;
 use super::wire::{self, Given};
 use super::{Registry, Step};
@@ -118,7 +118,13 @@ impl Registry {
                 return Ok(answer);
             }
         }
-        self.where_it_is(blob, ask, turn).await
+        let (hop, response) = self.where_it_is(blob, ask, turn).await?;
+        if hop.carries == Carries::Nothing && is_expired(response.status()) {
+            // Refused where the registry has just sent us: the address was over before it was used, or its host did not
+            // know of it yet. Twice is a refusal.
+            return self.where_it_is(blob, ask, None).await;
+        }
+        Ok((hop, response))
     }
 
     /// The answer from where the blob was found before; `None` where that is over, or nothing is known.
