@@ -65,7 +65,7 @@ fn with_way_out(error: Error) -> Error {
         Kind::NotFound => error.hint("push the index layer again, or pack the model again"),
         Kind::Integrity | Kind::Invalid => error.hint("pack the model again, or push the index layer again"),
         Kind::Protocol | Kind::Broken => error.hint("if it stays so, push the index layer again"),
-        Kind::Unreachable | Kind::Deadline | Kind::Throttled => {
+        Kind::Unreachable | Kind::Untrusted | Kind::Deadline | Kind::Throttled => {
             error.hint("no byte can be verified without it: try again when the registry answers")
         }
         _ => error,

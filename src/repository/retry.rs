@@ -83,6 +83,10 @@ impl<R: Repository + 'static> Repository for Retrying<R> {
         Box::pin(self.open(blob, range))
     }
 
+    fn distrust(&self, blob: &Blob) {
+        self.inner.distrust(blob);
+    }
+
     fn place(&self) -> String {
         self.inner.place()
     }
