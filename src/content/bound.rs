@@ -149,6 +149,7 @@ impl Loader {
         }
         self.metrics.fetch_mismatches.add(1);
         let (blob, range) = self.stored(extent, &(chunk..chunk + 1))?;
+        self.repository.distrust(&blob);
         let again = read_all(&*self.repository, &blob, range).await?;
         extent.verify(chunk, again).ok_or_else(|| {
             self.metrics.fetch_mismatches.add(1);
@@ -242,6 +243,7 @@ impl Loader {
                 return Ok(section);
             }
             tracing::warn!(layer = %layer.blob.digest, "the section of the bound index is wrong");
+            self.repository.distrust(&bound.blob);
         }
         Err(wrong("is not what the manifest says"))
     }

@@ -82,9 +82,12 @@ async fn fetch(repository: &dyn Repository, index: &BoundIndex) -> Result<Opened
         let doing = format!("its head of {} bytes under {} is none that is read", head.size, head.digest);
         return Err(Error::new(Kind::Invalid, doing));
     }
-    // What a proxy has spoiled is right the second time.
+    // What a proxy has spoiled is right the second time, or elsewhere.
     match ask(repository, index).await {
-        Err(error) if error.kind() == Kind::Integrity => ask(repository, index).await,
+        Err(error) if error.kind() == Kind::Integrity => {
+            repository.distrust(blob);
+            ask(repository, index).await
+        }
         answer => answer,
     }
 }
