@@ -29,3 +29,4 @@ mod mount;
 mod pack;
 mod pull;
 mod registry;
+mod ways;

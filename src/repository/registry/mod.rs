@@ -251,8 +251,10 @@ impl Registry {
 
     async fn refusal(&self, response: Response) -> Error {
         let (url, between) = (response.url().clone(), endpoint::failed_between(response.headers()));
+        let by_proxy = response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
         let error = wire::refusal(response, self.stall).await;
         match between {
+            None if by_proxy => self.client.through(&url, error),
             // What stands between failed, whatever the status means where a registry says it.
             Some(who) => Error::from_source(Kind::Broken, who, error),
             None => self.explained(self.elsewhere(&url, error)),

@@ -10,6 +10,10 @@ use std::str::FromStr;
 use url::{Host, Url};
 
 use super::{hops, wire};
+use crate::error::{Error, Kind};
+
+/// How the HTTP client says that a proxy has answered 407 to `CONNECT`.
+const UNAUTHORIZED: &str = "proxy authorization required";
 
 /// The word that takes this machine off the list of exceptions, as in Chromium's list.
 const NOT_LOOPBACK: &str = "<-loopback>";
@@ -51,6 +55,18 @@ impl Proxy {
     #[must_use]
     pub fn has_password(&self) -> bool {
         self.0.password().is_some()
+    }
+
+    /// The error of a request that went through it.
+    pub(super) fn failed(&self, error: Error) -> Error {
+        let doing = format!("through the proxy {self}");
+        // Of a tunnel only the HTTP client's words say that it was refused for want of a password.
+        if error.kind() == Kind::Untrusted || !error.to_string().contains(UNAUTHORIZED) {
+            return error.context(doing);
+        }
+        Error::from_source(Kind::Untrusted, doing, error).hint(
+            "the proxy wants a user and a password, or others: USER:PASSWORD@ before the host in its URL",
+        )
     }
 }
 

@@ -141,12 +141,9 @@ impl Clients {
         client.request(method, url)
     }
 
-    /// The error of a request to `url`, with the proxy that it went through where that may be who failed.
+    /// The error of a request to `url`, with the proxy that it went through: it may be the one that failed.
     pub(super) fn through(&self, url: &Url, error: Error) -> Error {
-        match self.proxies.of(url) {
-            Some(proxy) => error.context(format!("through the proxy {proxy}")),
-            None => error,
-        }
+        self.proxies.of(url).map_or(error.clone(), |proxy| proxy.failed(error))
     }
 
     /// A `GET` of `url`.
