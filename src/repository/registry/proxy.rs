@@ -12,8 +12,8 @@ use url::{Host, Url};
 use super::{hops, wire};
 use crate::error::{Error, Kind};
 
-/// How the HTTP client says that a proxy has answered 407 to `CONNECT`.
-const UNAUTHORIZED: &str = "proxy authorization required";
+/// A proxy's 407: to `CONNECT`, of which only the HTTP client's words remain, and to any other request.
+const UNAUTHORIZED: [&str; 2] = ["proxy authorization required", "407 Proxy Authentication Required"];
 
 /// The word that takes this machine off the list of exceptions, as in Chromium's list.
 const NOT_LOOPBACK: &str = "<-loopback>";
@@ -59,13 +59,12 @@ impl Proxy {
 
     /// The error of a request that went through it.
     pub(super) fn failed(&self, error: Error) -> Error {
-        let doing = format!("through the proxy {self}");
-        // Of a tunnel only the HTTP client's words say that it was refused for want of a password.
-        if error.kind() == Kind::Untrusted || !error.to_string().contains(UNAUTHORIZED) {
+        let (doing, said) = (format!("through the proxy {self}"), error.to_string());
+        if !UNAUTHORIZED.iter().any(|words| said.contains(words)) {
             return error.context(doing);
         }
         Error::from_source(Kind::Untrusted, doing, error).hint(
-            "the proxy wants a user and a password, or others: USER:PASSWORD@ before the host in its URL",
+            "it wants a user and a password, or others: USER:PASSWORD@ before the host in the proxy's URL",
         )
     }
 }
