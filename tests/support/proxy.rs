@@ -82,9 +82,7 @@ impl Shared {
         let head = String::from_utf8_lossy(&head).into_owned();
         let line = head.lines().next().unwrap_or_default().to_owned();
         self.asked.lock().unwrap().push(line.clone());
-        let brought = head
-            .lines()
-            .find_map(|line| line.to_ascii_lowercase().starts_with("proxy-authorization:").then_some(line));
+        let brought = head.lines().find(|line| line.to_ascii_lowercase().starts_with("proxy-authorization:"));
         if self.due.is_some_and(|due| !brought.is_some_and(|line| line.ends_with(&format!("Basic {due}")))) {
             let refusal = "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=p";
             return write!(client, "{refusal}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
