@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -13,8 +14,9 @@ use bytesize::ByteSize;
 use crate::content::store::StoreConfig;
 use crate::content::{self, Integrity, Warm};
 use crate::error::{Error, Kind, Result, StorageContext};
+use crate::metrics::Metrics;
 use crate::mount;
-use crate::repository::{self, Exceptions, PlainHttp, Proxies, Proxy};
+use crate::repository::{self, Exceptions, PlainHttp, Proxies, Proxy, RedirectTo};
 
 /// The environment and the user of this process, as far as settings hang on them.
 #[derive(Clone, Debug, Default)]
@@ -184,6 +186,16 @@ keys! {
     "registry.stall", "WEIGHTFS_STALL", None, "`15s`", "duration",
     "how long an answer may go without a byte before it is asked for again",
     |all, text| duration(text).map(|value| all.repository.stall = value);
+    "registry.requests", "WEIGHTFS_REQUESTS", None, "`16`", "number, `1` to `64`",
+    "how many requests read ahead beside one another at most; how many is measured, from 4 on",
+    |all, text| requests(text).map(|value| all.repository.requests = value);
+    "registry.rate", "WEIGHTFS_RATE", None, "as fast as it comes", "size, at least `64KiB`",
+    "how many bytes are read from a registry in a second; what somebody waits for goes first",
+    |all, text| size(text, 64 << 10).map(|value| all.repository.rate = Some(value));
+    "registry.redirect_to", "WEIGHTFS_REDIRECT_TO", None, "none",
+    "hosts, `.domains` and networks as `10.0.0.0/8`, with commas between",
+    "where registries may lead although it is a private, link-local or loopback address and they are elsewhere",
+    |all, text| redirect_to(text).map(|value| all.repository.redirect_to = value);
     "content.integrity", "WEIGHTFS_INTEGRITY", Some("--integrity"), "`auto`", "`auto`, `deferred` or `strict`",
     "what is asked of bytes before they are served, where the artifact does not bring their digests",
     |all, text| integrity(text).map(|value| all.content.integrity = value);
@@ -229,14 +241,16 @@ impl Settings {
     #[must_use]
     pub fn defaults(environment: &Environment) -> Self {
         let docker = || environment.path("HOME").map(|home| home.join(".docker"));
+        let metrics: Arc<Metrics> = Arc::default();
         Self {
             store: StoreConfig { folder: store_folder(environment), size: None },
             repository: repository::Config {
                 docker_config: environment.path("DOCKER_CONFIG").or_else(docker),
                 hosts_dir: Some("/etc/containerd/certs.d".into()),
+                metrics: Arc::clone(&metrics),
                 ..repository::Config::default()
             },
-            content: content::Config::default(),
+            content: content::Config { metrics, ..content::Config::default() },
             mount: mount::Options::default(),
             state: state_folders(environment),
             log: None,
@@ -392,6 +406,15 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Err(format!("{text:?} is not between nothing and a day"));
     }
     Ok(value)
+}
+
+fn requests(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=64).contains(number));
+    number.ok_or_else(|| format!("{text:?} is no number from 1 to 64"))
+}
+
+fn redirect_to(text: &str) -> Result<Vec<RedirectTo>, String> {
+    text.split(',').map(str::trim).filter(|place| !place.is_empty()).map(str::parse).collect()
 }
 
 fn switch(text: &str) -> Result<bool, String> {

@@ -64,6 +64,9 @@ fn a_value_that_cannot_be_meant_is_refused_by_the_name_it_was_given_under() {
         ("WEIGHTFS_PROXY", "ftp://proxy"),
         ("HTTPS_PROXY", "ftp://proxy"),
         ("WEIGHTFS_READ_AHEAD", "2GiB"),
+        ("WEIGHTFS_REQUESTS", "0"),
+        ("WEIGHTFS_RATE", "1kB"),
+        ("WEIGHTFS_REDIRECT_TO", "10.0.0.0/40"),
     ] {
         let error = Settings::load(&environment(&[(variable, value)]), None, &Vec::new()).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
@@ -71,6 +74,16 @@ fn a_value_that_cannot_be_meant_is_refused_by_the_name_it_was_given_under() {
     }
     let error = Settings::load(&environment(&[]), None, &vec![("mount.uid", "x".into())]).unwrap_err();
     assert!(error.to_string().starts_with("--uid"), "{error}");
+}
+
+#[test]
+fn places_to_be_led_to_are_a_list() {
+    let environment = environment(&[("WEIGHTFS_REDIRECT_TO", "minio.corp, 10.0.0.0/8")]);
+    let settings = Settings::load(&environment, None, &Vec::new()).unwrap();
+    let expected = [RedirectTo::Host("minio.corp".into()), "10.0.0.0/8".parse().unwrap()];
+    assert_eq!(settings.repository.redirect_to, expected);
+    let shared = Arc::ptr_eq(&settings.repository.metrics, &settings.content.metrics);
+    assert!(shared, "what the repository counts is shown with the rest");
 }
 
 #[test]

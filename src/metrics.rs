@@ -57,6 +57,13 @@ metrics! {
     fetched_bytes, "bytes", "Content bytes that arrived from the repository.";
     fetched_ranges, "requests", "Range requests sent to the repository by the loader.";
     demand_ranges, "requests", "Those of them that a reader was waiting for.";
+    retries, "requests", "Requests to a registry made again after a failure.";
+    probes, "requests", "Requests to a registry that counted as down, one a second.";
+    outages, "outages", "Times that a registry was found to be down.";
+    hedges, "requests", "Second requests for what a reader waited for unusually long.";
+    won_hedges, "requests", "Those of them that were faster than the first.";
+    rangeless_streams, "requests", "Whole blobs asked for because a registry ignores ranges.";
+    mirrors_left, "times", "Times that a mirror failed and was stepped over.";
     kept_bytes, "bytes", "Bytes written to the store.";
     unkept_bytes, "bytes", "Bytes served without being kept, because the store is full or failing.";
     store_reads, "chunks", "Chunks read back from the store and verified.";

@@ -89,7 +89,7 @@ impl Model {
                 pin::keep_bound(&*repository, &store, opened).await;
             }
         }
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::clone(&config.metrics);
         let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
         let pin::Found { pinned, artifact, .. } = found;
         let digest = pinned.digest;

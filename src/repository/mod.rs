@@ -4,14 +4,20 @@
 //! them (mirrors, trying again, limits) implements it by wrapping another. [`push`] is the other direction. Nothing here
 //! knows what a blob means.
 
+mod budget;
+pub mod hedge;
 mod hosts;
 pub mod layout;
+pub mod limit;
 pub mod memory;
 mod mirror;
+pub mod pace;
 pub mod push;
+mod rate;
 pub mod registry;
 pub mod retry;
 pub mod secret;
+mod tries;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,14 +29,18 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
 use crate::error::{Error, Kind, Result};
+use crate::metrics::Metrics;
 use crate::oci::{Blob, Digest, Place, Reference, Which};
 use crate::range::StoredRange;
 
+pub use hedge::Hedging;
 pub use layout::{Layout, Untagged};
+pub use limit::Limited;
 pub use memory::Memory;
 use mirror::Mirrored;
-pub use registry::Registry;
+pub use pace::Pace;
 pub use registry::proxy::{Exceptions, Proxies, Proxy};
+pub use registry::{RedirectTo, Registry};
 pub use retry::Retrying;
 pub use secret::Secret;
 
@@ -53,7 +63,8 @@ pub const MANIFEST_LIMIT: u64 = 4 << 20;
 
 /// A place that has manifests and blobs, under their digests.
 ///
-/// Every implementation passes the contract suite in `tests/contract/repository.rs`.
+/// Every implementation passes the contract suite in `tests/contract/repository.rs`. What wraps another hands on all
+/// six questions, those with an answer of their own too.
 pub trait Repository: Send + Sync + fmt::Debug {
     /// The manifest or index, its digest verified.
     ///
@@ -66,12 +77,26 @@ pub trait Repository: Send + Sync + fmt::Debug {
 
     /// The stored bytes of `range` of `blob`: exactly `range.len()` of them, in order, or an error.
     ///
-    /// The bytes are not verified against a digest here; that is floor 3's. An empty range asks nobody.
+    /// The bytes are not verified against a digest here; that is floor 3's. An empty range asks nobody. Somebody waits
+    /// for them: where that makes a difference they go before what is [read ahead](Self::read_ahead).
     ///
     /// # Errors
     /// From the call, or as the stream's last item: `Invalid` where the range leaves the blob, else as
     /// [`manifest`](Self::manifest); `Protocol` where the answer is not the range asked for.
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>>;
+
+    /// The same for nobody who waits: behind every [`read`](Self::read), and never asked for twice at once.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        self.read(blob, range)
+    }
+
+    /// How much is best read ahead at once, as measured so far. Costs no request.
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
 
     /// Is told that bytes of `blob` were not what their digest says, so that another place than the one that gave them is
     /// asked for them next, where there is one. Waits for nothing, and changes nothing where there is one place only.
@@ -84,6 +109,29 @@ pub trait Repository: Send + Sync + fmt::Debug {
     ///
     /// Two callers with the same identity may see the same kept bytes. Folders give the same for everyone.
     fn identity(&self) -> String;
+}
+
+/// Who is served by a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// Somebody waits for it.
+    Demand,
+    /// Nobody does yet.
+    Ahead,
+}
+
+impl Purpose {
+    fn read<'a>(
+        self,
+        repository: &'a dyn Repository,
+        blob: &'a Blob,
+        range: StoredRange,
+    ) -> BoxFuture<'a, Result<ByteStream>> {
+        match self {
+            Self::Demand => repository.read(blob, range),
+            Self::Ahead => repository.read_ahead(blob, range),
+        }
+    }
 }
 
 /// Whether a registry may be asked without TLS.
@@ -121,6 +169,14 @@ pub struct Config {
     /// How long an answer may go without a byte before it counts as broken and is asked for again.
     /// Default 15 s: four attempts within the default read deadline.
     pub stall: Duration,
+    /// Where a registry may lead although it is not public, and not where the registry is. Default: nowhere.
+    pub redirect_to: Vec<RedirectTo>,
+    /// How many requests may be advised for reading ahead ([`Repository::pace`]). Default 16.
+    pub requests: usize,
+    /// How many bytes a second are read from a registry. Default: as many as come.
+    pub rate: Option<u64>,
+    /// Where what a registry may do besides is counted. Shared with the loader by who puts settings together.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Default for Config {
@@ -135,6 +191,10 @@ impl Default for Config {
             setup_deadline: Duration::from_secs(25),
             connect_timeout: Duration::from_secs(5),
             stall: Duration::from_secs(15),
+            redirect_to: Vec::new(),
+            requests: 16,
+            rate: None,
+            metrics: Arc::default(),
         }
     }
 }
@@ -150,7 +210,9 @@ pub fn connect(reference: &Reference, config: &Config) -> Result<Arc<dyn Reposit
     match &reference.place {
         Place::Registry { host, repository } => {
             let hosts = hosts::of(host, config)?;
-            Ok(Arc::new(Retrying::new(Mirrored::new(hosts, (host, repository), config)?, config)))
+            let mirrored = Mirrored::new(hosts, (host, repository), config)?;
+            let hedging = Hedging::new(Limited::new(mirrored, config), config);
+            Ok(Arc::new(Retrying::new(hedging, config)))
         }
         Place::Layout { folder } => {
             let typed = reference.tag.is_some() || reference.digest.is_some();

@@ -7,7 +7,9 @@ pub(crate) mod sample;
 pub(crate) mod server;
 pub(crate) mod uploads;
 
+mod answers;
 mod authorization;
 mod faults;
+mod outages;
 mod push;
 mod redirects;

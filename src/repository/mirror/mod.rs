@@ -19,8 +19,10 @@ use tokio::time::timeout;
 
 use self::health::{Health, Turn};
 use super::hosts::{Can, Host};
-use super::{ByteStream, Config, Pinned, Registry, Repository};
+use super::registry::Role;
+use super::{ByteStream, Config, Pace, Pinned, Registry, Repository};
 use crate::error::{Error, Kind, Result};
+use crate::metrics::Metrics;
 use crate::oci::{Blob, Digest, Which};
 use crate::range::StoredRange;
 
@@ -42,8 +44,13 @@ impl Mirrored {
     /// `Invalid` where these cannot be read or meant, or where there is no host.
     pub(super) fn new(hosts: Vec<Host>, named: (&str, &str), config: &Config) -> Result<Self> {
         let place = format!("{}/{}", named.0, named.1);
-        let ask = |host: Host| Ok((Registry::at(host.endpoint, named, config)?, host.can));
-        let hosts = Hosts::new(hosts.into_iter().map(ask).collect::<Result<_>>()?)
+        let last = hosts.len().saturating_sub(1);
+        let ask = |(at, mut host): (usize, Host)| {
+            host.endpoint.role = if at < last { Role::Mirror } else { Role::Last };
+            Ok((Registry::at(host.endpoint, named, config)?, host.can))
+        };
+        let asked = hosts.into_iter().enumerate().map(ask).collect::<Result<_>>()?;
+        let hosts = Hosts::new(asked, Arc::clone(&config.metrics))
             .ok_or_else(|| Error::new(Kind::Invalid, format!("no host to ask for {place}")))?;
         Ok(Self { hosts: Arc::new(hosts), place })
     }
@@ -62,6 +69,10 @@ impl Repository for Mirrored {
             }
             self.hosts.clone().open(blob, range).await
         })
+    }
+
+    fn pace(&self) -> Pace {
+        self.hosts.own.repository.pace()
     }
 
     fn distrust(&self, blob: &Blob) {
@@ -89,6 +100,7 @@ struct Hosts<R> {
     mirrors: Vec<Asked<R>>,
     /// The registry itself.
     own: Asked<R>,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
@@ -100,11 +112,11 @@ struct Asked<R> {
 
 impl<R: Repository + 'static> Hosts<R> {
     /// In their order, the registry itself last; `None` where there is nobody.
-    fn new(hosts: Vec<(R, Can)>) -> Option<Self> {
+    fn new(hosts: Vec<(R, Can)>, metrics: Arc<Metrics>) -> Option<Self> {
         let asked = |(repository, can)| Asked { repository, can, health: Health::default() };
         let mut mirrors: Vec<_> = hosts.into_iter().map(asked).collect();
         let own = mirrors.pop()?;
-        Some(Self { mirrors, own })
+        Some(Self { mirrors, own, metrics })
     }
 
     async fn pin(&self, which: &Which) -> Result<Pinned> {
@@ -157,6 +169,7 @@ impl<R: Repository + 'static> Hosts<R> {
             (Kind::NotFound, None) => tracing::debug!(%error, "the mirror {place} has no such tag"),
             _ => {
                 if mirror.health.went_wrong(error.wait()) {
+                    self.metrics.mirrors_left.add(1);
                     tracing::warn!(%error, "the mirror {place} is stepped over, and tried again later");
                 }
             }

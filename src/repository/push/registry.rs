@@ -17,7 +17,7 @@ use crate::oci::{Blob, Digest, Which};
 use crate::range::StoredRange;
 use crate::repository::hosts;
 use crate::repository::registry::{Session, Setback, Stretch};
-use crate::repository::retry::{Tries, UNREACHABLE_PATIENCE};
+use crate::repository::tries::{Tries, UNREACHABLE_PATIENCE};
 use crate::repository::{Config, Registry, Repository};
 
 /// Up to here a blob goes in one request, which costs a round trip less and no more than this when it breaks.

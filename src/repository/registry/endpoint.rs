@@ -27,6 +27,17 @@ pub(in crate::repository) struct Endpoint {
     pub(in crate::repository) trust: Trust,
     /// How long one attempt to connect may take, where that is another time than for others.
     pub(in crate::repository) connect_timeout: Option<Duration>,
+    pub(in crate::repository) role: Role,
+}
+
+/// Whether others can be asked in place of a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::repository) enum Role {
+    /// They cannot: what it makes of ranges has to do.
+    #[default]
+    Last,
+    /// They can: where it ignores a range, as a pull-through cache that has not got the blob yet, another is asked.
+    Mirror,
 }
 
 impl Endpoint {
@@ -66,6 +77,7 @@ impl Endpoint {
             headers: HeaderMap::new(),
             trust: Trust::default(),
             connect_timeout: None,
+            role: Role::default(),
         }
     }
 

@@ -1,30 +1,35 @@
 //! A repository of a registry, over HTTP (OCI distribution specification 1.1).
 //!
-//! Every call is one attempt: asking again is [`super::Retrying`]'s. Blobs are read by single ranges that are
-//! checked to the byte (`wire`), redirects are followed by hand (`hops`) and remembered (`found`),
+//! Every call is one attempt: asking again is [`super::Retrying`]'s. Blobs are read (`blobs`) by single ranges that are
+//! checked to the byte (`wire`), or cut out of the whole where ranges are ignored (`whole`); redirects are followed by
+//! hand (`hops`), no further than a registry may lead (`reach`), and remembered (`found`) for a time (`expiry`);
 //! credentials stay with the registry (`auth`). What is pushed goes by `upload`; `ask` is any one request. Where it
 //! is asked says `endpoint`, with what trust `tls`, and through whom `proxy`.
 
 mod ask;
 mod auth;
+mod blobs;
 mod credentials;
 mod endpoint;
+mod expiry;
 mod found;
 mod hops;
 pub mod proxy;
+mod reach;
 mod tls;
 mod upload;
+mod whole;
 mod wire;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION,
 };
 use reqwest::{Client, Method, Response, StatusCode};
 use url::Url;
@@ -33,14 +38,17 @@ use self::ask::Ask;
 pub(super) use self::ask::Stretch;
 use self::auth::{Auth, Renewed};
 pub(super) use self::credentials::is_hub;
-pub(super) use self::endpoint::Endpoint;
 use self::endpoint::name_on_the_wire;
+pub(super) use self::endpoint::{Endpoint, Role};
 use self::found::Found;
 use self::hops::{Carries, Hop};
+pub use self::reach::RedirectTo;
+use self::reach::{Names, Reach};
 pub(super) use self::tls::Checks;
 use self::tls::{Clients, Side};
 pub(super) use self::upload::{Session, Setback};
-use super::{ByteStream, Config, MANIFEST_LIMIT, Pinned, Repository};
+use self::whole::Wholes;
+use super::{ByteStream, Config, MANIFEST_LIMIT, Pace, Pinned, Repository};
 use crate::error::{Error, Kind, Result};
 use crate::oci::digest::{Algorithm, Hasher};
 use crate::oci::{Blob, Digest, Which};
@@ -60,7 +68,15 @@ const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-diges
 /// How often one request is sent at most: anonymous, with a token, with a token that others renewed meanwhile.
 const AUTH_ATTEMPTS: u32 = 3;
 
-/// A repository of a registry.
+/// What one request of a chain of redirects has come to.
+enum Step {
+    Answer(Response),
+    /// Another place is to be asked, which is good for so long, if that was told.
+    Away(Hop, Option<Duration>),
+}
+
+/// A repository of a registry. Cloned, it is the same one.
+#[derive(Clone)]
 pub struct Registry {
     client: Clients,
     endpoint: Endpoint,
@@ -73,9 +89,11 @@ pub struct Registry {
     known_as: Url,
     auth: Arc<Auth>,
     /// Leave to read another repository too, from which blobs are mounted: its name, and who asks there.
-    mounting: Mutex<Option<(String, Arc<Auth>)>>,
+    mounting: Arc<Mutex<Option<(String, Arc<Auth>)>>>,
     stall: Duration,
+    reach: Arc<Reach>,
     found: Found,
+    wholes: Wholes,
 }
 
 impl Registry {
@@ -111,10 +129,13 @@ impl Registry {
             Some(path) => credentials::find(path, &endpoint.host)?,
             None => None,
         };
+        let reach = Reach::new(base.clone(), config.redirect_to.clone());
+        let reach = Arc::new(reach.through(config.proxies.hosts()));
         Ok(Self {
-            client: Clients::new(config, &endpoint)?,
+            client: Clients::new(config, &endpoint, &reach)?,
             auth: Arc::new(Auth::new(credentials, (&wire_repository, actions), base.clone(), config.stall)),
-            mounting: Mutex::default(),
+            mounting: Arc::default(),
+            reach,
             base,
             host: host.to_owned(),
             repository: repository.to_owned(),
@@ -122,6 +143,7 @@ impl Registry {
             endpoint,
             stall: config.stall,
             found: Found::new(),
+            wholes: Wholes::new(Arc::clone(&config.metrics)),
         })
     }
 
@@ -142,76 +164,36 @@ impl Registry {
         Ok(Pinned { digest, media_type, bytes })
     }
 
-    async fn open(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
-        let (hop, response) = self.answer(blob, range).await?;
-        match self.body(response, blob, range).await {
-            Ok(body) => Ok(self.found.watched(body, &blob.digest, hop)),
-            Err(error) => {
-                self.found.forget(&blob.digest, &hop);
-                Err(error)
-            }
-        }
-    }
-
-    async fn body(&self, response: Response, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
-        match response.status() {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
-                wire::check_range(response.status(), response.headers(), range, blob.size)?;
-                Ok(wire::exactly(response, range.len(), self.stall))
-            }
-            status if status.is_success() => {
-                Err(wire::protocol(format!("{status} where 206 Partial Content was due")))
-            }
-            _ => Err(self.refusal(response).await),
-        }
-    }
-
-    /// The answer to a request for a range and who gave it: where the blob was found before, else the registry.
-    async fn answer(&self, blob: &Blob, range: StoredRange) -> Result<(Hop, Response)> {
-        let asked = HeaderValue::from_str(&format!("bytes={range}"))
-            .map_err(|error| Error::from_source(Kind::Invalid, format!("the range {range}"), error))?;
-        let ask = Ask::new(Method::GET, &self.auth).header(RANGE, asked);
-        if let Some(hop) = self.found.get(&blob.digest) {
-            match self.follow(hop.clone(), &ask).await {
-                Ok((_, response)) if !is_expired(response.status()) => return Ok((hop, response)),
-                failed => {
-                    self.found.forget(&blob.digest, &hop);
-                    // A signature that is over and a host that has gone cost no pause: the registry is asked now.
-                    failed.map(drop).or_else(|error| match error.kind() {
-                        Kind::Unreachable => Ok(()),
-                        _ => Err(error),
-                    })?;
-                }
-            }
-        }
-        let first = Hop::first(self.url(&format!("blobs/{}", blob.digest))?);
-        let (last, response) = self.follow(first.clone(), &ask).await?;
-        if response.status().is_success() && last != first {
-            self.found.put(&blob.digest, last.clone());
-        }
-        Ok((last, response))
-    }
-
     /// Follows redirects from `hop` on; gives the last hop and its answer, of whatever status.
     async fn follow(&self, mut hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
         for _ in 0..=hops::MOST {
-            let response = match hop.carries {
-                Carries::Credentials => self.send_authorized(&hop.url, ask).await?,
-                Carries::Nothing => self.send(&hop.url, ask, HeaderMap::new()).await?,
-            };
-            if !response.status().is_redirection() {
-                return Ok((hop, response));
+            match self.step(&hop, ask).await? {
+                Step::Answer(response) => return Ok((hop, response)),
+                Step::Away(next, _) => hop = next,
             }
-            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-            let status = response.status();
-            if !ask.is_question() && !matches!(status.as_u16(), 307 | 308) {
-                return Err(wire::protocol(format!("{status} where something was sent")));
-            }
-            let location =
-                location.ok_or_else(|| wire::protocol(format!("{status} without a usable Location")))?;
-            hop = hop.next(&self.base, location)?;
         }
         Err(wire::protocol(format!("more than {} redirects", hops::MOST)))
+    }
+
+    /// One request of a chain.
+    async fn step(&self, hop: &Hop, ask: &Ask<'_>) -> Result<Step> {
+        let response = match hop.carries {
+            Carries::Credentials => self.send_authorized(&hop.url, ask).await?,
+            Carries::Nothing => self.send(&hop.url, ask, HeaderMap::new()).await?,
+        };
+        if !response.status().is_redirection() {
+            return Ok(Step::Answer(response));
+        }
+        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+        let status = response.status();
+        if !ask.is_question() && !matches!(status.as_u16(), 307 | 308) {
+            return Err(wire::protocol(format!("{status} where something was sent")));
+        }
+        let location =
+            location.ok_or_else(|| wire::protocol(format!("{status} without a usable Location")))?;
+        let next = hop.next(&self.reach, location)?;
+        let life = expiry::life(&next.url, response.headers(), SystemTime::now());
+        Ok(Step::Away(next, life))
     }
 
     /// Sends with the header of the moment; after a 401 again with a new one, which is renewed once here.
@@ -312,6 +294,14 @@ impl Repository for Registry {
         })
     }
 
+    /// No opinion, but where ranges are ignored: what comes in one stream is best asked for in order.
+    fn pace(&self) -> Pace {
+        match self.wholes.are_needed() {
+            true => Pace { requests: 1, ..Pace::default() },
+            false => Pace { requests: usize::MAX, bytes: u64::MAX },
+        }
+    }
+
     fn place(&self) -> String {
         format!("{}/{}", self.endpoint.host, self.repository)
     }
@@ -327,16 +317,15 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// Whether a place found earlier no longer gives the blob: a signed URL that is over answers any of these.
-fn is_expired(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410)
-}
-
-/// The HTTP client for one side of an endpoint.
-fn client(config: &Config, endpoint: &Endpoint, side: Side) -> Result<Client> {
+/// The HTTP client for one side of an endpoint, over HTTP/1.1 alone: with HTTP/2 all ranges of a host would share one
+/// connection, and so one TCP window and the loss of one packet. A connection for each range in flight costs a handshake
+/// once, and is kept.
+fn client(config: &Config, endpoint: &Endpoint, reach: &Arc<Reach>, side: Side) -> Result<Client> {
     let builder = || {
         let builder = Client::builder()
             .user_agent(concat!("weightfs/", env!("CARGO_PKG_VERSION")))
+            .http1_only()
+            .dns_resolver(Arc::new(Names(Arc::clone(reach))))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .referer(false)
@@ -392,6 +381,22 @@ mod tests {
         let asked = Which::Digest(digest.clone());
         assert_eq!(pinned_digest(&asked, Some(&other), b"{}").unwrap(), digest);
         assert_eq!(pinned_digest(&asked, None, b"[]").unwrap_err().kind(), Kind::Integrity);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_into_this_machine_is_not_connected_to() {
+        let reach = Arc::new(Reach::new(Url::parse("https://r.example/").unwrap(), Vec::new()));
+        let endpoint = Endpoint::at(reach.registry.clone(), "r.example");
+        let asking = client(&Config::default(), &endpoint, &reach, Side::Own).unwrap();
+        let sent = asking.get("http://localhost:9/x?signature=hunter2").send().await;
+        let error = wire::transport(sent.unwrap_err());
+        assert_eq!(error.kind(), Kind::Protocol, "{error}");
+        assert!(error.to_string().contains("registry.redirect_to"), "{error}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        let named = Reach::new(reach.registry.clone(), vec!["localhost".parse().unwrap()]);
+        let asking = client(&Config::default(), &endpoint, &Arc::new(named), Side::Own).unwrap();
+        let error = wire::transport(asking.get("http://localhost:9/").send().await.unwrap_err());
+        assert_eq!(error.kind(), Kind::Unreachable, "only nobody is there: {error}");
     }
 
     #[test]

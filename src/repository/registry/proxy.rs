@@ -36,6 +36,12 @@ impl Proxies {
         proxy.as_ref().filter(|_| !self.except.has(url))
     }
 
+    /// The names of their hosts.
+    pub(super) fn hosts(&self) -> Vec<String> {
+        let both = self.tls.iter().chain(&self.plain);
+        both.filter_map(|proxy| proxy.0.host_str()).map(str::to_owned).collect()
+    }
+
     /// Puts them into a client.
     pub(super) fn apply(&self, builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
         if self.tls.is_none() && self.plain.is_none() {

@@ -6,6 +6,7 @@
 
 use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use reqwest::{Certificate, Client, ClientBuilder, Identity, Method, RequestBuilder};
 use rustls::{AlertDescription, CertificateError};
@@ -13,6 +14,7 @@ use url::Url;
 
 use super::endpoint::Endpoint;
 use super::proxy::Proxies;
+use super::reach::Reach;
 use super::wire;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Config;
@@ -119,16 +121,16 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// For `endpoint`. Reads the files that its trust names.
+    /// For `endpoint`, which leads no further than `reach`. Reads the files that its trust names.
     ///
     /// # Errors
     /// `Invalid` where they cannot be used; `Untrusted` where the machine has no roots.
-    pub(super) fn new(config: &Config, endpoint: &Endpoint) -> Result<Self> {
-        let own = super::client(config, endpoint, Side::Own)?;
+    pub(super) fn new(config: &Config, endpoint: &Endpoint, reach: &Arc<Reach>) -> Result<Self> {
+        let own = super::client(config, endpoint, reach, Side::Own)?;
         let away = match endpoint.trust.is_usual() {
             // One pool of connections for both.
             true => own.clone(),
-            false => super::client(config, endpoint, Side::Away)?,
+            false => super::client(config, endpoint, reach, Side::Away)?,
         };
         let host = endpoint.root.host_str().map(str::to_owned);
         Ok(Self { host, own, away, proxies: config.proxies.clone() })

@@ -136,7 +136,7 @@ impl Registry {
     fn place_of(&self, hop: &Hop, headers: &HeaderMap) -> Result<Option<Hop>> {
         let Some(location) = headers.get(LOCATION) else { return Ok(None) };
         let location = location.to_str().map_err(|_| wire::protocol("a Location that is no text"))?;
-        hop.next(&self.base, location).map(Some).map_err(|error| error.context("the place of an upload"))
+        hop.next(&self.reach, location).map(Some).map_err(|error| error.context("the place of an upload"))
     }
 
     /// Sends the next part, which begins at the session's offset.
