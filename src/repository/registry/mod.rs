@@ -165,8 +165,12 @@ impl Registry {
     }
 
     /// Follows redirects from `hop` on; gives the last hop and its answer, of whatever status.
-    async fn follow(&self, mut hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
-        for _ in 0..=hops::MOST {
+    async fn follow(&self, hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
+        self.follow_up_to(hops::MOST, hop, ask).await
+    }
+
+    async fn follow_up_to(&self, most: usize, mut hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
+        for _ in 0..=most {
             match self.step(&hop, ask).await? {
                 Step::Answer(response) => return Ok((hop, response)),
                 Step::Away(next, _) => hop = next,
