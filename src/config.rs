@@ -16,7 +16,7 @@ use crate::content::{self, Integrity, Warm};
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::metrics::Metrics;
 use crate::mount;
-use crate::repository::{self, PlainHttp, RedirectTo};
+use crate::repository::{self, Exceptions, PlainHttp, Proxies, Proxy, RedirectTo};
 
 /// The environment and the user of this process, as far as settings hang on them.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +55,30 @@ impl Environment {
             let doing = format!("{NAME}: {value:?} is no number of seconds since 1970");
             Error::new(Kind::Invalid, doing)
         })
+    }
+
+    /// The proxies that the usual variables name, in capitals or, where these are not set, in small letters.
+    ///
+    /// # Errors
+    /// `Invalid` where one cannot be meant; its value is not shown.
+    fn proxies(&self) -> Result<Proxies> {
+        let of_all = self.proxy("ALL_PROXY")?;
+        let except = self.in_either_case("NO_PROXY").map(|list| list.to_string_lossy()).unwrap_or_default();
+        Ok(Proxies {
+            tls: self.proxy("HTTPS_PROXY")?.or_else(|| of_all.clone()),
+            plain: self.proxy("HTTP_PROXY")?.or(of_all),
+            except: Exceptions::read(&except),
+        })
+    }
+
+    fn proxy(&self, name: &str) -> Result<Option<Proxy>> {
+        let Some(value) = self.in_either_case(name) else { return Ok(None) };
+        let read = value.to_str().ok_or_else(|| "it is no UTF-8".to_owned()).and_then(str::parse);
+        read.map(Some).map_err(|why| Error::new(Kind::Invalid, format!("{name}: {why}")))
+    }
+
+    fn in_either_case(&self, name: &str) -> Option<&OsString> {
+        self.get(name).or_else(|| self.get(&name.to_ascii_lowercase()))
     }
 
     /// A variable that is set and not empty.
@@ -133,11 +157,23 @@ keys! {
     "store.size", "WEIGHTFS_STORE_SIZE", Some("--store-size"), "90 % of what its file system has", "size, `50GiB`",
     "how much is kept; what was not used for longest goes first",
     |all, text| size(text, 1).map(|value| all.store.size = Some(value));
-    "registry.plain_http", "WEIGHTFS_PLAIN_HTTP", Some("--plain-http"), "`false`", "`true` or `false`",
-    "ask a registry that is not on this machine over HTTP, without TLS",
-    |all, text| switch(text).map(|on| {
-        all.repository.plain_http = if on { PlainHttp::Allowed } else { PlainHttp::Never };
+    "registry.plain_http", "WEIGHTFS_PLAIN_HTTP", Some("--plain-http"), "`auto`: one on this machine", "`auto`, `true` or `false`",
+    "which registries are asked over HTTP, without TLS: those on this machine, all, or none",
+    |all, text| plain_http(text).map(|value| all.repository.plain_http = value);
+    "registry.hosts_dir", "WEIGHTFS_HOSTS_DIR", Some("--hosts-dir"), "`/etc/containerd/certs.d`", "folder",
+    "a folder a registry with a `hosts.toml`: its mirrors, certificates and headers, as containerd has them",
+    |all, text| existing_folder(text).map(|value| all.repository.hosts_dir = Some(value));
+    "registry.ca_file", "WEIGHTFS_CA_FILE", Some("--ca-file"), "none", "file, PEM",
+    "certificates of further CAs that are trusted, beside the machine's own",
+    |all, text| folder(text).map(|value| all.repository.ca_file = Some(value));
+    "registry.proxy", "WEIGHTFS_PROXY", Some("--proxy"), "`$HTTPS_PROXY` and `$HTTP_PROXY`, else `$ALL_PROXY`",
+    "URL: `http://`, `https://`, `socks5://` or `socks5h://`", "through whom registries are asked",
+    |all, text| text.parse::<Proxy>().map(|proxy| {
+        (all.repository.proxies.tls, all.repository.proxies.plain) = (Some(proxy.clone()), Some(proxy));
     });
+    "registry.no_proxy", "WEIGHTFS_NO_PROXY", None, "`$NO_PROXY`", "list: `corp.example,10.0.0.0/8,r.io:5000`",
+    "who is asked without a proxy; this machine always is, unless `<-loopback>` is on the list",
+    |all, text| { all.repository.proxies.except = Exceptions::read(text); Ok(()) };
     "registry.docker_config", "WEIGHTFS_DOCKER_CONFIG", None, "`$DOCKER_CONFIG`, else `~/.docker`",
     "folder or file", "Docker's `config.json`, for credentials",
     |all, text| folder(text).map(|value| all.repository.docker_config = Some(value));
@@ -210,6 +246,7 @@ impl Settings {
             store: StoreConfig { folder: store_folder(environment), size: None },
             repository: repository::Config {
                 docker_config: environment.path("DOCKER_CONFIG").or_else(docker),
+                hosts_dir: Some("/etc/containerd/certs.d".into()),
                 metrics: Arc::clone(&metrics),
                 ..repository::Config::default()
             },
@@ -230,6 +267,7 @@ impl Settings {
     /// `NotFound` where the file can't be read.
     pub fn load(environment: &Environment, file: Option<&Path>, flags: &Flags) -> Result<Self> {
         let mut settings = Self::defaults(environment);
+        settings.repository.proxies = environment.proxies()?;
         if let Some((path, text)) = read_file(environment, file)? {
             settings.apply_file(&path, &text)?;
         }
@@ -241,6 +279,7 @@ impl Settings {
         for (name, value) in flags {
             let key = KEYS.iter().find(|key| key.name == *name);
             let key = key.ok_or_else(|| wrong(name, "there is no such key"))?;
+            refuse_secret(key, value)?;
             (key.set)(&mut settings, value).map_err(|why| wrong(key.flag.unwrap_or(name), &why))?;
         }
         Ok(settings)
@@ -279,6 +318,17 @@ impl Settings {
 
 fn wrong(place: &str, why: &str) -> Error {
     Error::new(Kind::Invalid, format!("{place}: {why}")).hint("docs/configuration.md lists what can be set")
+}
+
+/// Refuses a password among the words of a command, which every user of the machine can read.
+fn refuse_secret(key: &Key, value: &str) -> Result<()> {
+    let secret = key.name == "registry.proxy" && value.parse().is_ok_and(|proxy: Proxy| proxy.has_password());
+    if !secret {
+        return Ok(());
+    }
+    let flag = key.flag.unwrap_or(key.name);
+    Err(Error::new(Kind::Invalid, format!("{flag}: others can read a password there"))
+        .hint(format!("put it into {}, or into the configuration file", key.variable)))
 }
 
 /// The file that counts: the one named, else the user's, else the machine's.
@@ -373,6 +423,21 @@ fn switch(text: &str) -> Result<bool, String> {
         "false" | "0" => Ok(false),
         _ => Err(format!("{text:?} is neither true nor false")),
     }
+}
+
+fn plain_http(text: &str) -> Result<PlainHttp, String> {
+    match text {
+        "auto" => Ok(PlainHttp::OnThisMachine),
+        "true" | "1" => Ok(PlainHttp::Allowed),
+        "false" | "0" => Ok(PlainHttp::Never),
+        _ => Err(format!("{text:?} is none of auto, true, false")),
+    }
+}
+
+/// A folder that somebody names has to be there: it is not looked for again.
+fn existing_folder(text: &str) -> Result<PathBuf, String> {
+    let path = folder(text)?;
+    if path.is_dir() { Ok(path) } else { Err(format!("{text:?} is no folder")) }
 }
 
 fn integrity(text: &str) -> Result<Integrity, String> {

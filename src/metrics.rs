@@ -63,6 +63,7 @@ metrics! {
     hedges, "requests", "Second requests for what a reader waited for unusually long.";
     won_hedges, "requests", "Those of them that were faster than the first.";
     rangeless_streams, "requests", "Whole blobs asked for because a registry ignores ranges.";
+    mirrors_left, "times", "Times that a mirror failed and was stepped over.";
     kept_bytes, "bytes", "Bytes written to the store.";
     unkept_bytes, "bytes", "Bytes served without being kept, because the store is full or failing.";
     store_reads, "chunks", "Chunks read back from the store and verified.";

@@ -31,3 +31,4 @@ mod mount;
 mod pack;
 mod pull;
 mod registry;
+mod ways;

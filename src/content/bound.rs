@@ -154,6 +154,7 @@ impl Loader {
         self.metrics.fetch_mismatches.add(1);
         let (blob, range) = self.stored(extent, &(chunk..chunk + 1))?;
         for _ in 1..ATTEMPTS {
+            self.repository.distrust(&blob);
             let again = read_all(&*self.repository, &blob, range).await?;
             if let Some(verified) = extent.verify(chunk, again) {
                 return Ok(verified);
@@ -251,6 +252,9 @@ impl Loader {
                 return Ok(section);
             }
             tracing::warn!(layer = %layer.blob.digest, "the section of the bound index is wrong");
+            if let Home::Repository(blob) = &bound.home {
+                self.repository.distrust(blob);
+            }
         }
         Err(wrong("is not what the manifest says"))
     }

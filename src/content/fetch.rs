@@ -216,6 +216,7 @@ impl Loader {
             "bytes fetched again differ from those before; asking once more"
         );
         let (blob, range) = self.stored(extent, &(chunk..chunk + 1))?;
+        self.repository.distrust(&blob);
         let bytes = crate::repository::read_all(&*self.repository, &blob, range).await?;
         if let Some(verified) = extent.verify(chunk, bytes.clone()) {
             return Ok(verified);

@@ -102,6 +102,10 @@ impl<R: Repository + 'static> Repository for Hedging<R> {
         self.inner.pace()
     }
 
+    fn distrust(&self, blob: &Blob) {
+        self.inner.distrust(blob);
+    }
+
     fn place(&self) -> String {
         self.inner.place()
     }

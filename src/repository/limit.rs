@@ -100,6 +100,10 @@ impl<R: Repository> Repository for Limited<R> {
         Pace { requests: found.requests.min(most.requests), bytes: found.bytes.min(most.bytes) }
     }
 
+    fn distrust(&self, blob: &Blob) {
+        self.inner.distrust(blob);
+    }
+
     fn place(&self) -> String {
         self.inner.place()
     }

@@ -1,14 +1,16 @@
 //! Floor 1: stored bytes. A place in a registry, or a folder, that has manifests and blobs.
 //!
 //! [`Repository`] is the one trait; registry, layout folder and memory implement it, and what goes around
-//! them (trying again, limits) implements it by wrapping another. [`push`] is the other direction. Nothing here
+//! them (mirrors, trying again, limits) implements it by wrapping another. [`push`] is the other direction. Nothing here
 //! knows what a blob means.
 
 mod budget;
 pub mod hedge;
+mod hosts;
 pub mod layout;
 pub mod limit;
 pub mod memory;
+mod mirror;
 pub mod pace;
 pub mod push;
 mod rate;
@@ -36,8 +38,10 @@ pub use hedge::Hedging;
 pub use layout::{Layout, Untagged};
 pub use limit::Limited;
 pub use memory::Memory;
+use mirror::Mirrored;
 pub use pace::Pace;
 pub use referrers::REFERRERS_LIMIT;
+pub use registry::proxy::{Exceptions, Proxies, Proxy};
 pub use registry::{RedirectTo, Registry};
 pub use retry::Retrying;
 pub use secret::Secret;
@@ -62,7 +66,7 @@ pub const MANIFEST_LIMIT: u64 = 4 << 20;
 /// A place that has manifests and blobs, under their digests.
 ///
 /// Every implementation passes the contract suite in `tests/contract/repository.rs`. What wraps another hands on all
-/// five questions, those with an answer of their own too.
+/// six questions, those with an answer of their own too.
 pub trait Repository: Send + Sync + fmt::Debug {
     /// The manifest or index, its digest verified.
     ///
@@ -114,6 +118,10 @@ pub trait Repository: Send + Sync + fmt::Debug {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
+    /// Is told that bytes of `blob` were not what their digest says, so that another place than the one that gave them is
+    /// asked for them next, where there is one. Waits for nothing, and changes nothing where there is one place only.
+    fn distrust(&self, _blob: &Blob) {}
+
     /// Where this is, as error messages name it: `ghcr.io/acme/llm` or `oci:/models/llm`.
     fn place(&self) -> String;
 
@@ -149,18 +157,27 @@ impl Purpose {
 /// Whether a registry may be asked without TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PlainHttp {
-    /// Only one on this machine: `localhost`, 127.0.0.0/8, `[::1]`.
+    /// Only one on this machine: `localhost`, 127.0.0.0/8, `[::1]`. Those are always asked so.
     #[default]
-    Never,
+    OnThisMachine,
     /// Any, by the user's word. There is no falling back from one to the other.
     Allowed,
+    /// None, not even one on this machine.
+    Never,
 }
 
 /// The settings of what [`connect`] makes.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Whether a registry that is not on this machine is asked over plain HTTP.
+    /// Which registries are asked over plain HTTP, where their `hosts.toml` does not say it.
     pub plain_http: PlainHttp,
+    /// The folder of containerd's layout that says which hosts are asked for a registry. `None` or missing: the
+    /// registry itself, and nobody else.
+    pub hosts_dir: Option<PathBuf>,
+    /// A PEM file of further roots, for whoever is asked with TLS.
+    pub ca_file: Option<PathBuf>,
+    /// Through whom requests go.
+    pub proxies: Proxies,
     /// Docker's `config.json`, or the folder that has it, for credentials. `None` or missing: anonymous.
     pub docker_config: Option<PathBuf>,
     /// How long a read of a blob may go without a byte of progress before it fails. Default 60 s.
@@ -186,6 +203,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             plain_http: PlainHttp::default(),
+            hosts_dir: None,
+            ca_file: None,
+            proxies: Proxies::default(),
             docker_config: None,
             read_deadline: Duration::from_secs(60),
             setup_deadline: Duration::from_secs(25),
@@ -199,18 +219,19 @@ impl Default for Config {
     }
 }
 
-/// The repository that a reference names: a registry's, asked again where that may help, or a folder.
+/// The repository that a reference names: a registry's or its mirrors', asked again where that may help, or a folder.
 ///
-/// Reads the credentials and, for a folder, its marker file; asks no network.
+/// Reads the credentials, what is configured of the registry and, for a folder, its marker file; asks no network.
 ///
 /// # Errors
-/// `Invalid` where Docker's configuration cannot be read or meant; `NotFound`, `Unsupported`, `Denied` or
+/// `Invalid` where Docker's or the registry's configuration cannot be read or meant; `NotFound`, `Unsupported`, `Denied` or
 /// `Storage` where the folder is no image layout.
 pub fn connect(reference: &Reference, config: &Config) -> Result<Arc<dyn Repository>> {
     match &reference.place {
         Place::Registry { host, repository } => {
-            let registry = Registry::new(host, repository, config)?;
-            let hedging = Hedging::new(Limited::new(registry, config), config);
+            let hosts = hosts::of(host, config)?;
+            let mirrored = Mirrored::new(hosts, (host, repository), config)?;
+            let hedging = Hedging::new(Limited::new(mirrored, config), config);
             Ok(Arc::new(Retrying::new(hedging, config)))
         }
         Place::Layout { folder } => {

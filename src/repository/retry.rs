@@ -106,6 +106,10 @@ impl<R: Repository + 'static> Repository for Retrying<R> {
         Box::pin(self.list(subject, artifact_type))
     }
 
+    fn distrust(&self, blob: &Blob) {
+        self.inner.distrust(blob);
+    }
+
     fn place(&self) -> String {
         self.inner.place()
     }

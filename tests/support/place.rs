@@ -129,9 +129,11 @@ impl Place {
     /// The program with this place in its environment, and nothing of the user's.
     pub fn command(&self) -> Command {
         let mut command = Command::new(PROGRAM);
-        for (name, _) in
-            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WEIGHTFS_"))
-        {
+        let theirs = |name: &std::ffi::OsStr| {
+            let name = name.to_string_lossy().to_ascii_lowercase();
+            name.starts_with("weightfs_") || name.ends_with("_proxy")
+        };
+        for (name, _) in std::env::vars_os().filter(|(name, _)| theirs(name)) {
             command.env_remove(name);
         }
         command

@@ -16,6 +16,7 @@ use url::Url;
 
 use super::credentials::Credentials;
 use super::hops;
+use super::tls::Clients;
 use super::wire;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Secret;
@@ -151,7 +152,7 @@ impl Auth {
     /// The header to send now. A token whose life is nearly over is renewed beside it; one that is over, first.
     pub(super) async fn header(
         self: &Arc<Self>,
-        client: &reqwest::Client,
+        client: &Clients,
     ) -> Result<(Option<HeaderValue>, Generation)> {
         let (renewal, seen) = {
             let state = self.state.lock();
@@ -172,7 +173,7 @@ impl Auth {
     /// Takes the registry's 401 to a request sent with the header of `used`; `Ok` where it may be sent again.
     pub(super) async fn refused(
         &self,
-        client: &reqwest::Client,
+        client: &Clients,
         used: Generation,
         headers: &HeaderMap,
     ) -> Result<Renewed> {
@@ -202,7 +203,7 @@ impl Auth {
     }
 
     /// Renews in a task of its own, unless one is at it.
-    fn renew_beside(self: &Arc<Self>, client: &reqwest::Client, realm: Realm, seen: Generation) {
+    fn renew_beside(self: &Arc<Self>, client: &Clients, realm: Realm, seen: Generation) {
         let Ok(turn) = self.flight.clone().try_lock_owned() else { return };
         let (auth, client) = (self.clone(), client.clone());
         tokio::spawn(async move {
@@ -213,7 +214,7 @@ impl Auth {
     }
 
     /// Renews, or waits for who is at it.
-    async fn renew(&self, client: &reqwest::Client, realm: Realm, seen: Generation) -> Result<Renewed> {
+    async fn renew(&self, client: &Clients, realm: Realm, seen: Generation) -> Result<Renewed> {
         let turn = self.flight.clone().lock_owned().await;
         self.renew_in(turn, client, realm, seen).await
     }
@@ -221,7 +222,7 @@ impl Auth {
     async fn renew_in(
         &self,
         _turn: OwnedMutexGuard<()>,
-        client: &reqwest::Client,
+        client: &Clients,
         realm: Realm,
         seen: Generation,
     ) -> Result<Renewed> {
@@ -239,7 +240,7 @@ impl Auth {
         self.state.lock().take(fetched, realm, asked).map(|()| Renewed::Here)
     }
 
-    async fn fetch(&self, client: &reqwest::Client, realm: &Realm) -> Result<(HeaderValue, Duration)> {
+    async fn fetch(&self, client: &Clients, realm: &Realm) -> Result<(HeaderValue, Duration)> {
         let mut url = realm.url.clone();
         if let Some(service) = &realm.service {
             url.query_pairs_mut().append_pair("service", service);

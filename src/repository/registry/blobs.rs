@@ -9,6 +9,7 @@ use reqwest::{Method, Response, StatusCode};
 use tokio::sync::OwnedMutexGuard;
 
 use super::ask::Ask;
+use super::endpoint::Role;
 use super::hops::{self, Carries, Hop};
 use super::whole::PART;
 use super::wire::{self, Given};
@@ -78,6 +79,9 @@ impl Registry {
 
     fn given(&self, response: &Response, blob: &Blob, range: StoredRange) -> Result<Given> {
         let given = wire::given(response.status(), response.headers(), range, blob.size)?;
+        if given == Given::Whole && self.endpoint.role == Role::Mirror {
+            return Err(wire::protocol("200 OK with the whole blob where a range was asked for"));
+        }
         if given == Given::Whole {
             self.wholes.range_ignored(range, &self.host)?;
         }

@@ -106,7 +106,7 @@ fn is_for(key: &str, host: &str) -> bool {
 }
 
 /// Docker Hub goes by several names, and `docker login` writes yet another one.
-pub(super) fn is_hub(host: &str) -> bool {
+pub(in crate::repository) fn is_hub(host: &str) -> bool {
     ["docker.io", "index.docker.io", "registry-1.docker.io"].contains(&host)
 }
 

@@ -3,16 +3,20 @@
 //! Every call is one attempt: asking again is [`super::Retrying`]'s. Blobs are read (`blobs`) by single ranges that are
 //! checked to the byte (`wire`), or cut out of the whole where ranges are ignored (`whole`); redirects are followed by
 //! hand (`hops`), no further than a registry may lead (`reach`), and remembered (`found`) for a time (`expiry`);
-//! credentials stay with the registry (`auth`). What is pushed goes by `upload`; `ask` is any one request.
+//! credentials stay with the registry (`auth`). What is pushed goes by `upload`; `ask` is any one request. Where it
+//! is asked says `endpoint`, with what trust `tls`, and through whom `proxy`.
 
 mod ask;
 mod auth;
 mod blobs;
 mod credentials;
+mod endpoint;
 mod expiry;
 mod found;
 mod hops;
+pub mod proxy;
 mod reach;
+mod tls;
 mod upload;
 mod whole;
 mod wire;
@@ -26,7 +30,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION,
 };
 use reqwest::{Client, Method, Response, StatusCode};
 use url::Url;
@@ -34,13 +38,18 @@ use url::Url;
 use self::ask::Ask;
 pub(super) use self::ask::Stretch;
 use self::auth::{Auth, Renewed};
+pub(super) use self::credentials::is_hub;
+use self::endpoint::name_on_the_wire;
+pub(super) use self::endpoint::{Endpoint, Role};
 use self::found::Found;
 use self::hops::{Carries, Hop};
 pub use self::reach::RedirectTo;
 use self::reach::{Names, Reach};
+pub(super) use self::tls::Checks;
+use self::tls::{Clients, Side};
 pub(super) use self::upload::{Session, Setback};
 use self::whole::Wholes;
-use super::{ByteStream, Config, MANIFEST_LIMIT, Pace, Pinned, PlainHttp, Repository, referrers};
+use super::{ByteStream, Config, MANIFEST_LIMIT, Pace, Pinned, Repository, referrers};
 use crate::error::{Error, Kind, Result};
 use crate::oci::digest::{Algorithm, Hasher};
 use crate::oci::manifest::OCI_INDEX;
@@ -71,12 +80,15 @@ enum Step {
 /// A repository of a registry. Cloned, it is the same one.
 #[derive(Clone)]
 pub struct Registry {
-    client: Client,
+    client: Clients,
+    endpoint: Endpoint,
     /// `SCHEME://HOST/v2/REPOSITORY/`
     base: Url,
-    /// The host as typed, for people and for `docker login`.
+    /// The registry and the repository as typed; the endpoint may be a mirror's.
     host: String,
     repository: String,
+    /// `base`, were nothing configured of the registry: the same whoever is asked in its place.
+    known_as: Url,
     auth: Arc<Auth>,
     /// Leave to read another repository too, from which blobs are mounted: its name, and who asks there.
     mounting: Arc<Mutex<Option<(String, Arc<Auth>)>>>,
@@ -94,30 +106,43 @@ impl Registry {
     /// # Errors
     /// `Invalid` where host or configuration cannot be meant.
     pub fn new(host: &str, repository: &str, config: &Config) -> Result<Self> {
-        Self::for_actions("pull", host, repository, config)
+        Self::at(Endpoint::of(host, config.plain_http)?, (host, repository), config)
+    }
+
+    /// The same, asked at `endpoint`.
+    pub(super) fn at(endpoint: Endpoint, named: (&str, &str), config: &Config) -> Result<Self> {
+        Self::for_actions("pull", endpoint, named, config)
     }
 
     /// The same, for pushing: asks for leave to write too.
-    pub(super) fn pushing(host: &str, repository: &str, config: &Config) -> Result<Self> {
-        Self::for_actions("pull,push", host, repository, config)
+    pub(super) fn pushing(endpoint: Endpoint, named: (&str, &str), config: &Config) -> Result<Self> {
+        Self::for_actions("pull,push", endpoint, named, config)
     }
 
-    fn for_actions(actions: &str, host: &str, repository: &str, config: &Config) -> Result<Self> {
-        let (wire_host, wire_repository) = names_on_the_wire(host, repository);
-        let base = base_url(&wire_host, &wire_repository, config.plain_http)?;
+    fn for_actions(
+        actions: &str,
+        endpoint: Endpoint,
+        (host, repository): (&str, &str),
+        config: &Config,
+    ) -> Result<Self> {
+        let wire_repository = name_on_the_wire(host, repository);
+        let base = endpoint.base(&wire_repository)?;
         let credentials = match &config.docker_config {
-            Some(path) => credentials::find(path, host)?,
+            Some(path) => credentials::find(path, &endpoint.host)?,
             None => None,
         };
-        let reach = Arc::new(Reach::new(base.clone(), config.redirect_to.clone()));
+        let reach = Reach::new(base.clone(), config.redirect_to.clone());
+        let reach = Arc::new(reach.through(config.proxies.hosts()));
         Ok(Self {
-            client: client(config, &reach)?,
+            client: Clients::new(config, &endpoint, &reach)?,
             auth: Arc::new(Auth::new(credentials, (&wire_repository, actions), base.clone(), config.stall)),
             mounting: Arc::default(),
             reach,
             base,
             host: host.to_owned(),
             repository: repository.to_owned(),
+            known_as: Endpoint::of(host, config.plain_http)?.base(&wire_repository)?,
+            endpoint,
             stall: config.stall,
             found: Found::new(),
             wholes: Wholes::new(Arc::clone(&config.metrics)),
@@ -208,7 +233,7 @@ impl Registry {
     async fn step(&self, hop: &Hop, ask: &Ask<'_>) -> Result<Step> {
         let response = match hop.carries {
             Carries::Credentials => self.send_authorized(&hop.url, ask).await?,
-            Carries::Nothing => self.send(&hop.url, ask, None).await?,
+            Carries::Nothing => self.send(&hop.url, ask, HeaderMap::new()).await?,
         };
         if !response.status().is_redirection() {
             return Ok(Step::Answer(response));
@@ -230,7 +255,9 @@ impl Registry {
         let mut left = AUTH_ATTEMPTS;
         loop {
             let (authorization, used) = ask.auth.header(&self.client).await.map_err(|e| self.explained(e))?;
-            let response = self.send(url, ask, authorization).await?;
+            let mut headers = self.endpoint.headers.clone();
+            headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
+            let response = self.send(url, ask, headers).await?;
             left = left.saturating_sub(1);
             if response.status() != StatusCode::UNAUTHORIZED || left == 0 {
                 return Ok(response);
@@ -242,15 +269,15 @@ impl Registry {
         }
     }
 
-    async fn send(&self, url: &Url, ask: &Ask<'_>, authorization: Option<HeaderValue>) -> Result<Response> {
-        let mut request = self
+    async fn send(&self, url: &Url, ask: &Ask<'_>, headers: HeaderMap) -> Result<Response> {
+        let request = self
             .client
             .request(ask.method.clone(), url.clone())
+            .headers(headers)
             .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
-        }
-        ask.send(request, self.stall).await.map_err(|error| self.elsewhere(url, error))
+        ask.send(request, self.stall)
+            .await
+            .map_err(|error| self.elsewhere(url, self.client.through(url, error)))
     }
 
     /// Names the host where it is not the registry's own.
@@ -259,23 +286,35 @@ impl Registry {
     }
 
     async fn refusal(&self, response: Response) -> Error {
-        let url = response.url().clone();
+        let (url, between) = (response.url().clone(), endpoint::failed_between(response.headers()));
+        let by_proxy = response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
         let error = wire::refusal(response, self.stall).await;
-        self.explained(self.elsewhere(&url, error))
+        match between {
+            None if by_proxy => self.client.through(&url, error),
+            // What stands between failed, whatever the status means where a registry says it.
+            Some(who) => Error::from_source(Kind::Broken, who, error),
+            None => self.explained(self.elsewhere(&url, error)),
+        }
     }
 
     /// Adds the way out that the kind of error has.
     fn explained(&self, error: Error) -> Error {
         match error.kind() {
-            Kind::Denied => error.hint(format!("check the name, or run 'docker login {}'", self.host)),
+            Kind::Denied => {
+                error.hint(format!("check the name, or run 'docker login {}'", self.endpoint.host))
+            }
             _ => error,
         }
     }
 
     fn url(&self, path: &str) -> Result<Url> {
-        self.base
-            .join(path)
-            .map_err(|error| Error::from_source(Kind::Invalid, format!("no URL: {path}"), error))
+        let url = self.base.join(path);
+        let mut url =
+            url.map_err(|error| Error::from_source(Kind::Invalid, format!("no URL: {path}"), error))?;
+        if let Some(registry) = &self.endpoint.namespace {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
+        Ok(url)
     }
 
     fn unread(&self, what: &str, error: Error) -> Error {
@@ -330,11 +369,11 @@ impl Repository for Registry {
     }
 
     fn place(&self) -> String {
-        format!("{}/{}", self.host, self.repository)
+        format!("{}/{}", self.endpoint.host, self.repository)
     }
 
     fn identity(&self) -> String {
-        super::identity_of(&["registry", self.base.as_str(), self.auth.user()])
+        super::identity_of(&["registry", self.known_as.as_str(), self.auth.user()])
     }
 }
 
@@ -344,31 +383,12 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// Docker Hub's registry has another host than its references, and its one-word names are in `library`.
-fn names_on_the_wire(host: &str, repository: &str) -> (String, String) {
-    if !credentials::is_hub(host) {
-        return (host.to_owned(), repository.to_owned());
-    }
-    let library = if repository.contains('/') { "" } else { "library/" };
-    ("registry-1.docker.io".to_owned(), format!("{library}{repository}"))
-}
-
-fn base_url(host: &str, repository: &str, plain: PlainHttp) -> Result<Url> {
-    let parse = |scheme: &str| {
-        Url::parse(&format!("{scheme}://{host}/v2/{repository}/")).map_err(|error| {
-            Error::from_source(Kind::Invalid, format!("no registry can be at {host}/{repository}"), error)
-        })
-    };
-    let tls = parse("https")?;
-    if plain == PlainHttp::Allowed || hops::is_loopback(&tls) { parse("http") } else { Ok(tls) }
-}
-
-/// Over HTTP/1.1 alone: with HTTP/2 all ranges of a host would share one connection, and so one TCP window and the
-/// loss of one packet. A connection for each range in flight costs a handshake once, and is kept.
-fn client(config: &Config, reach: &Arc<Reach>) -> Result<Client> {
-    let base = &reach.registry;
+/// The HTTP client for one side of an endpoint, over HTTP/1.1 alone: with HTTP/2 all ranges of a host would share one
+/// connection, and so one TCP window and the loss of one packet. A connection for each range in flight costs a handshake
+/// once, and is kept.
+fn client(config: &Config, endpoint: &Endpoint, reach: &Arc<Reach>, side: Side) -> Result<Client> {
     let builder = || {
-        Client::builder()
+        let builder = Client::builder()
             .user_agent(concat!("weightfs/", env!("CARGO_PKG_VERSION")))
             .http1_only()
             .dns_resolver(Arc::new(Names(Arc::clone(reach))))
@@ -377,18 +397,19 @@ fn client(config: &Config, reach: &Arc<Reach>) -> Result<Client> {
             .referer(false)
             .no_proxy()
             .tcp_nodelay(true)
-            .connect_timeout(config.connect_timeout)
+            .connect_timeout(endpoint.connect_timeout.unwrap_or(config.connect_timeout))
             .pool_idle_timeout(Duration::from_secs(90))
-            .pool_max_idle_per_host(128)
+            .pool_max_idle_per_host(128);
+        endpoint.trust.apply(config.proxies.apply(builder), config, side)
     };
-    let built = match builder().build() {
+    let built = match builder()?.build() {
         // A machine without root certificates can still ask a plain registry; TLS then trusts nobody.
-        Err(_) if base.scheme() == "http" => builder().tls_certs_only([]).build(),
+        Err(_) if endpoint.root.scheme() == "http" => builder()?.tls_certs_only([]).build(),
         built => built,
     };
     built.map_err(|error| {
-        Error::from_source(Kind::Unreachable, "cannot set up TLS", error)
-            .hint("install the root certificates (Debian: ca-certificates)")
+        Error::from_source(Kind::Untrusted, "cannot set up TLS", error)
+            .hint("install the root certificates (Debian: ca-certificates), or name some with --ca-file")
     })
 }
 
@@ -417,26 +438,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_registry_on_this_machine_is_plain_by_itself() {
-        let scheme = |host, plain| base_url(host, "a", plain).unwrap().scheme().to_owned();
-        for host in ["localhost:5000", "127.0.0.1:5000", "127.8.8.8", "[::1]:5000", "localhost"] {
-            assert_eq!(scheme(host, PlainHttp::Never), "http", "{host}");
-        }
-        for host in ["ghcr.io", "10.0.0.1:5000", "localhost.example", "169.254.1.1"] {
-            assert_eq!(scheme(host, PlainHttp::Never), "https", "{host}");
-            assert_eq!(scheme(host, PlainHttp::Allowed), "http", "{host}");
-        }
-    }
-
-    #[test]
-    fn the_hub_is_asked_under_its_other_name() {
-        let names = names_on_the_wire("docker.io", "busybox");
-        assert_eq!(names, ("registry-1.docker.io".into(), "library/busybox".into()));
-        assert_eq!(names_on_the_wire("docker.io", "me/x").1, "me/x");
-        assert_eq!(names_on_the_wire("ghcr.io", "x").1, "x");
-    }
-
-    #[test]
     fn a_manifest_is_pinned_only_where_its_bytes_agree() {
         let (tag, digest) = (Which::Tag("t".into()), Digest::of(b"{}"));
         let other = Digest::of(b"[]").to_string();
@@ -451,14 +452,15 @@ mod tests {
     #[tokio::test]
     async fn a_name_that_leads_into_this_machine_is_not_connected_to() {
         let reach = Arc::new(Reach::new(Url::parse("https://r.example/").unwrap(), Vec::new()));
-        let asking = client(&Config::default(), &reach).unwrap();
+        let endpoint = Endpoint::at(reach.registry.clone(), "r.example");
+        let asking = client(&Config::default(), &endpoint, &reach, Side::Own).unwrap();
         let sent = asking.get("http://localhost:9/x?signature=hunter2").send().await;
         let error = wire::transport(sent.unwrap_err());
         assert_eq!(error.kind(), Kind::Protocol, "{error}");
         assert!(error.to_string().contains("registry.redirect_to"), "{error}");
         assert!(!error.to_string().contains("hunter2"), "{error}");
         let named = Reach::new(reach.registry.clone(), vec!["localhost".parse().unwrap()]);
-        let asking = client(&Config::default(), &Arc::new(named)).unwrap();
+        let asking = client(&Config::default(), &endpoint, &Arc::new(named), Side::Own).unwrap();
         let error = wire::transport(asking.get("http://localhost:9/").send().await.unwrap_err());
         assert_eq!(error.kind(), Kind::Unreachable, "only nobody is there: {error}");
     }

@@ -137,6 +137,8 @@ pub(super) fn is_local_name(name: &str) -> bool {
 pub(super) struct Reach {
     pub(super) registry: Url,
     redirect_to: Vec<RedirectTo>,
+    /// Hosts that are asked by the user's word wherever they are: proxies.
+    proxies: Vec<String>,
     /// The zones that the registry itself was found in.
     zones: AtomicU8,
 }
@@ -145,7 +147,12 @@ impl Reach {
     /// For a registry at this URL.
     pub(super) fn new(registry: Url, redirect_to: Vec<RedirectTo>) -> Self {
         let zones = AtomicU8::new(Zone::of_host(&registry).bit());
-        Self { registry, redirect_to, zones }
+        Self { registry, redirect_to, proxies: Vec::new(), zones }
+    }
+
+    /// The same where the registry is asked through proxies at these hosts.
+    pub(super) fn through(self, proxies: Vec<String>) -> Self {
+        Self { proxies, ..self }
     }
 
     /// Whether a request on behalf of the registry may go to `url`, as it is written; else why not.
@@ -190,6 +197,9 @@ impl Reach {
         if self.registry.host_str().is_some_and(|own| own.eq_ignore_ascii_case(host)) {
             let zones = found.iter().fold(0, |zones, at| zones | Zone::of(at.ip()).bit());
             self.zones.fetch_or(zones, Ordering::Relaxed);
+            return Ok(found);
+        }
+        if self.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(host)) {
             return Ok(found);
         }
         let first = found.first().copied();
@@ -244,7 +254,7 @@ mod tests {
 
     fn reach(registry: &str, redirect_to: &[&str]) -> Reach {
         let redirect_to = redirect_to.iter().map(|place| place.parse().unwrap()).collect();
-        Reach::new(Url::parse(registry).unwrap(), redirect_to)
+        Reach::new(Url::parse(registry).unwrap(), redirect_to).through(vec!["proxy.corp".to_owned()])
     }
 
     fn may_go(reach: &Reach, to: &str) -> bool {
@@ -286,6 +296,7 @@ mod tests {
             let error = public.reachable("cdn.example", at(address)).unwrap_err();
             assert!(error.to_string().contains("cdn.example"), "{error}");
         }
+        assert!(public.reachable("proxy.corp", at("10.0.0.1")).is_ok(), "the user named it");
         let both = [at("10.0.0.1"), at("8.8.8.8")].concat();
         assert_eq!(public.reachable("cdn.example", both).unwrap(), at("8.8.8.8"));
     }

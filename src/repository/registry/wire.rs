@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::reach::OutOfReach;
+use super::tls;
 use crate::error::{Error, Kind, Result};
 use crate::range::StoredRange;
 use crate::repository::ByteStream;
@@ -125,7 +126,7 @@ pub(super) async fn refused(response: Response, stall: Duration) -> Refused {
     let (status, wait) = (response.status(), retry_after(response.headers(), SystemTime::now()));
     let words = words(response, stall).await.unwrap_or_default();
     let doing = words.text.map_or_else(|| status.to_string(), |words| format!("{status}: {words}"));
-    let error = Error::new(kind_of(status), doing);
+    let error = words.plainly.unwrap_or_else(|| Error::new(kind_of(status), doing));
     let error = match error.kind() {
         Kind::NotFound => error.hint(
             "check repository and tag ('latest' is meant where none is typed); a private one may be said not to exist: \
@@ -140,7 +141,9 @@ pub(super) async fn refused(response: Response, stall: Duration) -> Refused {
 
 fn kind_of(status: StatusCode) -> Kind {
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Denied,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            Kind::Denied
+        }
         StatusCode::NOT_FOUND | StatusCode::GONE => Kind::NotFound,
         StatusCode::TOO_MANY_REQUESTS => Kind::Throttled,
         StatusCode::REQUEST_TIMEOUT => Kind::Broken,
@@ -178,20 +181,24 @@ struct Words {
     text: Option<String>,
     codes: Vec<String>,
     no_room: bool,
+    /// That it should have been asked with TLS.
+    plainly: Option<Error>,
 }
 
 /// The `errors[]` of a registry's answer (distribution specification, "Error codes").
 async fn words(response: Response, stall: Duration) -> Option<Words> {
+    let status = response.status();
     let body = limited(response, ERROR_BODY_LIMIT, stall).await.ok()?;
     let no_room = String::from_utf8_lossy(&body).to_ascii_lowercase().contains("no space left");
     let Ok(errors) = serde_json::from_slice::<Errors>(&body) else {
-        return Some(Words { no_room, ..Words::default() });
+        let plainly = tls::asked_plainly(status, &String::from_utf8_lossy(&body));
+        return Some(Words { no_room, plainly, ..Words::default() });
     };
     let codes = errors.errors.iter().map(|one| one.code.clone()).collect();
     let text = |one: OneError| if one.message.is_empty() { one.code } else { one.message };
     let words: Vec<_> = errors.errors.into_iter().take(4).map(text).collect();
     let text = Some(clean(&words.join(", "))).filter(|words| !words.is_empty());
-    Some(Words { text, codes, no_room })
+    Some(Words { text, codes, no_room, plainly: None })
 }
 
 /// The same text without control characters and not too long: it comes from outside and goes to a terminal.
@@ -272,6 +279,9 @@ fn too_long() -> Error {
 
 /// The kind of a failure below HTTP. The URL is left out of its text, since its query may be a signature.
 pub(super) fn transport(error: reqwest::Error) -> Error {
+    if let Some(final_one) = tls::failure(&error) {
+        return final_one;
+    }
     if let Some(out) = out_of_reach(&error) {
         return protocol(out.to_string()).hint(OutOfReach::HINT);
     }
@@ -297,7 +307,7 @@ fn out_of_reach(error: &reqwest::Error) -> Option<&OutOfReach> {
 }
 
 /// The causes beneath an error of the HTTP client; its own sentence adds nothing for a person.
-fn causes(error: &reqwest::Error) -> String {
+pub(super) fn causes(error: &reqwest::Error) -> String {
     let mut words: Vec<String> = Vec::new();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
