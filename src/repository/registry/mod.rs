@@ -66,6 +66,9 @@ enum Step {
     Away(Hop, Option<Duration>),
 }
 
+/// Leave to read another repository too: its name, and who asks there.
+type Mounting = (String, Arc<Auth>);
+
 /// A repository of a registry. Cloned, it is the same one.
 #[derive(Clone)]
 pub struct Registry {
@@ -76,8 +79,8 @@ pub struct Registry {
     host: String,
     repository: String,
     auth: Arc<Auth>,
-    /// Leave to read another repository too, from which blobs are mounted: its name, and who asks there.
-    mounting: Arc<Mutex<Option<(String, Arc<Auth>)>>>,
+    /// For the repository from which blobs are mounted.
+    mounting: Arc<Mutex<Option<Mounting>>>,
     stall: Duration,
     reach: Arc<Reach>,
     found: Found,
