@@ -58,9 +58,9 @@ fn scan(stored: &[u8], buffer: &mut [u8]) {
 
 fn pass(c: &mut Criterion) {
     let content = weights(SIZE);
-    let (mut writer, mut seekable) = (Writer::new(3).unwrap(), Vec::new());
+    let (mut writer, mut seekable) = (Writer::new(3, 1 << 20).unwrap(), Vec::new());
     writer.push(&content, &mut seekable).unwrap();
-    writer.finish(1 << 20, &mut seekable).unwrap();
+    writer.finish(&mut seekable).unwrap();
     let mut buffer = vec![0; PIECE];
     let mut group = c.benchmark_group("zstd");
     group.sample_size(10).throughput(Throughput::Bytes(u64::try_from(SIZE).unwrap()));
@@ -87,9 +87,9 @@ fn write(c: &mut Criterion) {
     for level in [1, 3] {
         group.bench_function(format!("write at level {level}"), |b| {
             b.iter(|| {
-                let (mut writer, mut stored) = (Writer::new(level).unwrap(), Vec::new());
+                let (mut writer, mut stored) = (Writer::new(level, 1 << 20).unwrap(), Vec::new());
                 writer.push(&content, &mut stored).unwrap();
-                writer.finish(1 << 20, &mut stored).unwrap();
+                writer.finish(&mut stored).unwrap();
                 stored
             });
         });

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -13,9 +14,10 @@ use bytesize::ByteSize;
 use crate::content::store::StoreConfig;
 use crate::content::{self, Integrity, Warm};
 use crate::error::{Error, Kind, Result, StorageContext};
+use crate::metrics::Metrics;
 use crate::mount;
 use crate::repository::credentials::{Given, Providers, Sources};
-use crate::repository::{self, PlainHttp};
+use crate::repository::{self, Exceptions, PlainHttp, Proxies, Proxy, RedirectTo};
 
 /// The environment and the user of this process, as far as settings hang on them.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +56,30 @@ impl Environment {
             let doing = format!("{NAME}: {value:?} is no number of seconds since 1970");
             Error::new(Kind::Invalid, doing)
         })
+    }
+
+    /// The proxies that the usual variables name, in capitals or, where these are not set, in small letters.
+    ///
+    /// # Errors
+    /// `Invalid` where one cannot be meant; its value is not shown.
+    fn proxies(&self) -> Result<Proxies> {
+        let of_all = self.proxy("ALL_PROXY")?;
+        let except = self.in_either_case("NO_PROXY").map(|list| list.to_string_lossy()).unwrap_or_default();
+        Ok(Proxies {
+            tls: self.proxy("HTTPS_PROXY")?.or_else(|| of_all.clone()),
+            plain: self.proxy("HTTP_PROXY")?.or(of_all),
+            except: Exceptions::read(&except),
+        })
+    }
+
+    fn proxy(&self, name: &str) -> Result<Option<Proxy>> {
+        let Some(value) = self.in_either_case(name) else { return Ok(None) };
+        let read = value.to_str().ok_or_else(|| "it is no UTF-8".to_owned()).and_then(str::parse);
+        read.map(Some).map_err(|why| Error::new(Kind::Invalid, format!("{name}: {why}")))
+    }
+
+    fn in_either_case(&self, name: &str) -> Option<&OsString> {
+        self.get(name).or_else(|| self.get(&name.to_ascii_lowercase()))
     }
 
     /// A variable that is set and not empty.
@@ -132,11 +158,23 @@ keys! {
     "store.size", "WEIGHTFS_STORE_SIZE", Some("--store-size"), "90 % of what its file system has", "size, `50GiB`",
     "how much is kept; what was not used for longest goes first",
     |all, text| size(text, 1).map(|value| all.store.size = Some(value));
-    "registry.plain_http", "WEIGHTFS_PLAIN_HTTP", Some("--plain-http"), "`false`", "`true` or `false`",
-    "ask a registry that is not on this machine over HTTP, without TLS",
-    |all, text| switch(text).map(|on| {
-        all.repository.plain_http = if on { PlainHttp::Allowed } else { PlainHttp::Never };
+    "registry.plain_http", "WEIGHTFS_PLAIN_HTTP", Some("--plain-http"), "`auto`: one on this machine", "`auto`, `true` or `false`",
+    "which registries are asked over HTTP, without TLS: those on this machine, all, or none",
+    |all, text| plain_http(text).map(|value| all.repository.plain_http = value);
+    "registry.hosts_dir", "WEIGHTFS_HOSTS_DIR", Some("--hosts-dir"), "`/etc/containerd/certs.d`", "folder",
+    "a folder a registry with a `hosts.toml`: its mirrors, certificates and headers, as containerd has them",
+    |all, text| existing_folder(text).map(|value| all.repository.hosts_dir = Some(value));
+    "registry.ca_file", "WEIGHTFS_CA_FILE", Some("--ca-file"), "none", "file, PEM",
+    "certificates of further CAs that are trusted, beside the machine's own",
+    |all, text| folder(text).map(|value| all.repository.ca_file = Some(value));
+    "registry.proxy", "WEIGHTFS_PROXY", Some("--proxy"), "`$HTTPS_PROXY` and `$HTTP_PROXY`, else `$ALL_PROXY`",
+    "URL: `http://`, `https://`, `socks5://` or `socks5h://`", "through whom registries are asked",
+    |all, text| text.parse::<Proxy>().map(|proxy| {
+        (all.repository.proxies.tls, all.repository.proxies.plain) = (Some(proxy.clone()), Some(proxy));
     });
+    "registry.no_proxy", "WEIGHTFS_NO_PROXY", None, "`$NO_PROXY`", "list: `corp.example,10.0.0.0/8,r.io:5000`",
+    "who is asked without a proxy; this machine always is, unless `<-loopback>` is on the list",
+    |all, text| { all.repository.proxies.except = Exceptions::read(text); Ok(()) };
     "registry.auth", "WEIGHTFS_REGISTRY_AUTH", None, "`$DOCKER_AUTH_CONFIG`",
     "`HOST=USER:PASSWORD`, or JSON with `auths`", "credentials in so many words, for the registries that they name",
     |all, text| Given::parse(text).map(|value| all.repository.credentials.given = Some(value));
@@ -172,6 +210,16 @@ keys! {
     "registry.stall", "WEIGHTFS_STALL", None, "`15s`", "duration",
     "how long an answer may go without a byte before it is asked for again",
     |all, text| duration(text).map(|value| all.repository.stall = value);
+    "registry.requests", "WEIGHTFS_REQUESTS", None, "`16`", "number, `1` to `64`",
+    "how many requests read ahead beside one another at most; how many is measured, from 4 on",
+    |all, text| requests(text).map(|value| all.repository.requests = value);
+    "registry.rate", "WEIGHTFS_RATE", None, "as fast as it comes", "size, at least `64KiB`",
+    "how many bytes are read from a registry in a second; what somebody waits for goes first",
+    |all, text| size(text, 64 << 10).map(|value| all.repository.rate = Some(value));
+    "registry.redirect_to", "WEIGHTFS_REDIRECT_TO", None, "none",
+    "hosts, `.domains` and networks as `10.0.0.0/8`, with commas between",
+    "where registries may lead although it is a private, link-local or loopback address and they are elsewhere",
+    |all, text| redirect_to(text).map(|value| all.repository.redirect_to = value);
     "content.integrity", "WEIGHTFS_INTEGRITY", Some("--integrity"), "`auto`", "`auto`, `deferred` or `strict`",
     "what is asked of bytes before they are served, where the artifact does not bring their digests",
     |all, text| integrity(text).map(|value| all.content.integrity = value);
@@ -216,13 +264,16 @@ impl Settings {
     /// The defaults for this environment.
     #[must_use]
     pub fn defaults(environment: &Environment) -> Self {
+        let metrics: Arc<Metrics> = Arc::default();
         Self {
             store: StoreConfig { folder: store_folder(environment), size: None },
             repository: repository::Config {
                 credentials: sources(environment),
+                hosts_dir: Some("/etc/containerd/certs.d".into()),
+                metrics: Arc::clone(&metrics),
                 ..repository::Config::default()
             },
-            content: content::Config::default(),
+            content: content::Config { metrics, ..content::Config::default() },
             mount: mount::Options::default(),
             state: state_folders(environment),
             log: None,
@@ -239,6 +290,7 @@ impl Settings {
     /// `NotFound` where the file can't be read.
     pub fn load(environment: &Environment, file: Option<&Path>, flags: &Flags) -> Result<Self> {
         let mut settings = Self::defaults(environment);
+        settings.repository.proxies = environment.proxies()?;
         // A variable of others: it counts like a default, and is looked at here since it can be wrong.
         if let Some(text) = environment.get("DOCKER_AUTH_CONFIG") {
             let given =
@@ -256,6 +308,7 @@ impl Settings {
         for (name, value) in flags {
             let key = KEYS.iter().find(|key| key.name == *name);
             let key = key.ok_or_else(|| wrong(name, "there is no such key"))?;
+            refuse_secret(key, value)?;
             (key.set)(&mut settings, value).map_err(|why| wrong(key.flag.unwrap_or(name), &why))?;
         }
         Ok(settings)
@@ -315,6 +368,17 @@ fn sources(environment: &Environment) -> Sources {
         containers: [runtime, own].into_iter().flatten().map(|folder| folder.join("auth.json")).collect(),
         ..Sources::default()
     }
+}
+
+/// Refuses a password among the words of a command, which every user of the machine can read.
+fn refuse_secret(key: &Key, value: &str) -> Result<()> {
+    let secret = key.name == "registry.proxy" && value.parse().is_ok_and(|proxy: Proxy| proxy.has_password());
+    if !secret {
+        return Ok(());
+    }
+    let flag = key.flag.unwrap_or(key.name);
+    Err(Error::new(Kind::Invalid, format!("{flag}: others can read a password there"))
+        .hint(format!("put it into {}, or into the configuration file", key.variable)))
 }
 
 /// The file that counts: the one named, else the user's, else the machine's.
@@ -394,12 +458,36 @@ fn duration(text: &str) -> Result<Duration, String> {
     Ok(value)
 }
 
+fn requests(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=64).contains(number));
+    number.ok_or_else(|| format!("{text:?} is no number from 1 to 64"))
+}
+
+fn redirect_to(text: &str) -> Result<Vec<RedirectTo>, String> {
+    text.split(',').map(str::trim).filter(|place| !place.is_empty()).map(str::parse).collect()
+}
+
 fn switch(text: &str) -> Result<bool, String> {
     match text {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
         _ => Err(format!("{text:?} is neither true nor false")),
     }
+}
+
+fn plain_http(text: &str) -> Result<PlainHttp, String> {
+    match text {
+        "auto" => Ok(PlainHttp::OnThisMachine),
+        "true" | "1" => Ok(PlainHttp::Allowed),
+        "false" | "0" => Ok(PlainHttp::Never),
+        _ => Err(format!("{text:?} is none of auto, true, false")),
+    }
+}
+
+/// A folder that somebody names has to be there: it is not looked for again.
+fn existing_folder(text: &str) -> Result<PathBuf, String> {
+    let path = folder(text)?;
+    if path.is_dir() { Ok(path) } else { Err(format!("{text:?} is no folder")) }
 }
 
 fn integrity(text: &str) -> Result<Integrity, String> {

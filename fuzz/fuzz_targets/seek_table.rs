@@ -1,16 +1,7 @@
-//! The end of a blob with a seek table from anybody: refused, or a table that covers the blob.
+//! Fuzzes the target of this name in `tests/fuzz`, where its corpus is replayed as well.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use weightfs::codec::zstd::Spans;
-use weightfs::codec::zstd::seekable::{Step, read};
+#[path = "../../tests/fuzz/seek_table.rs"]
+mod target;
 
-fuzz_target!(|data: &[u8]| {
-    for size in [data.len() as u64, 1 << 30] {
-        if let Ok(Step::Table(spans)) = read(data, size, 1 << 20) {
-            assert_eq!(spans.stored(), size);
-            assert_eq!(Spans::decode(&spans.encode(), size, spans.content()).expect("our own table"), spans);
-        }
-    }
-    let _ = Spans::decode(data, 1 << 20, 1 << 21);
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| target::run(data));

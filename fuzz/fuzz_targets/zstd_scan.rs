@@ -1,29 +1,7 @@
-//! A blob that should be zstd: refused, or its spans decode to what the pass gave.
-//!
-//! Content past 16 MiB is not looked at, since a few bytes can decode to any amount.
+//! Fuzzes the target of this name in `tests/fuzz`, where its corpus is replayed as well.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use weightfs::codec::zstd::{Decoder, Scanner};
+#[path = "../../tests/fuzz/zstd_scan.rs"]
+mod target;
 
-fuzz_target!(|data: &[u8]| {
-    let mut scanner = Scanner::with_window_limit(1 << 16, 8 << 20).expect("a scanner");
-    let (mut left, mut content, mut buffer) = (data, Vec::new(), vec![0; 70_000]);
-    while content.len() < 16 << 20 {
-        let Ok(moved) = scanner.push(left, &mut buffer) else { return };
-        content.extend_from_slice(&buffer[..moved.content]);
-        left = &left[moved.stored..];
-        if left.is_empty() && moved.content < buffer.len() {
-            break;
-        }
-    }
-    let Ok(spans) = scanner.finish() else { return };
-    assert_eq!((spans.stored(), spans.content()), (data.len() as u64, content.len() as u64));
-    let mut decoder = Decoder::new().expect("a decoder");
-    for span in spans.iter() {
-        let mut found = vec![0; span.content.len() as usize];
-        let stored = &data[span.stored.start() as usize..span.stored.end() as usize];
-        decoder.span(stored, &mut found).expect("what the pass decoded");
-        assert!(content[span.content.start() as usize..].starts_with(&found));
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| target::run(data));

@@ -5,7 +5,7 @@ use std::time::Instant;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::args::{REFERENCE, set, set_switch};
+use super::args::{REFERENCE, Registries, set};
 use super::progress::Progress;
 use super::{pack, print, reference, runtime};
 use crate::config::{Flags, Settings};
@@ -35,9 +35,8 @@ struct Add {
     /// Where the model with its index is put; where this is not given REF's tag is moved to it
     #[arg(value_name = "TARGET")]
     target: Option<String>,
-    /// Ask a registry that is not on this machine over HTTP, without TLS
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    registries: Registries,
     /// How long a read may go without progress before it fails, as 60s
     #[arg(long, value_name = "TIME")]
     read_deadline: Option<String>,
@@ -50,7 +49,7 @@ impl Index {
     /// What the flags set.
     pub(super) fn set(&self, flags: &mut Flags) {
         let Which::Add(add) = &self.command;
-        set_switch(flags, "registry.plain_http", add.plain_http);
+        add.registries.set(flags);
         set(flags, "content.read_deadline", add.read_deadline.as_ref());
     }
 }

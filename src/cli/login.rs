@@ -7,15 +7,14 @@ use std::io::Read;
 use clap::Args;
 use zeroize::Zeroizing;
 
-use super::args::{set, set_switch};
+use super::args::{Registries, set};
 use super::{print, runtime};
 use crate::config::{Flags, Settings};
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::oci::Reference;
 use crate::oci::reference::Place;
 use crate::repository::credentials::{Credentials, login};
-use crate::repository::registry::Verdict;
-use crate::repository::{Registry, Secret};
+use crate::repository::{Secret, Verdict, check_login};
 
 /// The longest password that is read: tokens are long, and no key is longer.
 const LONGEST: u64 = 64 << 10;
@@ -31,9 +30,8 @@ pub(super) struct Login {
     /// Read the password from standard input: it is read from nowhere else
     #[arg(long)]
     password_stdin: bool,
-    /// Ask a registry that is not on this machine over HTTP, without TLS
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    registries: Registries,
     /// Keep credentials in this file
     #[arg(long, value_name = "FILE")]
     auth_file: Option<String>,
@@ -52,7 +50,7 @@ pub(super) struct Logout {
 impl Login {
     pub(super) fn set(&self, flags: &mut Flags) {
         set(flags, "registry.auth_file", self.auth_file.as_ref());
-        set_switch(flags, "registry.plain_http", self.plain_http);
+        self.registries.set(flags);
     }
 }
 
@@ -84,7 +82,7 @@ pub(super) fn run(command: &Login, settings: &Settings) -> Result<()> {
     })?;
     let credentials = Credentials::password(user, password()?);
     runtime()?.block_on(async {
-        let verdict = Registry::check_login(&host, &credentials, &settings.repository).await?;
+        let verdict = check_login(&host, &credentials, &settings.repository).await?;
         let keeper = login::log_in(sources, &host, &credentials).await?;
         if verdict == Verdict::Unasked {
             print::complain(format_args!("{host} asks nobody for a password: this one was not checked"));

@@ -6,7 +6,7 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
-use super::args::set_switch;
+use super::args::Registries;
 use super::progress::Progress;
 use super::{print, reference, runtime};
 use crate::config::{Environment, Flags, Settings};
@@ -31,6 +31,12 @@ pub(super) struct Pack {
     /// Make each file a tar of its own instead of a layer as it is
     #[arg(long)]
     tar: bool,
+    /// Make each file a tar of its own, compressed by gzip so that it can be read at random
+    #[arg(long, conflicts_with_all = ["tar", "zstd"])]
+    gzip: bool,
+    /// Make each file a tar of its own, compressed by zstd so that it can be read at random
+    #[arg(long, conflicts_with = "tar")]
+    zstd: bool,
     /// Follow links that lead out of the folder too, and publish what they lead to
     #[arg(long)]
     follow_links: bool,
@@ -46,9 +52,8 @@ pub(super) struct Pack {
     /// Say what would be packed, without reading it all and without the registry
     #[arg(long)]
     dry_run: bool,
-    /// Ask a registry that is not on this machine over HTTP, without TLS
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    registries: Registries,
     /// Answer with a JSON object
     #[arg(long)]
     json: bool,
@@ -140,13 +145,18 @@ impl Description {
 impl Pack {
     /// What the flags set.
     pub(super) fn set(&self, flags: &mut Flags) {
-        set_switch(flags, "registry.plain_http", self.plain_http);
+        self.registries.set(flags);
     }
 
     fn options(&self, environment: &Environment) -> Result<Options> {
         let epoch = environment.source_date_epoch()?;
         Ok(Options {
-            packaging: if self.tar { Packaging::Tar } else { Packaging::Raw },
+            packaging: match (self.tar, self.gzip, self.zstd) {
+                (true, ..) => Packaging::Tar,
+                (_, true, _) => Packaging::TarGzip,
+                (_, _, true) => Packaging::TarZstd,
+                _ => Packaging::Raw,
+            },
             links: if self.follow_links { Links::All } else { Links::Inside },
             index: !self.no_index,
             times: match self.keep_times {

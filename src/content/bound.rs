@@ -7,7 +7,9 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -19,7 +21,8 @@ use super::flight::Key;
 use super::loader::{Loader, Standing};
 use super::verify::Verified;
 use crate::error::{Error, Kind, Result};
-use crate::index::{Bound, ChunkDigest, ExtentId, Grid, Layer};
+use crate::index::{ChunkDigest, ExtentId, Grid, Home, Layer, Section};
+use crate::range::StoredRange;
 use crate::repository::read_all;
 
 /// The length of a chunk's digest in a section (index format v1).
@@ -32,8 +35,9 @@ const LISTED: usize = 1000;
 /// kept, and fetched again where nothing is.
 const KEPT: usize = 4 << 20;
 
-/// How often a section is asked for that turns out wrong.
-const ATTEMPTS: usize = 2;
+/// How often a section or a chunk is asked for that turns out wrong: a proxy that spoils one answer in fifty is not to be
+/// seen in a million reads, and what is wrong for good is fetched few times more.
+const ATTEMPTS: usize = 5;
 
 /// A bound layer at work.
 #[derive(Debug)]
@@ -41,7 +45,7 @@ pub(super) struct Binding {
     /// The section, verified; empty until the layer is touched.
     section: Arc<OnceCell<Bytes>>,
     /// Whether this place reads and keeps the layer where all do who can have it.
-    shared: Mutex<bool>,
+    shared: AtomicBool,
 }
 
 /// Where the digests of one file's chunks are in its layer's section. Nothing is copied: 32 bytes a chunk in all.
@@ -59,7 +63,7 @@ pub(super) struct Refused(Mutex<BTreeSet<Key>>);
 impl Binding {
     /// A binding whose section is not here yet; `shared` says whether the place was shown to have the layer before.
     pub(super) fn new(shared: bool) -> Self {
-        Self { section: Arc::default(), shared: Mutex::new(shared) }
+        Self { section: Arc::default(), shared: AtomicBool::new(shared) }
     }
 
     /// The digests of the file whose chunks are these, counted within the layer.
@@ -137,7 +141,7 @@ impl Loader {
         bound && error.kind() == Kind::Integrity
     }
 
-    /// The chunk, if its bytes are what the bound index says; asked for once more where they are not, then refused.
+    /// The chunk, if its bytes are what the bound index says; asked for again where they are not, a few times, then refused.
     pub(super) async fn verified_bound(
         self: &Arc<Self>,
         extent: &Extent,
@@ -149,11 +153,15 @@ impl Loader {
         }
         self.metrics.fetch_mismatches.add(1);
         let (blob, range) = self.stored(extent, &(chunk..chunk + 1))?;
-        let again = read_all(&*self.repository, &blob, range).await?;
-        extent.verify(chunk, again).ok_or_else(|| {
+        for _ in 1..ATTEMPTS {
+            self.repository.distrust(&blob);
+            let again = read_all(&*self.repository, &blob, range).await?;
+            if let Some(verified) = extent.verify(chunk, again) {
+                return Ok(verified);
+            }
             self.metrics.fetch_mismatches.add(1);
-            self.refuse(extent, chunk)
-        })
+        }
+        Err(self.refuse(extent, chunk))
     }
 
     /// Says of a chunk that it is wrong in the repository; logged when it is news, since readers ask again and again.
@@ -178,18 +186,20 @@ impl Loader {
     /// others keep, as whoever has proved a plain layer has not. Blocks.
     pub(super) fn share_whole(&self, layer: usize) {
         let (Some(binding), Some(described)) = (self.binding(layer), self.layer(layer)) else { return };
-        let mut shared = binding.shared.lock();
         let here = |extent: &Extent| self.shelf.kept_bytes(&extent.layer, extent.range) == extent.grid.len();
-        if !*shared && self.extents(layer).iter().all(here) {
+        if !binding.shared.load(Ordering::Acquire) && self.extents(layer).iter().all(here) {
+            // Twice at once does no harm: the store looks again with nobody beside it.
             self.shelf.store.set_proved(&self.shelf.who, described.kept_as());
-            *shared = self.shelf.proved(described.kept_as());
+            if self.shelf.proved(described.kept_as()) {
+                self.see_shared(layer);
+            }
         }
     }
 
     /// Whether it is not known yet that the place may see what others keep of the layer.
     pub(super) fn is_stranger_to(&self, layer: usize) -> bool {
         match self.binding(layer) {
-            Some(binding) => !*binding.shared.lock(),
+            Some(binding) => !binding.shared.load(Ordering::Acquire),
             None => self.standing(layer) == Standing::Unproved,
         }
     }
@@ -197,7 +207,7 @@ impl Loader {
     /// Takes down that it may.
     pub(super) fn see_shared(&self, layer: usize) {
         if let Some(binding) = self.binding(layer) {
-            *binding.shared.lock() = true;
+            binding.shared.store(true, Ordering::Release);
         }
     }
 
@@ -206,7 +216,7 @@ impl Loader {
     }
 
     async fn bring_section(self: &Arc<Self>, layer: usize) -> Result<Bytes> {
-        let described = self.layer(layer).and_then(|layer| layer.bound.as_ref().map(|bound| (layer, bound)));
+        let described = self.layer(layer).and_then(|layer| Some((layer, &layer.bound.as_ref()?.chunks)));
         let Some((described, bound)) = described else {
             return Err(Error::new(Kind::Invalid, "no such layer"));
         };
@@ -227,9 +237,9 @@ impl Loader {
         Ok(section)
     }
 
-    async fn fetch_section(&self, layer: &Layer, bound: &Bound) -> Result<Bytes> {
+    async fn fetch_section(&self, layer: &Layer, bound: &Section) -> Result<Bytes> {
         let wrong = |why: &str| {
-            let doing = format!("{} in {} {why}", bound.blob.digest, self.repository.place());
+            let doing = format!("{} in {} {why}", bound.digest, self.repository.place());
             Error::new(Kind::Integrity, doing)
                 .hint("push the artifact again; 'weightfs index add' writes a new index")
         };
@@ -237,20 +247,42 @@ impl Loader {
             return Err(wrong("has not a digest for every chunk"));
         }
         for _ in 0..ATTEMPTS {
-            let section = read_all(&*self.repository, &bound.blob, bound.range).await?;
+            let section = self.read_section(bound).await?;
             if bound.digest.matches(&section) {
                 return Ok(section);
             }
             tracing::warn!(layer = %layer.blob.digest, "the section of the bound index is wrong");
+            if let Home::Repository(blob) = &bound.home {
+                self.repository.distrust(blob);
+            }
         }
         Err(wrong("is not what the manifest says"))
+    }
+
+    /// The bytes where the section should be, not verified.
+    pub(super) async fn read_section(&self, section: &Section) -> Result<Bytes> {
+        self.read_index(&section.home, section.range).await
+    }
+
+    /// Bytes of an index, not verified.
+    pub(super) async fn read_index(&self, home: &Home, range: StoredRange) -> Result<Bytes> {
+        let file = match home {
+            Home::Repository(blob) => return read_all(&*self.repository, blob, range).await,
+            Home::File(file) => Arc::clone(file),
+        };
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; usize::try_from(range.len()).unwrap_or(0)];
+            file.read_exact_at(&mut bytes, range.start()).map(|()| Bytes::from(bytes))
+        });
+        let failed = |error| Error::from_source(Kind::Storage, "cannot read an index of this machine", error);
+        read.await.map_err(std::io::Error::other).flatten().map_err(failed)
     }
 
     /// The section, if this machine has it: along with the index, as it was kept, or in the records of the chunks that
     /// are kept. Blocks.
     fn local_section(&self, layer: usize) -> Option<Bytes> {
         let described = self.layer(layer)?;
-        let bound = described.bound.as_ref()?;
+        let bound = &described.bound.as_ref()?.chunks;
         let right =
             |section: &Bytes| section.len() as u64 == section_len(described) && bound.digest.matches(section);
         let (store, who) = (&self.shelf.store, &self.shelf.who);

@@ -24,10 +24,6 @@ use crate::index::{CHUNK, ExtentId};
 use crate::range::ContentRange;
 use crate::repository::ByteStream;
 
-/// How many chunks one request asks for at most, when nobody waits for it.
-const AHEAD_CHUNKS: u64 = 4;
-/// How many requests one prefetch has under way at once; the lane has fewer turns than all of them together.
-const AHEAD_REQUESTS: usize = 4;
 /// How long nothing may come of what other processes claim before it is fetched here as well.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The same for what nobody waits for: on a slow line a chunk takes its time in the other process too.
@@ -106,8 +102,10 @@ impl Loader {
         let missing = tokio::task::spawn_blocking(move || loader.missing(id, range, lane)).await;
         let mut under_way = FuturesUnordered::new();
         let mut outcome = Ok(());
-        for run in runs(&missing.unwrap_or_default(), AHEAD_CHUNKS) {
-            while under_way.len() >= AHEAD_REQUESTS {
+        let pace = self.repository.pace();
+        for run in runs(&missing.unwrap_or_default(), (pace.bytes / CHUNK).max(1)) {
+            // More than one prefetch may be at it: the lanes have fewer turns than all of them together.
+            while under_way.len() >= pace.requests {
                 match under_way.next().await.unwrap_or(Ok(())) {
                     // A chunk that is wrong keeps nobody from the others.
                     Err(error) if self.concerns_a_chunk(id.layer, &error) => {
@@ -218,6 +216,7 @@ impl Loader {
             "bytes fetched again differ from those before; asking once more"
         );
         let (blob, range) = self.stored(extent, &(chunk..chunk + 1))?;
+        self.repository.distrust(&blob);
         let bytes = crate::repository::read_all(&*self.repository, &blob, range).await?;
         if let Some(verified) = extent.verify(chunk, bytes.clone()) {
             return Ok(verified);
@@ -247,7 +246,9 @@ impl Loader {
         chunks: &Range<u64>,
     ) -> Result<(crate::oci::Blob, crate::range::StoredRange)> {
         let layer = self.layer(extent.id.layer).ok_or_else(|| Error::new(Kind::Invalid, "no such layer"))?;
-        Ok((layer.blob.clone(), layer.stored(extent.content(chunks))))
+        let range = layer.stored(extent.content(chunks));
+        let range = range.ok_or_else(|| Error::new(Kind::Unsupported, "the layer is compressed"))?;
+        Ok((layer.blob.clone(), range))
     }
 
     /// Hands out the chunk if the store has it; else takes down what it must be. Blocks.
@@ -318,7 +319,8 @@ impl Request {
         if left.is_empty() {
             return;
         }
-        let _turn = loader.lanes.enter(self.lane, &self.urgency).await;
+        let width = loader.repository.pace().requests;
+        let _turn = loader.lanes.enter(self.lane, &self.urgency, width).await;
         let mut patience = Instant::now();
         while !left.is_empty() {
             let kept = extent.open_kept();
@@ -370,7 +372,11 @@ impl Request {
         if self.lane == Lane::Demand {
             loader.metrics.demand_ranges.add(1);
         }
-        let mut pieces = Pieces { stream: loader.repository.read(&blob, range).await?, left: Bytes::new() };
+        let stream = match self.lane == Lane::Demand || self.urgency.is_raised() {
+            true => loader.repository.read(&blob, range).await?,
+            false => loader.repository.read_ahead(&blob, range).await?,
+        };
+        let mut pieces = Pieces { stream, left: Bytes::new() };
         let mut keeping = JoinSet::new();
         let outcome = self.receive(extent, run, &mut pieces, &mut keeping).await;
         // The turn is kept until the chunks are: what is in memory stays bounded by the lanes.

@@ -75,6 +75,11 @@ impl Urgency {
         }
     }
 
+    /// Whether somebody waits, or has waited.
+    pub(super) fn is_raised(&self) -> bool {
+        self.raised.load(Ordering::Acquire)
+    }
+
     /// Returns when somebody waits.
     pub(super) async fn raised(&self) {
         let notified = self.notify.notified();

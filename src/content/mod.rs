@@ -28,9 +28,12 @@ mod warm;
 pub use loader::{Held, Loader, Standing, Warm};
 pub use store::{Store, StoreConfig};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::metrics::Metrics;
 
 /// What is asked of bytes before they are served. Chunks of a bound layer are verified when they arrive whatever is set
 /// here: the artifact itself says what they must be.
@@ -61,6 +64,8 @@ pub struct Config {
     pub memory: u64,
     /// Whether what is complete is made ready for the kernel.
     pub sealing: Sealing,
+    /// Where is counted what happens; the repository's may be the same.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Whether a complete file of the store is read back and sealed, so that the kernel may serve it by itself.
@@ -81,6 +86,7 @@ impl Default for Config {
             read_deadline: Duration::from_secs(60),
             memory: 32 << 20,
             sealing: Sealing::default(),
+            metrics: Arc::default(),
         }
     }
 }

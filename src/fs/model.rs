@@ -89,7 +89,7 @@ impl Model {
                 pin::keep_bound(&*repository, &store, opened).await;
             }
         }
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::clone(&config.metrics);
         let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
         let pin::Found { pinned, artifact, .. } = found;
         let digest = pinned.digest;
@@ -390,7 +390,7 @@ mod tests {
         let plain = Artifact::read(Manifest { layers: vec![layer("a", 1)], ..Manifest::default() }).unwrap();
         let index = crate::index::find(&*memory, &plain, &|_| Vec::new()).await.unwrap();
         let encoded = crate::index::format::encode(&index, &[vec![ChunkDigest::of(&[1])]]).unwrap();
-        let blob = memory.put(encoded.bytes);
+        let blob = memory.put(encoded.bytes().unwrap());
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","layers":[
             {{"mediaType":"x.raw","digest":"{}","size":1,"annotations":{{"org.cncf.model.filepath":"a"}}}},
@@ -408,7 +408,7 @@ mod tests {
         };
         let first = open().await.unwrap();
         let bound = first.index.layers[0].bound.clone().unwrap();
-        assert_eq!(store.small(&memory.identity(), &bound.digest), bound.bytes);
+        assert_eq!(store.small(&memory.identity(), &bound.chunks.digest), bound.chunks.bytes);
         first.close().await;
         memory.fail_with(|_, _| Some(Error::new(Kind::Unreachable, "nobody answers")));
         let again = open().await.unwrap();

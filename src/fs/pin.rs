@@ -52,7 +52,7 @@ pub(super) async fn pin(
         Ok((pinned, artifact)) => return Ok(Found { pinned, artifact, from: Source::Repository }),
         Err(error) => error,
     };
-    if nobody_answers(&error) {
+    if error.kind().leaves_open() {
         return recall(repository, reference, store, error).await;
     }
     if matches!(error.kind(), Kind::Denied | Kind::NotFound) {
@@ -106,11 +106,6 @@ fn single(pinned: &Pinned) -> Result<Manifest> {
             Err(Error::new(Kind::Unsupported, doing).hint("name the manifest that is meant with @DIGEST"))
         }
     }
-}
-
-/// Whether kept bytes may stand in: never after an answer that refuses or denies that there is such a thing.
-fn nobody_answers(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Unreachable | Kind::Broken | Kind::Deadline | Kind::Throttled)
 }
 
 async fn recall(
@@ -176,8 +171,8 @@ pub(super) async fn keep_bound(repository: &dyn Repository, store: &Arc<Store>, 
     let keep = move |store: &Store, who: &str| {
         store.keep_small(who, &opened.index.head.digest, &opened.bytes);
         for bound in opened.head.layers.iter().filter_map(|layer| layer.bound.as_ref()) {
-            if let Some(section) = &bound.bytes {
-                store.keep_small(who, &bound.digest, section);
+            if let Some(section) = &bound.chunks.bytes {
+                store.keep_small(who, &bound.chunks.digest, section);
             }
         }
     };

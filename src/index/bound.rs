@@ -7,10 +7,11 @@
 use bytes::Bytes;
 
 use super::format::{self, HEAD_LIMIT, Head};
+use super::{Coding, Layer, Section};
 use crate::error::{Error, Kind, Result};
-use crate::oci::Artifact;
 use crate::oci::artifact::BoundIndex;
 use crate::oci::digest::Algorithm;
+use crate::oci::{Artifact, Digest};
 use crate::range::StoredRange;
 use crate::repository::{Repository, read_all};
 
@@ -18,15 +19,19 @@ use crate::repository::{Repository, read_all};
 /// takes no longer than a chunk, of which the first read waits for one anyway. Enough for the digests of 30 GiB.
 const WHOLE: u64 = 1 << 20;
 
-/// The largest index that is read: head and sections of a model of 16 TiB. What a process holds of sections is no more.
+/// The most bytes of an index without checkpoints: head, chunk digests and spans of a model of 16 TiB. What a process holds
+/// of them is no more. Checkpoints are read one by one.
 const INDEX_LIMIT: u64 = 768 << 20;
+
+/// The largest index that is read, checkpoints and all.
+const LARGEST: u64 = 512 << 30;
 
 /// The head of an artifact's bound index, proved and read.
 #[derive(Clone, Debug)]
 pub struct Opened {
     /// The index as the manifest pins it.
     pub index: BoundIndex,
-    /// What it says. Sections that came along are in its layers' [`Bound::bytes`](super::Bound::bytes), proved as well.
+    /// What it says. Sections that came along are in its layers' [`Section::bytes`](super::Section::bytes), proved as well.
     pub head: Head,
     /// Its bytes, to be kept.
     pub bytes: Bytes,
@@ -65,7 +70,7 @@ fn with_way_out(error: Error) -> Error {
         Kind::NotFound => error.hint("push the index layer again, or pack the model again"),
         Kind::Integrity | Kind::Invalid => error.hint("pack the model again, or push the index layer again"),
         Kind::Protocol | Kind::Broken => error.hint("if it stays so, push the index layer again"),
-        Kind::Unreachable | Kind::Deadline | Kind::Throttled => {
+        Kind::Unreachable | Kind::Untrusted | Kind::Deadline | Kind::Throttled => {
             error.hint("no byte can be verified without it: try again when the registry answers")
         }
         _ => error,
@@ -74,17 +79,20 @@ fn with_way_out(error: Error) -> Error {
 
 async fn fetch(repository: &dyn Repository, index: &BoundIndex) -> Result<Opened> {
     let BoundIndex { blob, head } = index;
-    if blob.size > INDEX_LIMIT {
-        let doing = format!("it has {} bytes, more than the 768 MiB that are read", blob.size);
+    if blob.size > LARGEST {
+        let doing = format!("it has {} bytes, more than the 512 GiB that are read", blob.size);
         return Err(Error::new(Kind::Unsupported, doing));
     }
     if head.size > HEAD_LIMIT || head.digest.algorithm() != Algorithm::Sha256 {
         let doing = format!("its head of {} bytes under {} is none that is read", head.size, head.digest);
         return Err(Error::new(Kind::Invalid, doing));
     }
-    // What a proxy has spoiled is right the second time.
+    // What a proxy has spoiled is right the second time, or elsewhere.
     match ask(repository, index).await {
-        Err(error) if error.kind() == Kind::Integrity => ask(repository, index).await,
+        Err(error) if error.kind() == Kind::Integrity => {
+            repository.distrust(blob);
+            ask(repository, index).await
+        }
         answer => answer,
     }
 }
@@ -107,22 +115,49 @@ async fn ask(repository: &dyn Repository, index: &BoundIndex) -> Result<Opened> 
 }
 
 fn read(index: &BoundIndex, bytes: Bytes) -> Result<Opened> {
-    format::decode(&bytes, &index.blob).map(|head| Opened { index: index.clone(), head, bytes })
+    let head = format::decode(&bytes, &index.blob)?;
+    refuse_large(&head, index.head.size)?;
+    Ok(Opened { index: index.clone(), head, bytes })
 }
 
-/// Gives each layer its section of the whole index.
+/// Refuses an index that would fill the memory.
+pub(super) fn refuse_large(head: &Head, size: u64) -> Result<()> {
+    let chunks = |layer: &Layer| layer.bound.as_ref().map_or(0, |bound| bound.chunks.range.len());
+    let table =
+        |layer: &Layer| if let Coding::Spans(spans) = &layer.coding { spans.table.range.len() } else { 0 };
+    let sections = head.layers.iter().map(|layer| chunks(layer).saturating_add(table(layer)));
+    let held = sections.fold(size, u64::saturating_add);
+    if held <= INDEX_LIMIT {
+        return Ok(());
+    }
+    let doing = format!("it has {held} bytes beside checkpoints, more than the 768 MiB that are read");
+    Err(Error::new(Kind::Unsupported, doing))
+}
+
+/// Gives each layer its sections of the whole index.
 fn add_sections(head: &mut Head, whole: &Bytes) -> Result<()> {
     for layer in &mut head.layers {
-        let Some(bound) = &mut layer.bound else { continue };
-        let place = |at| usize::try_from(at).unwrap_or(usize::MAX);
-        let section = whole.get(place(bound.range.start())..place(bound.range.end())).unwrap_or_default();
-        if !bound.digest.matches(section) {
-            let (digest, layer) = (&bound.digest, &layer.blob.digest);
-            let doing = format!("its section for layer {layer} is not what its head says: {digest}");
-            return Err(Error::new(Kind::Integrity, doing));
+        let name = &layer.blob.digest;
+        if let Some(bound) = &mut layer.bound {
+            add_section(&mut bound.chunks, name, whole)?;
         }
-        bound.bytes = Some(whole.slice_ref(section));
+        if let Coding::Spans(spans) = &mut layer.coding {
+            add_section(&mut spans.table, name, whole)?;
+            spans.checkpoints.as_mut().map_or(Ok(()), |kept| add_section(kept, name, whole))?;
+        }
     }
+    Ok(())
+}
+
+fn add_section(section: &mut Section, layer: &Digest, whole: &Bytes) -> Result<()> {
+    let place = |at| usize::try_from(at).unwrap_or(usize::MAX);
+    let bytes = whole.get(place(section.range.start())..place(section.range.end())).unwrap_or_default();
+    if !section.digest.matches(bytes) {
+        let digest = &section.digest;
+        let doing = format!("its section for layer {layer} is not what its head says: {digest}");
+        return Err(Error::new(Kind::Integrity, doing));
+    }
+    section.bytes = Some(whole.slice_ref(bytes));
     Ok(())
 }
 

@@ -3,9 +3,11 @@
 //! Its author is the artifact's own, but a tool may have changed the artifact since: layers attached later are not covered,
 //! and one that was taken away fails the opening. Called by [`find`](super::find()) before any layer is derived.
 
+use super::find::LARGEST_LAYER;
 use super::format::Head;
+use super::local::renumbered;
 use super::plain::{Derived, raw_path};
-use super::{Entry, EntryKind, Layer, bound};
+use super::{Coding, Entry, EntryKind, Layer, bound, compression};
 use crate::error::{Error, Kind, Result};
 use crate::oci::Artifact;
 use crate::oci::artifact::{ModelLayer, Packaging};
@@ -58,18 +60,33 @@ fn by_layer(head: Head) -> Vec<(Layer, Vec<Entry>)> {
 }
 
 /// The layer as number `number` of the manifest's visible ones.
-fn place(mut said: Layer, mut entries: Vec<Entry>, layer: &ModelLayer, number: usize) -> Result<Derived> {
+fn place(mut said: Layer, entries: Vec<Entry>, layer: &ModelLayer, number: usize) -> Result<Derived> {
+    check_coding(&said, layer)?;
     if layer.packaging == Packaging::Raw {
         check_raw(&said, &entries, layer)?;
     }
     said.media_type.clone_from(&layer.descriptor.media_type);
-    for entry in &mut entries {
-        entry.layer = number;
-        if let EntryKind::File { extent: Some(id), .. } = &mut entry.kind {
-            id.layer = number;
-        }
-    }
+    let entries = entries.into_iter().map(|entry| renumbered(entry, number)).collect();
     Ok(Derived { layer: said, entries, warnings: Vec::new() })
+}
+
+/// The manifest's media type says how the layer is compressed, if it is: what other tools unpack.
+fn check_coding(said: &Layer, layer: &ModelLayer) -> Result<()> {
+    let wrong = |why: String| Error::new(Kind::Invalid, format!("it says of {} that {why}", layer.name()));
+    let how = match &said.coding {
+        Coding::Stored => None,
+        Coding::Spans(spans) => Some(spans.how),
+        Coding::Streamed(how) => Some(*how),
+    };
+    if how != compression(layer.packaging) {
+        return Err(wrong(format!("it is otherwise compressed than {}", layer.descriptor.media_type)));
+    }
+    match said.content() {
+        Some(content) if content > LARGEST_LAYER => {
+            Err(wrong(format!("it makes {content} bytes, more than the 16 TiB that are read")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A raw layer is one file and nothing else, and its path is the manifest's to say: what other tools show.

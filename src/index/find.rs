@@ -22,7 +22,7 @@ const SIDE_BY_SIDE: usize = 8;
 
 /// The largest layer that is read: the largest file of ext4, so that what is kept of it fits one. A size is
 /// whatever a manifest says, and tables are made by it.
-const LARGEST_LAYER: u64 = 16 << 40;
+pub(super) const LARGEST_LAYER: u64 = 16 << 40;
 
 /// Bytes of gaps kept from an earlier time, by the digest of their layer; empty where there are none.
 pub type Known<'a> = dyn Fn(&Digest) -> Vec<(StoredRange, Bytes)> + Sync + 'a;

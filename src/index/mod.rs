@@ -4,21 +4,30 @@
 //! its content are files. How it is found: [`find()`] takes it from the artifact's [bound](bound) index, and derives it for
 //! raw and tar layers from their descriptors and headers where there is none. How it is published: [`format`](mod@format).
 
+mod archive;
 pub mod bound;
 mod cover;
 mod digest;
 pub mod find;
 pub mod format;
 mod grid;
+pub mod local;
+mod names;
+pub mod pass;
 mod plain;
+pub mod spool;
 mod window;
 
 pub use digest::ChunkDigest;
 pub use find::{find, find_with};
 pub use grid::Grid;
 
+use std::fs::File;
+use std::sync::Arc;
+
 use bytes::Bytes;
 
+use crate::oci::artifact::Packaging;
 use crate::oci::{Blob, Digest};
 use crate::range::{ContentRange, StoredRange};
 
@@ -100,29 +109,81 @@ pub struct Layer {
     pub bound: Option<Bound>,
 }
 
-/// Where the artifact itself says what every chunk of a layer must be: a section of its bound index.
-///
-/// Pinned by the manifest: its digest is in the index's head, and the head's is in the manifest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What says what every chunk of a layer must be: an index that is bound to the artifact, trusted, or was made on this
+/// machine while the layer went by and was proved.
+#[derive(Clone, Debug)]
 pub struct Bound {
-    /// The blob of the index.
-    pub blob: Blob,
+    /// The digests of its chunks.
+    pub chunks: Section,
+    /// The name under which the layer's verified chunks are kept: made of the layer's digest, its extents and the
+    /// section's digest, so that whoever has the same name has the same bytes. The layer's digest itself where the index
+    /// was made on this machine: its bytes were proved.
+    pub kept_as: Digest,
+}
+
+/// A section of an index. Pinned: its digest is in the index's head, and the head's is in the manifest, or this machine made it.
+#[derive(Clone, Debug)]
+pub struct Section {
+    /// Where the index is.
+    pub home: Home,
     /// Where the section lies in it.
     pub range: StoredRange,
     /// The SHA-256 of the section.
     pub digest: Digest,
     /// The section, where it came along with the head.
     pub bytes: Option<Bytes>,
-    /// The name under which the layer's verified chunks are kept: made of the layer's digest, its extents and the
-    /// section's digest, so that whoever has the same name has the same bytes.
-    pub kept_as: Digest,
+}
+
+/// Where an index is.
+#[derive(Clone, Debug)]
+pub enum Home {
+    /// A blob of the artifact's repository.
+    Repository(Blob),
+    /// A file on this machine.
+    File(Arc<File>),
 }
 
 /// How a layer's content is made from its stored bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Coding {
     /// Content is the stored bytes: raw and tar layers.
     Stored,
+    /// Decoded span by span.
+    Spans(Spans),
+    /// Compressed, and nobody knows the spans yet: the layer goes by once, and its files become known as it does.
+    Streamed(Compression),
+}
+
+/// The spans of a compressed layer.
+#[derive(Clone, Debug)]
+pub struct Spans {
+    /// How they are compressed.
+    pub how: Compression,
+    /// The size of the layer's content in bytes.
+    pub content: u64,
+    /// Where each begins: [`gzip::Table`](crate::codec::gzip::Table) or [`zstd::Spans`](crate::codec::zstd::Spans).
+    pub table: Section,
+    /// What decoding needs to start at them, for gzip; `None` where there is none to keep.
+    pub checkpoints: Option<Section>,
+}
+
+/// A compression of layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// RFC 1952.
+    Gzip,
+    /// RFC 8878.
+    Zstd,
+}
+
+/// How a layer of this packaging is compressed; `None` where it is not.
+#[must_use]
+pub fn compression(packaging: Packaging) -> Option<Compression> {
+    match packaging {
+        Packaging::Raw | Packaging::Tar => None,
+        Packaging::TarGzip => Some(Compression::Gzip),
+        Packaging::TarZstd => Some(Compression::Zstd),
+    }
 }
 
 impl Layer {
@@ -133,13 +194,29 @@ impl Layer {
         self.bound.as_ref().map_or(&self.blob.digest, |bound| &bound.kept_as)
     }
 
-    /// Where the content range lies among the stored bytes. Both spaces agree under [`Coding::Stored`].
+    /// The size of its content in bytes; `None` where the layer must go by before it is known.
     #[must_use]
-    pub fn stored(&self, content: ContentRange) -> StoredRange {
-        match self.coding {
-            Coding::Stored => StoredRange::new(content.start(), content.end()),
+    pub fn content(&self) -> Option<u64> {
+        match &self.coding {
+            Coding::Stored => Some(self.blob.size),
+            Coding::Spans(spans) => Some(spans.content),
+            Coding::Streamed(_) => None,
         }
     }
+
+    /// Where the content range lies among the stored bytes, where both spaces agree; `None` where it must be decoded.
+    #[must_use]
+    pub fn stored(&self, content: ContentRange) -> Option<StoredRange> {
+        matches!(self.coding, Coding::Stored).then(|| StoredRange::new(content.start(), content.end()))
+    }
+}
+
+/// What lies between extents, up to the end of the content.
+fn between(extents: &[ContentRange], content: u64) -> Vec<Gap> {
+    let starts = std::iter::once(0).chain(extents.iter().map(|extent| extent.end()));
+    let ends = extents.iter().map(|extent| extent.start()).chain([content]);
+    let gaps = starts.zip(ends).map(|(start, end)| ContentRange::new(start, end));
+    gaps.filter(|range| !range.is_empty()).map(|range| Gap { range, bytes: None }).collect()
 }
 
 /// A stretch of a layer that belongs to no file.

@@ -4,21 +4,17 @@
 //! a window, and none where its gaps are known. No file's data is read for its own sake.
 //! [`find`](super::find()) calls it for every layer.
 
-use std::collections::{HashMap, HashSet};
-
 use bytes::Bytes;
 
+use super::names::Names;
 use super::window::{Allowance, Window};
 use super::{Coding, Entry, EntryKind, ExtentId, Layer};
-use crate::codec::tar::{self, Member, MemberKind, Step};
+use crate::codec::tar::{self, Member, Step};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::{ModelLayer, Packaging};
 use crate::oci::path;
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::Repository;
-
-/// The most warnings of one layer: a person reads no more, and an archive could make any number.
-const WARNINGS_LIMIT: usize = 100;
 
 /// A layer and the entries it brings, in the archive's order.
 #[derive(Debug)]
@@ -89,7 +85,7 @@ impl Task<'_> {
     ) -> Result<(Vec<Entry>, Vec<String>)> {
         let blob = layer.blob.clone();
         let mut window = Window::new(self.repository, &blob, known, self.allowance);
-        let mut names = Names::new(self);
+        let mut names = Names::new(self.layer, self.number);
         let mut place = 0;
         loop {
             match next_step(&mut window, place, blob.size).await? {
@@ -150,101 +146,4 @@ fn cut_extent(
     layer.gaps.push(window.cut_gap(range.start(), range.end())?);
     layer.extents.push(range);
     Ok(Some(layer.extents.len() - 1))
-}
-
-/// The entries of one archive as they come by.
-struct Names<'a> {
-    task: Task<'a>,
-    /// `None` where a later member took the name.
-    entries: Vec<Option<Entry>>,
-    /// Where each path stands in `entries`.
-    places: HashMap<String, usize>,
-    /// Paths that hard links lead to.
-    linked: HashSet<String>,
-    warnings: Vec<String>,
-}
-
-impl<'a> Names<'a> {
-    fn new(task: Task<'a>) -> Self {
-        let (places, linked) = (HashMap::new(), HashSet::new());
-        Self { task, entries: Vec::new(), places, linked, warnings: Vec::new() }
-    }
-
-    fn add(&mut self, member: Member, extent: Option<ExtentId>) -> Result<()> {
-        let path = match member.kind {
-            MemberKind::Directory => path::of_folder(&member.name)?,
-            _ => path::of_member(&member.name)?,
-        };
-        let Some(path) = path else { return Ok(()) };
-        let kind = match member.kind {
-            MemberKind::File => EntryKind::File { extent, size: member.size },
-            MemberKind::Directory => EntryKind::Directory,
-            MemberKind::Symlink(target) => EntryKind::Symlink(path::link_target(&path, &target)?),
-            MemberKind::HardLink(target) => EntryKind::HardLink(self.link_end(&path, &target)?),
-        };
-        let entry = Entry { path, kind, mode: member.mode, mtime: member.mtime, layer: self.task.number };
-        self.keep(entry)
-    }
-
-    /// The path of the regular file that a hard link is another name of.
-    fn link_end(&mut self, link: &str, target: &[u8]) -> Result<String> {
-        let shown = target.escape_ascii();
-        let refused = |why: &str| {
-            Error::new(Kind::Invalid, format!("refused hard link {link:?} to \"{shown}\": {why}"))
-        };
-        let path = path::of_member(target)?.unwrap_or_default();
-        let earlier = self.places.get(&path).and_then(|place| self.entries.get(*place)?.as_ref());
-        let end = match earlier.map(|entry| &entry.kind) {
-            Some(EntryKind::File { .. }) if path != link => path,
-            Some(EntryKind::HardLink(end)) if path != link => end.clone(),
-            Some(_) => return Err(refused("it is the link itself or no regular file")),
-            None => return Err(refused("no such file comes before it in its layer")),
-        };
-        self.linked.insert(end.clone());
-        Ok(end)
-    }
-
-    /// Keeps the entry in place of an earlier one of the same path.
-    fn keep(&mut self, entry: Entry) -> Result<()> {
-        let path = entry.path.clone();
-        if let Some(earlier) = self.places.insert(path.clone(), self.entries.len()) {
-            let earlier = self.entries.get_mut(earlier).and_then(Option::take);
-            let was_folder = earlier.is_some_and(|earlier| earlier.kind == EntryKind::Directory);
-            let is_folder = entry.kind == EntryKind::Directory;
-            // Replacing it would give the other names of the earlier file the later one's bytes.
-            if was_folder != is_folder || self.linked.contains(&path) {
-                let why = if was_folder == is_folder {
-                    "two files, one with hard links"
-                } else {
-                    "file and folder"
-                };
-                return Err(Error::new(Kind::Invalid, format!("{path:?} is {why} in one layer")));
-            }
-            if !is_folder && self.warnings.len() < WARNINGS_LIMIT {
-                let layer = self.task.layer.name();
-                self.warnings.push(format!("{layer}: {path:?} occurs twice, the later one is shown"));
-            }
-        }
-        self.entries.push(Some(entry));
-        Ok(())
-    }
-
-    fn finish(self) -> Result<(Vec<Entry>, Vec<String>)> {
-        let mut entries: Vec<_> = self.entries.into_iter().flatten().collect();
-        if let [Entry { path, kind: EntryKind::File { .. }, .. }] = entries.as_mut_slice()
-            && let Some(fuller) = fuller_path(path, self.task.layer.path.as_deref())?
-        {
-            *path = fuller;
-        }
-        Ok((entries, self.warnings))
-    }
-}
-
-/// The annotation's path where it has a folder before the same name: some writers put only the base name
-/// into the archive of a single file. Other annotations of archives (`config`, `docs`) name no file.
-fn fuller_path(name: &str, annotation: Option<&str>) -> Result<Option<String>> {
-    match annotation.and_then(|annotation| Some((annotation, annotation.rsplit_once('/')?.1))) {
-        Some((annotation, base)) if base == name => path::validate(annotation.as_bytes()).map(Some),
-        _ => Ok(None),
-    }
 }

@@ -135,7 +135,7 @@ impl Plain {
         let config = self.config_with(&encoded.blob.digest);
         let manifest = self.manifest_with(&encoded, config.as_ref())?;
         self.copy_blobs(destination, watch).await?;
-        destination.put_bytes("the index", &encoded.bytes, watch).await?;
+        destination.put_index(&encoded, watch).await?;
         if let Some(config) = &config {
             destination.put_bytes("the config", config, watch).await?;
         }

@@ -1,6 +1,7 @@
 //! One file as a layer, and that layer as the index has it: known from name, size and times, before the file is read.
 //!
-//! As modctl writes layers: the file itself (raw), or a tar of the file alone.
+//! As modctl writes layers: the file itself (raw), or a tar of the file alone, which may be compressed
+//! ([`compress`](super::compress)).
 
 use bytes::Bytes;
 
@@ -20,7 +21,7 @@ pub struct Layer {
     pub file: File,
     /// What the file is.
     pub kind: LayerKind,
-    /// Raw or tar.
+    /// Raw, tar, or tar compressed.
     pub packaging: Packaging,
     /// Permission bits: 0644, or 0755 for what its user may execute.
     pub mode: u32,
@@ -33,20 +34,19 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The layer of `file`; `packaging` other than tar is raw.
+    /// The layer of `file`.
     ///
     /// # Errors
     /// `Unsupported` where the layer would not fit 64 bits.
     pub fn new(file: File, kind: LayerKind, packaging: Packaging, mtime: u64) -> Result<Self> {
         let mode = if file.executable { 0o755 } else { 0o644 };
         let (headers, tail) = match packaging {
-            Packaging::Tar => {
+            Packaging::Tar | Packaging::TarGzip | Packaging::TarZstd => {
                 let headers = tar_header::headers(&file.path, file.size, mode, mtime);
                 (Bytes::from(headers), tar_header::tail(file.size))
             }
-            _ => (Bytes::new(), 0),
+            Packaging::Raw => (Bytes::new(), 0),
         };
-        let packaging = if packaging == Packaging::Tar { packaging } else { Packaging::Raw };
         let around = u64::try_from(headers.len()).ok().and_then(|len| len.checked_add(tail));
         if around.and_then(|around| around.checked_add(file.size)).is_none() {
             return Err(Error::new(Kind::Unsupported, format!("{} is too large", file.path)));
@@ -54,7 +54,7 @@ impl Layer {
         Ok(Self { file, kind, packaging, mode, mtime, headers, tail })
     }
 
-    /// How many stored bytes it has.
+    /// How many bytes its content has: the stored ones, where it is not compressed.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.content().end().saturating_add(self.tail)
@@ -80,7 +80,7 @@ impl Layer {
         format!("application/vnd.cncf.model.{}.v1.{}", self.kind.name(), self.packaging.name())
     }
 
-    /// Its bytes, for an upload.
+    /// Its content, which is what is stored where it is not compressed, for an upload.
     #[must_use]
     pub fn pieces(&self) -> Vec<Piece> {
         let mut pieces = Vec::with_capacity(3);
@@ -99,7 +99,7 @@ impl Layer {
         pieces
     }
 
-    /// Itself as the index has it, where `blob` is what it turned out to be and `number` its place among the layers: as
+    /// Itself, if it is not compressed, as the index has it, where `blob` is what it turned out to be and `number` its place among the layers: as
     /// [`find`](crate::index::find()) derives it from the published layer.
     #[must_use]
     pub fn indexed(&self, blob: &Blob, number: usize) -> (index::Layer, Entry) {

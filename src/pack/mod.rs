@@ -8,6 +8,7 @@
 //! | [`layer`] | a file as a layer: raw, or the only member of a tar |
 //! | [`mod@plan`] | these four put together: all that is known before any content is read |
 //! | [`digest`] | one pass over a layer's bytes: its digest and those of its chunks |
+//! | [`compress`] | a file as a compressed tar that can be read at random |
 //! | [`manifest`] | config and manifest as JSON, in the words of the specification |
 //! | [`publish`] | layers digested and uploaded side by side, then index, config, manifest |
 //! | [`add`] | an index for an artifact that is in a repository already |
@@ -17,6 +18,7 @@
 //! commands `pack` and `index add`.
 
 pub mod add;
+pub mod compress;
 pub mod describe;
 pub mod digest;
 pub mod kind;

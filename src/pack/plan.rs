@@ -17,7 +17,7 @@ const LATEST: u64 = (1 << 33) - 1;
 /// How a folder is packed.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Raw or tar.
+    /// Raw, tar, or tar compressed.
     pub packaging: Packaging,
     /// Which links are followed.
     pub links: Links,
@@ -72,7 +72,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// How many stored bytes its layers have, without the index.
+    /// How many bytes of content its layers have, without the index.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size()))

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -13,13 +14,15 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::Watch;
+use super::compress::{Compressed, compress};
 use super::digest::{Digested, Stop, digest};
 use super::layer::Layer;
 use super::manifest::{Written, config, manifest};
 use super::plan::Plan;
 use crate::error::{Error, Kind, Result};
-use crate::index::Index;
-use crate::index::format::{Encoded, encode};
+use crate::index::format::{Encoded, Part, encode};
+use crate::index::local::renumbered;
+use crate::index::{ChunkDigest, Index, compression};
 use crate::oci::artifact::Family;
 use crate::oci::manifest::OCI_MANIFEST;
 use crate::oci::{Blob, Digest};
@@ -115,6 +118,16 @@ impl Destination {
         Ok(blob)
     }
 
+    /// [`put`](Self::put) of an index.
+    pub(super) async fn put_index(&self, index: &Encoded, watch: &Watch) -> Result<()> {
+        let piece = |part: &Part| match part.clone() {
+            Part::Bytes(bytes) => Piece::Bytes(bytes),
+            Part::File(file, range) => Piece::Open { file, range },
+        };
+        let put = self.put(&index.blob, index.parts.iter().map(piece).collect(), watch).await;
+        put.map_err(|error| error.context(format!("cannot upload the index to {}", self.target.place())))
+    }
+
     /// Puts the manifest there, once all that it names is.
     pub(super) async fn tag(&self, media_type: &str, manifest: &Bytes) -> Result<Digest> {
         let tagged = self.target.tag(self.tag.as_deref(), media_type, manifest).await;
@@ -139,15 +152,15 @@ impl Destination {
 /// `Unsupported` where the manifest would be larger than registries take.
 pub async fn publish(plan: &Plan, destination: &Destination, watch: &Watch) -> Result<Published> {
     refuse_too_many(plan)?;
-    let digested = digest_and_upload(plan, destination, watch).await?;
+    let made = make_and_upload(plan, destination, watch).await?;
     let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
-    for (layer, digested) in plan.layers.iter().zip(&digested) {
-        layers.push(Written::layer(layer, &digested.blob)?);
-        diff_ids.push(digested.blob.digest.clone());
+    for (layer, made) in plan.layers.iter().zip(&made) {
+        layers.push(Written::layer(layer, made.blob())?);
+        diff_ids.push(made.diff_id().clone());
     }
-    let index = if plan.index { Some(index(plan, &digested)?) } else { None };
+    let index = if plan.index { Some(index(plan, &made)?) } else { None };
     if let Some(index) = &index {
-        destination.put_bytes("the index", &index.bytes, watch).await?;
+        destination.put_index(index, watch).await?;
         layers.push(Written::index(index, Family::Cncf, plan.time)?);
         diff_ids.push(index.blob.digest.clone());
     }
@@ -157,14 +170,23 @@ pub async fn publish(plan: &Plan, destination: &Destination, watch: &Watch) -> R
 }
 
 /// The artifact's index: entries and extents as they would be found in the published layers.
-fn index(plan: &Plan, digested: &[Digested]) -> Result<Encoded> {
-    let mut index = Index::default();
-    for (number, (layer, digested)) in plan.layers.iter().zip(digested).enumerate() {
-        let (layer, entry) = layer.indexed(&digested.blob, number);
+fn index(plan: &Plan, made: &[Made]) -> Result<Encoded> {
+    let (mut index, mut chunks) = (Index::default(), Vec::new());
+    for (number, (layer, made)) in plan.layers.iter().zip(made).enumerate() {
+        let (layer, entries) = match made {
+            Made::AsItIs(digested) => {
+                let (layer, entry) = layer.indexed(&digested.blob, number);
+                (layer, vec![entry])
+            }
+            Made::Compressed(compressed) => {
+                let entries = compressed.entries.iter().cloned();
+                (compressed.layer.clone(), entries.map(|entry| renumbered(entry, number)).collect())
+            }
+        };
         index.layers.push(layer);
-        index.entries.push(entry);
+        index.entries.extend(entries);
+        chunks.push(made.chunks().to_vec());
     }
-    let chunks: Vec<_> = digested.iter().map(|digested| digested.chunks.clone()).collect();
     encode(&index, &chunks).map_err(|error| error.context("cannot write the index"))
 }
 
@@ -190,7 +212,55 @@ fn by_size(plan: &Plan) -> Vec<usize> {
     order.into_iter().map(|(number, _)| number).collect()
 }
 
-async fn digest_and_upload(plan: &Plan, to: &Destination, watch: &Watch) -> Result<Vec<Digested>> {
+/// A layer as it was made.
+enum Made {
+    /// Of its content, whose digests these are.
+    AsItIs(Digested),
+    /// Compressed.
+    Compressed(Box<Compressed>),
+}
+
+impl Made {
+    /// Digest and size of its stored bytes.
+    fn blob(&self) -> &Blob {
+        match self {
+            Self::AsItIs(digested) => &digested.blob,
+            Self::Compressed(compressed) => &compressed.blob,
+        }
+    }
+
+    /// The digest of its content.
+    fn diff_id(&self) -> &Digest {
+        match self {
+            Self::AsItIs(digested) => &digested.blob.digest,
+            Self::Compressed(compressed) => &compressed.diff_id,
+        }
+    }
+
+    fn chunks(&self) -> &[ChunkDigest] {
+        match self {
+            Self::AsItIs(digested) => &digested.chunks,
+            Self::Compressed(compressed) => &compressed.chunks,
+        }
+    }
+
+    fn pieces(&self, layer: &Layer) -> Vec<Piece> {
+        match self {
+            Self::AsItIs(_) => layer.pieces(),
+            Self::Compressed(compressed) => compressed.pieces(),
+        }
+    }
+
+    /// Digests the layer, or compresses it. Blocks.
+    fn of(layer: &Layer, stop: &AtomicBool, read: &(dyn Fn(u64) + Sync)) -> Result<Self> {
+        match compression(layer.packaging) {
+            None => digest(layer, stop, read).map(Self::AsItIs),
+            Some(how) => compress(layer, how, stop, read).map(Box::new).map(Self::Compressed),
+        }
+    }
+}
+
+async fn make_and_upload(plan: &Plan, to: &Destination, watch: &Watch) -> Result<Vec<Made>> {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let turns =
         Turns { digest: Semaphore::new(cores), upload: Semaphore::new(UPLOADS), stop: Stop::default() };
@@ -198,9 +268,9 @@ async fn digest_and_upload(plan: &Plan, to: &Destination, watch: &Watch) -> Resu
     let each = by_size(plan).into_iter().filter_map(|number| Some((number, plan.layers.get(number)?)));
     let each: Vec<_> = each.map(|(number, layer)| one(number, layer, turns, to, watch)).collect();
     let each = stream::iter(each).buffer_unordered(cores + UPLOADS);
-    let mut digested: Vec<(usize, Digested)> = each.try_collect().await?;
-    digested.sort_by_key(|(number, _)| *number);
-    Ok(digested.into_iter().map(|(_, digested)| digested).collect())
+    let mut made: Vec<(usize, Made)> = each.try_collect().await?;
+    made.sort_by_key(|(number, _)| *number);
+    Ok(made.into_iter().map(|(_, made)| made).collect())
 }
 
 /// Leave to use what there is not much of.
@@ -216,23 +286,25 @@ async fn one(
     turns: &Turns,
     to: &Destination,
     watch: &Watch,
-) -> Result<(usize, Digested)> {
-    let digested = {
+) -> Result<(usize, Made)> {
+    let made = {
         // Nobody closes the semaphores.
         let _turn = turns.digest.acquire().await;
         let (layer, stop, watch) = (layer.clone(), turns.stop.flag(), watch.clone());
-        let digesting = tokio::task::spawn_blocking(move || digest(&layer, &stop, &*watch));
-        digesting
+        let making = tokio::task::spawn_blocking(move || Made::of(&layer, &stop, &*watch));
+        making
             .await
             .map_err(|error| Error::from_source(Kind::Kernel, "digesting was interrupted", error))??
     };
     let _turn = turns.upload.acquire().await;
-    let put = to.put(&digested.blob, layer.pieces(), watch).await;
+    // What compression has saved need not be sent.
+    watch(layer.size().saturating_sub(made.blob().size));
+    let put = to.put(made.blob(), made.pieces(layer), watch).await;
     put.map_err(|error| match layer.file.check() {
         Ok(()) => error.context(format!("cannot upload {} to {}", layer.file.path, to.place())),
         Err(changed) => changed,
     })?;
-    Ok((number, digested))
+    Ok((number, made))
 }
 
 /// Nothing is said to anybody.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 
-use super::{ByteStream, MANIFEST_LIMIT, Pinned, Repository};
+use super::{ByteStream, MANIFEST_LIMIT, Pinned, Repository, referrers};
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
@@ -135,6 +135,15 @@ impl Layout {
         Ok(Pinned { digest, media_type, bytes })
     }
 
+    fn referring(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>> {
+        let list = referrers::of_type(&read_small(&self.folder.join("index.json"))?, artifact_type)?;
+        let refers = |one: &Descriptor| {
+            let manifest = read_small(&self.blob_path(&one.digest)).ok();
+            manifest.and_then(|manifest| referrers::subject_of(&manifest)).as_ref() == Some(subject)
+        };
+        Ok(list.into_iter().filter(refers).collect())
+    }
+
     /// The size of a blob that is kept here, in stored bytes.
     ///
     /// # Errors
@@ -167,6 +176,15 @@ impl Repository for Layout {
 
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
         Box::pin(self.pieces(blob, range, PIECE))
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        let (layout, subject, artifact_type) = (self.clone(), subject.clone(), artifact_type.to_owned());
+        Box::pin(blocking(move || layout.referring(&subject, &artifact_type)))
     }
 
     fn place(&self) -> String {

@@ -13,9 +13,9 @@ use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
-use super::{ByteStream, Pinned, Repository};
+use super::{ByteStream, Pinned, Repository, referrers};
 use crate::error::{Error, Kind, Result};
-use crate::oci::{Blob, Digest, Which};
+use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
 
 type Failure = Arc<dyn Fn(&Blob, StoredRange) -> Option<Error> + Send + Sync>;
@@ -134,6 +134,20 @@ impl Memory {
         Ok(Pinned { digest: digest.clone(), media_type: media_type.clone(), bytes: bytes.clone() })
     }
 
+    fn referring(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>> {
+        let state = self.state.lock();
+        let all = state
+            .manifests
+            .values()
+            .filter(|(_, bytes)| referrers::subject_of(bytes).as_ref() == Some(subject));
+        let list = all.map(|(media_type, bytes)| (media_type.as_str(), bytes));
+        let mut index = Vec::new();
+        for (media_type, bytes) in list {
+            index = referrers::with(&index, media_type, bytes)?.unwrap_or(index);
+        }
+        if index.is_empty() { Ok(Vec::new()) } else { referrers::of_type(&index, artifact_type) }
+    }
+
     async fn answer(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
         super::inside(blob, range)?;
         if range.is_empty() {
@@ -186,6 +200,14 @@ impl Repository for Memory {
 
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
         Box::pin(self.answer(blob, range))
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        Box::pin(async move { self.referring(subject, artifact_type) })
     }
 
     fn place(&self) -> String {

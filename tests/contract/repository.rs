@@ -6,9 +6,9 @@ use futures_util::StreamExt;
 use weightfs::Kind;
 use weightfs::oci::{Blob, Digest, Which};
 use weightfs::range::StoredRange;
-use weightfs::repository::{Config, Memory, Repository, connect, read_all};
+use weightfs::repository::{Config, Hedging, Limited, Memory, Repository, Retrying, connect, read_all};
 
-use crate::registry::sample::{MEDIA_TYPE, Sample};
+use crate::registry::sample::{MEDIA_TYPE, REFERRER_TYPE, Sample};
 use crate::registry::server::Server;
 
 /// Asks `repository`, which has what `sample` has, everything that the trait promises.
@@ -19,6 +19,7 @@ async fn holds(repository: Arc<dyn Repository>, sample: &Sample) {
     ranges_outside_are_refused(&*repository, sample).await;
     a_stream_given_up_disturbs_nobody(&*repository, sample).await;
     many_read_at_once(&repository, sample).await;
+    referrers_are_found_by_their_type_and_subject(&*repository, sample).await;
     assert!(!repository.place().is_empty());
     assert_eq!(repository.identity(), repository.identity());
 }
@@ -59,6 +60,10 @@ async fn ranges_are_exact(repository: &dyn Repository, sample: &Sample) {
     }
     let bytes = read_all(repository, &sample.small, StoredRange::new(0, 1)).await.unwrap();
     assert_eq!(bytes, &b"x"[..]);
+    let ahead: Vec<_> = repository.read_ahead(&sample.large, middle).await.unwrap().collect().await;
+    let ahead: Vec<u8> = ahead.into_iter().flat_map(|piece| piece.unwrap()).collect();
+    assert!(ahead == sample.bytes_of(middle), "ahead");
+    assert!(repository.pace().requests > 0 && repository.pace().bytes > 0);
 }
 
 async fn ranges_outside_are_refused(repository: &dyn Repository, sample: &Sample) {
@@ -67,6 +72,15 @@ async fn ranges_outside_are_refused(repository: &dyn Repository, sample: &Sample
         let error = read_all(repository, &sample.large, range).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid, "{range}");
     }
+}
+
+async fn referrers_are_found_by_their_type_and_subject(repository: &dyn Repository, sample: &Sample) {
+    let found = repository.referrers(&sample.manifest, REFERRER_TYPE).await.unwrap();
+    assert_eq!(found.iter().map(|one| &one.digest).collect::<Vec<_>>(), [&sample.referrer]);
+    let pinned = repository.manifest(&Which::Digest(sample.referrer.clone())).await.unwrap();
+    assert_eq!(found[0].size, pinned.bytes.len() as u64);
+    assert!(repository.referrers(&sample.manifest, "application/other").await.unwrap().is_empty());
+    assert!(repository.referrers(&sample.referrer, REFERRER_TYPE).await.unwrap().is_empty());
 }
 
 async fn a_stream_given_up_disturbs_nobody(repository: &dyn Repository, sample: &Sample) {
@@ -92,14 +106,29 @@ async fn many_read_at_once(repository: &Arc<dyn Repository>, sample: &Sample) {
     }
 }
 
-#[tokio::test]
-async fn memory_keeps_the_contract() {
-    let sample = Sample::new();
+fn memory(sample: &Sample) -> Memory {
     let memory = Memory::new();
     memory.put(sample.bytes_of(StoredRange::new(0, sample.large.size)).to_vec());
     memory.put(&b"x"[..]);
     memory.put_manifest("v1", MEDIA_TYPE, sample.manifest_bytes.clone());
-    holds(Arc::new(memory), &sample).await;
+    memory.put_manifest("referrer", MEDIA_TYPE, sample.referrer_bytes.clone());
+    memory
+}
+
+#[tokio::test]
+async fn memory_keeps_the_contract() {
+    let sample = Sample::new();
+    holds(Arc::new(memory(&sample)), &sample).await;
+}
+
+#[tokio::test]
+async fn whatever_goes_around_a_repository_keeps_the_contract() {
+    let (sample, config) = (Sample::new(), Config { rate: Some(1 << 30), ..Config::default() });
+    holds(Arc::new(Limited::new(memory(&sample), &config)), &sample).await;
+    holds(Arc::new(Hedging::new(memory(&sample), &config)), &sample).await;
+    holds(Arc::new(Retrying::new(memory(&sample), &config)), &sample).await;
+    let all = Hedging::new(Limited::new(memory(&sample), &config), &config);
+    holds(Arc::new(Retrying::new(all, &config)), &sample).await;
 }
 
 #[tokio::test]

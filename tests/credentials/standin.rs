@@ -1,5 +1,5 @@
 //! A registry on the loopback that asks for credentials the way a registry of the world does: its challenge, its token
-//! service, its words for a token whose time is over. What it serves is the demo's registry over an image layout.
+//! service, its words for a token whose time is over. What it serves is an image layout.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use weightfs::cli::demo::registry::{Serving, router, serve};
 use weightfs::oci::Reference;
+use weightfs::testing::registry::{Serving, Source, serve};
 
 use crate::support::canary;
 
@@ -113,7 +113,7 @@ impl StandIn {
     pub(crate) async fn start(layout: &Path, make: Make) -> Self {
         let state = Stand { password: canary::PASSWORD.to_owned(), ..Stand::default() };
         let shared = Arc::new(Shared { make, state: Mutex::new(state) });
-        let router = router(layout.to_owned()).unwrap();
+        let router = Source::layout(layout.to_owned()).unwrap().router();
         let router = router.layer(from_fn_with_state(shared.clone(), around));
         Self { serving: serve(router).await.unwrap(), shared }
     }

@@ -75,7 +75,7 @@ fn contents(artifact: &Artifact) -> BTreeMap<String, Vec<u8>> {
     let content = |kind: &EntryKind| match kind {
         EntryKind::File { extent: Some(id), size } => {
             let layer = &index.layers[id.layer];
-            let range = layer.stored(layer.extents[id.extent]);
+            let range = layer.stored(layer.extents[id.extent]).unwrap();
             assert_eq!(range.len(), *size);
             memory.slice(&layer.blob, range).to_vec()
         }

@@ -4,6 +4,7 @@
 //! [`rules`] about what others ask of an artifact, [`model`] about what is in it, [`add`] about artifacts that get an index later.
 
 mod add;
+mod compressed;
 mod model;
 mod push;
 mod rules;
@@ -185,7 +186,7 @@ fn assert_indexed(reference: &str) {
     for (layer, found) in head.layers.iter().zip(&found.layers) {
         assert_eq!((&layer.blob, &layer.extents), (&found.blob, &found.extents));
         let section = layer.bound.as_ref().map_or(0..0, |bound| {
-            let (start, end) = (bound.range.start() as usize, bound.range.end() as usize);
+            let (start, end) = (bound.chunks.range.start() as usize, bound.chunks.range.end() as usize);
             start..end
         });
         let stored = published.blob(&layer.blob);

@@ -3,13 +3,17 @@
 use std::path::Path;
 
 use serde_json::json;
+use weightfs::oci::manifest::OCI_INDEX;
 use weightfs::oci::{Blob, Digest};
 use weightfs::range::StoredRange;
 
 /// The media type of the sample's manifest.
 pub(crate) const MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// An image layout in a temporary folder: one manifest under the tag `v1`, a blob of a few MiB, one of a byte.
+/// The artifact type of what refers to the sample.
+pub(crate) const REFERRER_TYPE: &str = "application/vnd.weightfs.index.v1";
+
+/// An image layout in a temporary folder, with a manifest that refers to its first: one manifest under the tag `v1`, a blob of a few MiB, one of a byte.
 pub(crate) struct Sample {
     folder: tempfile::TempDir,
     bytes: Vec<u8>,
@@ -17,6 +21,8 @@ pub(crate) struct Sample {
     pub(crate) small: Blob,
     pub(crate) manifest: Digest,
     pub(crate) manifest_bytes: Vec<u8>,
+    pub(crate) referrer: Digest,
+    pub(crate) referrer_bytes: Vec<u8>,
 }
 
 impl Sample {
@@ -38,12 +44,31 @@ impl Sample {
         .to_string()
         .into_bytes();
         let manifest = keep(folder.path(), &manifest_bytes);
+        let referrer_bytes = json!({
+            "schemaVersion": 2, "mediaType": MEDIA_TYPE, "artifactType": REFERRER_TYPE, "layers": [],
+            "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": config.digest, "size": 2},
+            "subject": {"mediaType": MEDIA_TYPE, "digest": manifest.digest, "size": manifest.size},
+        })
+        .to_string()
+        .into_bytes();
+        let referrer = keep(folder.path(), &referrer_bytes);
+        // As clients keep it where a registry keeps no lists.
+        let list = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [{
+            "mediaType": MEDIA_TYPE, "artifactType": REFERRER_TYPE, "digest": referrer.digest, "size": referrer.size,
+        }]});
+        let list = keep(folder.path(), list.to_string().as_bytes());
         let index = json!({"schemaVersion": 2, "manifests": [{
             "mediaType": MEDIA_TYPE, "digest": manifest.digest, "size": manifest.size,
             "annotations": {"org.opencontainers.image.ref.name": "v1"},
+        }, {
+            "mediaType": MEDIA_TYPE, "artifactType": REFERRER_TYPE, "digest": referrer.digest, "size": referrer.size,
+        }, {
+            "mediaType": OCI_INDEX, "digest": list.digest, "size": list.size,
+            "annotations": {"org.opencontainers.image.ref.name": format!("sha256-{}", manifest.digest.hex())},
         }]});
         std::fs::write(folder.path().join("index.json"), index.to_string()).unwrap();
-        Self { folder, bytes, large, small, manifest: manifest.digest, manifest_bytes }
+        let (manifest, referrer) = (manifest.digest, referrer.digest);
+        Self { folder, bytes, large, small, manifest, manifest_bytes, referrer, referrer_bytes }
     }
 
     /// The image layout.

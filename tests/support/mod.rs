@@ -5,19 +5,23 @@
 //! hide on both sides.
 
 pub(crate) mod artifacts;
+pub mod authority;
 pub mod bound;
 pub mod canary;
 pub mod child;
 mod dialects;
 pub mod http;
+pub mod nginx;
 pub mod pack;
 pub mod place;
+pub mod proxy;
 pub mod read;
 pub mod registry;
 pub mod relay;
 pub mod sample;
 pub mod scratch;
 pub(crate) mod tar_writers;
+pub mod tokens;
 pub mod wait;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

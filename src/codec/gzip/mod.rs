@@ -15,11 +15,13 @@ mod scan;
 mod table;
 mod walk;
 mod window;
+mod write;
 
 pub use decode::Decoder;
 pub use scan::{Scanner, Spacing};
 pub use table::{SPANS_LIMIT, Table, WindowPlace};
 pub use window::WINDOW_LIMIT;
+pub use write::member;
 
 /// How far back deflate data may refer: 32 KiB.
 const WINDOW: usize = 32 << 10;
@@ -41,4 +43,4 @@ impl Moved {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

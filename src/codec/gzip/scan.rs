@@ -1,5 +1,6 @@
 //! The pass over a gzip file that happens once: content out, and where to start again.
 
+use blake3::Hasher;
 use bytes::Bytes;
 
 use super::inflate::Stop;
@@ -45,7 +46,7 @@ impl Default for Spacing {
 /// A span begins at the first block end when a spacing of content has gone by, or at the first member that begins when a
 /// quarter has, since that needs no window. A block is as long as its writer made it, so a span may be longer.
 ///
-/// Takes about 100 KiB, and 350 KiB while a window is kept, beside the table (72 bytes a span) and windows not yet taken.
+/// Takes about 100 KiB, and 350 KiB while a window is kept, beside the table (96 bytes a span) and windows not yet taken.
 pub struct Scanner {
     walk: Walk,
     spacing: u64,
@@ -54,6 +55,11 @@ pub struct Scanner {
     candidate: Option<Candidate>,
     /// The content before the last span or candidate.
     last: u64,
+    /// The stored bytes of the last span so far.
+    stored: Hasher,
+    /// How many stored bytes have been digested, and the last of them.
+    digested: u64,
+    last_byte: u8,
     windows: Vec<Bytes>,
 }
 
@@ -61,6 +67,10 @@ struct Candidate {
     bit: u64,
     content: u64,
     window: Option<Bytes>,
+    /// The stored bytes of the span before it, should it become one.
+    before: Hasher,
+    /// Its own stored bytes so far.
+    stored: Hasher,
 }
 
 impl Scanner {
@@ -70,9 +80,19 @@ impl Scanner {
     /// [`Kind::Invalid`] where the inflate library can't be set up.
     pub fn new(spacing: Spacing) -> Result<Self> {
         let spacing = spacing.bytes();
-        let table = Table { stored: 0, end: 0, content: 0, spacing, spans: Vec::new(), digests: Vec::new() };
-        let (walk, windows) = (Walk::from_start()?, Vec::new());
-        Ok(Self { walk, spacing, table, candidate: None, last: 0, windows })
+        let (spans, stored_digests, digests) = (Vec::new(), Vec::new(), Vec::new());
+        let table = Table { stored: 0, end: 0, content: 0, spacing, spans, stored_digests, digests };
+        Ok(Self {
+            walk: Walk::from_start()?,
+            spacing,
+            table,
+            candidate: None,
+            last: 0,
+            stored: Hasher::new(),
+            digested: 0,
+            last_byte: 0,
+            windows: Vec::new(),
+        })
     }
 
     /// Decodes on: reads from `stored`, the file's next bytes, and writes to `content` until one of them is used up.
@@ -92,7 +112,8 @@ impl Scanner {
             let full = until == room.len();
             let at_once = room.get_mut(..until).unwrap_or_default();
             let (by, landmark) = self.walk.step(rest, at_once, stop)?;
-            self.commit(by)?;
+            self.digest(rest.get(..by.read).unwrap_or_default());
+            self.commit(by);
             moved.add(by);
             match landmark {
                 Landmark::Member => self.member(),
@@ -122,6 +143,9 @@ impl Scanner {
         self.walk.end()?;
         (self.table.stored, self.table.content) = (self.walk.stored(), self.walk.content());
         self.table.end = self.walk.members_end();
+        if !self.table.spans.is_empty() {
+            self.table.stored_digests.push(*self.stored.finalize().as_bytes());
+        }
         Ok(self.table)
     }
 
@@ -140,20 +164,36 @@ impl Scanner {
         self.walk.content() - self.last
     }
 
+    /// Takes stored bytes into the digest of the span they are part of; padding is part of none.
+    fn digest(&mut self, read: &[u8]) {
+        let left = self.walk.members_end().saturating_sub(self.digested);
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(read.len());
+        let read = read.get(..len).unwrap_or_default();
+        self.digested = self.digested.saturating_add(u64::try_from(len).unwrap_or(0));
+        self.last_byte = read.last().copied().unwrap_or(self.last_byte);
+        self.stored.update(read);
+        if let Some(candidate) = &mut self.candidate {
+            candidate.stored.update(read);
+        }
+    }
+
     /// Makes the candidate a span when there is content after it.
-    fn commit(&mut self, by: Moved) -> Result<()> {
-        let Some(candidate) = self.candidate.take_if(|_| by.written > 0) else { return Ok(()) };
+    fn commit(&mut self, by: Moved) {
+        let Some(candidate) = self.candidate.take_if(|_| by.written > 0) else { return };
         let before = self.table.windows_size();
         let digest = u32::try_from(self.table.digests.len()).unwrap_or(u32::MAX);
         let len = candidate.window.as_ref().map_or(0, Bytes::len);
         let windows_end = before.saturating_add(u64::try_from(len).unwrap_or(0));
         let (bit, content) = (candidate.bit, candidate.content);
+        if !self.table.spans.is_empty() {
+            self.table.stored_digests.push(*candidate.before.finalize().as_bytes());
+        }
+        self.stored = candidate.stored;
         self.table.spans.push(Start { bit, content, windows_end, digest });
         if let Some(window) = candidate.window {
             self.table.digests.push(*blake3::hash(&window).as_bytes());
             self.windows.push(window);
         }
-        Ok(())
     }
 
     fn member(&mut self) {
@@ -171,6 +211,11 @@ impl Scanner {
 
     fn begin(&mut self, bit: u64, window: Option<Bytes>) {
         self.last = self.walk.content();
-        self.candidate = Some(Candidate { bit, content: self.last, window });
+        let mut stored = Hasher::new();
+        if !bit.is_multiple_of(8) {
+            stored.update(&[self.last_byte]);
+        }
+        let before = self.stored.clone();
+        self.candidate = Some(Candidate { bit, content: self.last, window, before, stored });
     }
 }

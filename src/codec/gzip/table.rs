@@ -13,7 +13,7 @@ use crate::range::{ContentRange, StoredRange};
 pub const SPANS_LIMIT: usize = 1_000_000;
 
 const HEADER: usize = 64;
-const SPAN: usize = 24;
+const SPAN: usize = 56;
 const DIGEST: usize = 32;
 const FORM: u8 = 1;
 
@@ -22,7 +22,7 @@ const WINDOW_LEAST: u64 = 4;
 
 /// The spans of one gzip file, in order: together they cover its content exactly.
 ///
-/// Takes 72 bytes of memory a span at most.
+/// Takes 96 bytes of memory a span at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     /// Size of the file in stored bytes, padding included.
@@ -34,6 +34,9 @@ pub struct Table {
     /// The spacing it was made with, for people.
     pub(super) spacing: u64,
     pub(super) spans: Vec<Start>,
+    /// The BLAKE3 of each span's stored bytes.
+    pub(super) stored_digests: Vec<[u8; DIGEST]>,
+    /// The BLAKE3 of each window that there is.
     pub(super) digests: Vec<[u8; DIGEST]>,
 }
 
@@ -59,6 +62,9 @@ pub struct WindowPlace {
 }
 
 impl Table {
+    /// How many bytes a table can have.
+    pub const LENGTHS: std::ops::RangeInclusive<u64> = 64..=64 + 88 * 1_000_000;
+
     /// How many spans there are; 0 where there is no content.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -131,6 +137,13 @@ impl Table {
         StoredRange::new(first.bit / 8, end)
     }
 
+    /// The BLAKE3 of the stored bytes of `span` alone, those that [`stored`](Self::stored) gives for its
+    /// [`content`](Self::content); `None` where there is no such span. A byte that two spans share is part of both.
+    #[must_use]
+    pub fn digest(&self, span: usize) -> Option<[u8; DIGEST]> {
+        self.stored_digests.get(span).copied()
+    }
+
     /// Where the window that decoding `span` needs is; `None` where it begins with a member and needs none.
     #[must_use]
     pub fn window(&self, span: usize) -> Option<WindowPlace> {
@@ -141,10 +154,9 @@ impl Table {
         (!range.is_empty()).then_some(WindowPlace { range, digest })
     }
 
-    /// Its bytes: 64, 24 a span and 32 a window.
+    /// Its bytes: 64, 56 a span and 32 a window.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let spans = self.spans.iter().flat_map(|span| [span.bit, span.content, span.windows_end]);
         let sizes = [self.stored, self.end, self.content, self.spacing];
         let counts =
             [self.spans.len(), self.digests.len()].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
@@ -152,12 +164,15 @@ impl Table {
         bytes.extend(sizes.into_iter().flat_map(u64::to_le_bytes));
         bytes.extend(counts.into_iter().flat_map(u32::to_le_bytes));
         bytes.resize(HEADER, 0);
-        bytes.extend(spans.flat_map(u64::to_le_bytes));
+        for (span, digest) in self.spans.iter().zip(&self.stored_digests) {
+            bytes.extend([span.bit, span.content, span.windows_end].into_iter().flat_map(u64::to_le_bytes));
+            bytes.extend(digest);
+        }
         bytes.extend(self.digests.as_flattened());
         bytes.into()
     }
 
-    /// The table whose bytes these are. Allocates 3 times their size at most.
+    /// The table whose bytes these are. Allocates 2 times their size at most.
     ///
     /// # Errors
     /// [`Kind::Invalid`] where they are no table: every number is checked against the others.
@@ -182,12 +197,20 @@ impl Table {
         if !left.is_empty() || digests.len() != windows {
             return Err(bad("its length is not that of its parts"));
         }
-        let mut table =
-            Self { stored, end, content, spacing, spans: Vec::with_capacity(spans), digests: Vec::new() };
-        table.digests.extend_from_slice(digests);
+        let mut table = Self {
+            stored,
+            end,
+            content,
+            spacing,
+            spans: Vec::with_capacity(spans),
+            stored_digests: Vec::with_capacity(spans),
+            digests: digests.to_vec(),
+        };
         for span in of_spans.chunks_exact(SPAN) {
-            let [bit, content, windows_end] = numbers(Some(span)).ok_or_else(|| bad("it is cut short"))?;
+            let (digest, numbers_of) = (span.last_chunk::<DIGEST>(), span.get(..SPAN - DIGEST));
+            let [bit, content, windows_end] = numbers(numbers_of).ok_or_else(|| bad("it is cut short"))?;
             table.push(bit, content, windows_end)?;
+            table.stored_digests.extend(digest);
         }
         table.check()?;
         Ok(table)

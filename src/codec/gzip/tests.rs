@@ -29,7 +29,7 @@ fn framed(flags: u8, fields: &[u8], content: &[u8], level: i32) -> Vec<u8> {
     [&header[..], &deflated(content, level), &crc.to_le_bytes(), &len.to_le_bytes()].concat()
 }
 
-fn member(content: &[u8], level: i32) -> Vec<u8> {
+pub(crate) fn member(content: &[u8], level: i32) -> Vec<u8> {
     framed(0, &[], content, level)
 }
 
@@ -118,6 +118,9 @@ fn check_all(stored: &[u8], scanned: &Scanned) {
         assert!(!whole.is_empty());
         at = whole.end();
         let over = ContentRange::new(whole.end() - 1, (whole.end() + 70_000).min(table.content_size()));
+        let alone = table.stored(whole);
+        let alone = usize::try_from(alone.start()).unwrap()..usize::try_from(alone.end()).unwrap();
+        assert_eq!(table.digest(span).unwrap(), *blake3::hash(&stored[alone]).as_bytes(), "span {span}");
         for range in [whole, ContentRange::new(whole.end() - 1, whole.end()), over] {
             let got = read(stored, (table, &scanned.windows), range, 5_000).unwrap();
             assert!(got == part(&scanned.content, range), "span {span}, {range}");
@@ -282,6 +285,7 @@ fn a_table_has_the_bytes_it_was_published_with() {
             Start { bit: 1_600_000, content: 200_000, windows_end: 1_000, digest: 1 },
             Start { bit: 2_000_005, content: 300_000, windows_end: 1_004, digest: 1 },
         ],
+        stored_digests: vec![[1; 32], [2; 32], [3; 32], [4; 32]],
         digests: vec![[0xaa; 32], [0xbb; 32]],
     };
     let golden = include_bytes!("../../../tests/fixtures/gzip/spans.table");

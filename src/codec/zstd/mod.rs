@@ -6,6 +6,7 @@
 //! Floors 2 and 3 read with it, and `pack` writes.
 
 pub mod chunked;
+mod digest;
 mod frame;
 mod scan;
 pub mod seekable;

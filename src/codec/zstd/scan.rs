@@ -5,6 +5,7 @@
 
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
+use super::digest::Digests;
 use super::frame::{self, HEADER_LIMIT, Header, WINDOW_LIMIT};
 use super::spans::{Builder, Spans};
 use super::{failed, invalid};
@@ -22,7 +23,7 @@ pub struct Moved {
 /// Decodes the frames of a blob one after the other, and notes where they lie.
 ///
 /// Holds the window of the frame it is in, at most [`WINDOW_LIMIT`] (8 MiB for what `zstd` writes up to level 19), half a
-/// mebibyte beside it, and 16 bytes for each span.
+/// mebibyte beside it, and 48 bytes for each span.
 pub struct Scanner {
     context: DCtx<'static>,
     window_limit: u64,
@@ -30,6 +31,7 @@ pub struct Scanner {
     /// The start of a header that is not all here.
     header: Vec<u8>,
     builder: Builder,
+    digests: Digests,
     /// Of the frame it is in.
     stored: u64,
     content: u64,
@@ -71,6 +73,7 @@ impl Scanner {
             place: Place::Between,
             header: Vec::with_capacity(HEADER_LIMIT),
             builder: Builder::new(span),
+            digests: Digests::new(),
             stored: 0,
             content: 0,
             is_flushed: true,
@@ -113,7 +116,8 @@ impl Scanner {
         if self.failed || !matches!(self.place, Place::Between) || !self.header.is_empty() {
             return Err(invalid("the blob is cut short within a frame"));
         }
-        self.builder.finish()
+        let digests = self.digests.finish();
+        self.builder.finish()?.with_digests(digests)
     }
 
     /// How many bytes of content the frames that have ended hold.
@@ -148,7 +152,8 @@ impl Scanner {
                 }
                 Header::Skippable(len) => {
                     (self.stored, self.content) = (8, 0);
-                    self.header.clear();
+                    let header = std::mem::take(&mut self.header);
+                    self.digest(&header);
                     // One without bytes ends here, with none to wait for.
                     self.skip(u64::from(len), &[])?;
                     return Ok(Moved { stored: taken, content: 0 });
@@ -167,6 +172,7 @@ impl Scanner {
         if ended || moved.stored != header.len() {
             return Err(invalid("libzstd takes a frame's header for another length"));
         }
+        self.digest(&header);
         header.clear();
         self.header = header;
         self.place = Place::Frame;
@@ -181,6 +187,7 @@ impl Scanner {
         }
         let room = content.len();
         let (moved, ended) = self.give(stored, content)?;
+        self.digest(stored.get(..moved.stored).unwrap_or_default());
         self.is_flushed = moved.content < room;
         if ended {
             self.end_frame()?;
@@ -202,6 +209,7 @@ impl Scanner {
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(stored.len());
         let moved = u64::try_from(len).unwrap_or(u64::MAX);
         self.stored = self.stored.saturating_add(moved);
+        self.digest(stored.get(..len).unwrap_or_default());
         self.place = Place::Skippable(left - moved);
         if left == moved {
             self.end_frame()?;
@@ -211,6 +219,15 @@ impl Scanner {
 
     fn end_frame(&mut self) -> Result<()> {
         self.place = Place::Between;
-        self.builder.push(self.stored, self.content)
+        let before = self.builder.spans();
+        self.builder.push(self.stored, self.content)?;
+        self.digests.end_frame(&self.builder, before);
+        Ok(())
+    }
+
+    /// Takes stored bytes of the frame it is in, which have been counted already, into its digest.
+    fn digest(&mut self, bytes: &[u8]) {
+        let may_join = self.builder.may_join(self.stored, self.content);
+        self.digests.update(bytes, may_join);
     }
 }

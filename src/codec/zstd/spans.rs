@@ -1,6 +1,6 @@
 //! The table of a blob's spans: where each lies in stored bytes and in content; also as bytes (index format v1, kind 2).
 //!
-//! Made from frames one after the other, whoever knows them; it holds no window and no digest.
+//! Made from frames one after the other, whoever knows them. Who had their bytes gives the digests of the spans as well.
 
 use super::{invalid, u64_at};
 use crate::error::{Error, Kind, Result};
@@ -12,8 +12,17 @@ pub const SPANS_LIMIT: usize = 4 << 20;
 /// More stored bytes than these that have no content are no part of a span that has: nobody should fetch them.
 const BALLAST: u64 = 4096;
 
-/// A span's bytes in a table.
-const ROW: usize = 16;
+/// The length of a table's header.
+const HEADER: usize = 16;
+
+/// A table with a digest for each span: what an index holds.
+const DIGESTED: u8 = 1;
+
+/// A table of places alone: of spans that a seek table or a table of contents gave, never part of an index.
+const PLACES: u8 = 2;
+
+/// The length of a span's BLAKE3.
+const DIGEST: usize = 32;
 
 /// A stretch of a blob that is decodable alone: one frame, or several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +31,8 @@ pub struct Span {
     pub stored: StoredRange,
     /// What they decode to; may be empty, where frames hold no content.
     pub content: ContentRange,
+    /// The BLAKE3 of its stored bytes; `None` where nobody had them yet.
+    pub digest: Option<[u8; DIGEST]>,
 }
 
 /// All spans of a blob, in order, nothing between them.
@@ -29,6 +40,8 @@ pub struct Span {
 pub struct Spans {
     /// Where each begins.
     starts: Vec<Start>,
+    /// The BLAKE3 of the stored bytes of each, or none at all.
+    digests: Vec<[u8; DIGEST]>,
     end: Start,
 }
 
@@ -39,6 +52,9 @@ struct Start {
 }
 
 impl Spans {
+    /// How many bytes the table of an index can have.
+    pub const LENGTHS: std::ops::RangeInclusive<u64> = 16..=16 + 48 * (4 << 20);
+
     /// How many spans.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -69,7 +85,8 @@ impl Spans {
         let start = self.starts.get(position)?;
         let end = self.starts.get(position + 1).unwrap_or(&self.end);
         let stored = StoredRange::new(start.stored, end.stored);
-        Some(Span { stored, content: ContentRange::new(start.content, end.content) })
+        let (content, digest) = (ContentRange::new(start.content, end.content), self.digests.get(position));
+        Some(Span { stored, content, digest: digest.copied() })
     }
 
     /// All spans in order.
@@ -86,32 +103,71 @@ impl Spans {
         spans.filter(move |span| !span.content.meet(range).is_empty())
     }
 
-    /// The table as an index keeps it: of each span where its content and its stored bytes begin, 8 bytes each, little
-    /// endian. Its ends are the layer's sizes.
+    /// Whether the digest of every span is known.
+    #[must_use]
+    pub fn is_digested(&self) -> bool {
+        self.digests.len() == self.starts.len()
+    }
+
+    /// The table as bytes (docs/index-format.md): 16, then of each span where its content and its stored bytes begin and,
+    /// where it is known, the digest of its stored bytes. Its ends are the layer's sizes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let numbers = self.starts.iter().flat_map(|start| [start.content, start.stored]);
-        numbers.flat_map(u64::to_le_bytes).collect()
+        let form = if self.is_digested() { DIGESTED } else { PLACES };
+        let mut bytes = vec![form, 0, 0, 0, 0, 0, 0, 0];
+        bytes.extend(u64::try_from(self.starts.len()).unwrap_or(u64::MAX).to_le_bytes());
+        for (position, start) in self.starts.iter().enumerate() {
+            bytes.extend([start.content, start.stored].into_iter().flat_map(u64::to_le_bytes));
+            bytes.extend(self.digests.get(position).into_iter().flatten().filter(|_| form == DIGESTED));
+        }
+        bytes
     }
 
     /// Reads a table of a blob of `stored` bytes that decode to `content` bytes. Takes as much memory as the table.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] where it does not begin at 0, stored starts do not rise or content's fall, or either leaves its
-    /// size; [`Kind::Unsupported`] past [`SPANS_LIMIT`].
+    /// [`Kind::Invalid`] where it is malformed, does not begin at 0, stored starts do not rise or content's fall, or either
+    /// leaves its size; [`Kind::Unsupported`] for another form, or past [`SPANS_LIMIT`].
     pub fn decode(table: &[u8], stored: u64, content: u64) -> Result<Self> {
-        if !table.len().is_multiple_of(ROW) || table.is_empty() != (stored == 0) {
-            return Err(invalid("the table of spans has the wrong length"));
+        let wrong = || invalid("the table of spans has the wrong length");
+        let (header, rows) = table.split_first_chunk::<HEADER>().ok_or_else(wrong)?;
+        let (form, reserved) = header.split_first().ok_or_else(wrong)?;
+        let row = match *form {
+            DIGESTED => 16 + DIGEST,
+            PLACES => 16,
+            _ => return Err(Error::new(Kind::Unsupported, "the table of spans has an unknown form")),
+        };
+        if reserved.iter().take(7).any(|byte| *byte != 0) {
+            return Err(invalid("reserved bytes of the table of spans are not 0"));
         }
-        if table.len() / ROW > SPANS_LIMIT {
+        let count = u64_at(header, 8).and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
+        if count > SPANS_LIMIT {
             return Err(too_many());
         }
+        if count.checked_mul(row) != Some(rows.len()) || rows.is_empty() != (stored == 0) {
+            return Err(wrong());
+        }
+        let rows = rows.chunks_exact(row);
+        let starts =
+            rows.clone().filter_map(|row| Some(Start { content: u64_at(row, 0)?, stored: u64_at(row, 8)? }));
+        let digests =
+            rows.filter(|_| *form == DIGESTED).filter_map(|row| row.last_chunk::<DIGEST>().copied());
         let end = Start { content, stored };
-        let rows = table.chunks_exact(ROW);
-        let rows = rows.filter_map(|row| Some(Start { content: u64_at(row, 0)?, stored: u64_at(row, 8)? }));
-        let spans = Self { starts: rows.collect(), end };
+        let spans = Self { starts: starts.collect(), digests: digests.collect(), end };
         spans.check()?;
         Ok(spans)
+    }
+
+    /// The same with the digests of their stored bytes.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] where there are more or fewer than spans.
+    pub(super) fn with_digests(mut self, digests: Vec<[u8; DIGEST]>) -> Result<Self> {
+        if digests.len() != self.starts.len() {
+            return Err(invalid(format!("{} spans have {} digests", self.starts.len(), digests.len())));
+        }
+        self.digests = digests;
+        Ok(self)
     }
 
     fn check(&self) -> Result<()> {
@@ -173,6 +229,19 @@ impl Builder {
         }
         self.spans.end = end;
         Ok(())
+    }
+
+    /// How many spans there are so far.
+    pub(super) fn spans(&self) -> usize {
+        self.spans.starts.len()
+    }
+
+    /// Whether a frame that has so many bytes so far may still be joined to the span before it.
+    pub(super) fn may_join(&self, stored: u64, content: u64) -> bool {
+        let (Some(open), end) = (self.open, self.spans.end) else { return false };
+        let fits =
+            |from: u64, to: u64, by: u64| (to - from).checked_add(by).is_some_and(|len| len <= self.limit);
+        fits(open.stored, end.stored, stored) && fits(open.content, end.content, content)
     }
 
     /// How many bytes of content all frames so far have.

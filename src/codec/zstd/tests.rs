@@ -206,14 +206,14 @@ fn a_span_of_another_size_is_an_error() {
 }
 
 fn write(files: &[Vec<u8>], level: i32) -> (Vec<u8>, Spans) {
-    let (mut writer, mut stored) = (Writer::new(level).unwrap(), Vec::new());
+    let (mut writer, mut stored) = (Writer::new(level, SPAN).unwrap(), Vec::new());
     for file in files {
         for piece in file.chunks(300_000) {
             writer.push(piece, &mut stored).unwrap();
         }
         writer.cut(&mut stored).unwrap();
     }
-    let spans = writer.finish(SPAN, &mut stored).unwrap();
+    let spans = writer.finish(&mut stored).unwrap();
     (stored, spans)
 }
 
@@ -241,10 +241,13 @@ fn what_is_written_has_frames_on_the_grid_of_each_file_and_plain_zstd_reads_it()
     let starts: Vec<_> = spans.iter().map(|span| span.content.start()).collect();
     let end = 512 + (2 << 20) + 5;
     assert_eq!(starts, [0, 512, 512 + (1 << 20), 512 + (2 << 20), end]);
-    assert_eq!(read_table(&stored).unwrap(), (seekable::Step::Table(spans.clone()), 2));
+    let (seekable::Step::Table(read), 2) = read_table(&stored).unwrap() else { panic!("no table") };
+    let places = |spans: &Spans| spans.iter().map(|span| (span.stored, span.content)).collect::<Vec<_>>();
+    assert_eq!((places(&read), read.is_digested()), (places(&spans), false));
     assert_eq!(check(&stored, &files.concat(), SPAN), spans, "a scan finds what the table says");
     let none = write(&[], 3);
-    assert_eq!(read_table(&none.0).unwrap().0, seekable::Step::Table(none.1));
+    let (seekable::Step::Table(read), _) = read_table(&none.0).unwrap() else { panic!("no table") };
+    assert_eq!(places(&read), places(&none.1));
     assert!(tool("zstd", &["-d"], &none.0).is_empty());
 }
 
@@ -294,11 +297,23 @@ fn the_table_of_spans_has_these_bytes() {
         builder.push(stored, content).unwrap();
     }
     let spans = builder.finish().unwrap();
-    let numbers: [u64; 6] = [0, 0, 100, 90, 1100, 590];
-    let golden: Vec<u8> = numbers.into_iter().flat_map(u64::to_le_bytes).collect();
-    assert_eq!(spans.encode(), golden);
-    assert_eq!(Spans::decode(&golden, 660, 1100).unwrap(), spans);
-    assert_eq!(Spans::decode(&[], 0, 0).unwrap().len(), 0);
+    let rows: [u64; 6] = [0, 0, 100, 90, 1100, 590];
+    let golden = |form: u64, rows: &[u64], digest: &[u8]| {
+        let each = |row: &[u64]| {
+            [row.iter().flat_map(|number| number.to_le_bytes()).collect(), digest.to_vec()].concat()
+        };
+        let count = u64::try_from(rows.len() / 2).unwrap();
+        let header = [form, count].into_iter().flat_map(u64::to_le_bytes);
+        header.chain(rows.chunks(2).flat_map(each)).collect::<Vec<u8>>()
+    };
+    let places = golden(2, &rows, &[]);
+    assert_eq!(spans.encode(), places);
+    assert_eq!(Spans::decode(&places, 660, 1100).unwrap(), spans);
+    let spans = spans.with_digests(vec![[7; 32]; 3]).unwrap();
+    let digested = golden(1, &rows, &[7; 32]);
+    assert_eq!(spans.encode(), digested);
+    assert_eq!(Spans::decode(&digested, 660, 1100).unwrap(), spans);
+    assert_eq!(Spans::decode(&golden(1, &[], &[]), 0, 0).unwrap().len(), 0);
     let bad: [(&[u64], u64, u64); 8] = [
         (&[], 1, 0),
         (&[0, 0], 0, 0),
@@ -309,11 +324,15 @@ fn the_table_of_spans_has_these_bytes() {
         (&[0, 0, 5, 5, 4, 6], 9, 9),
         (&[0, 0, 5, 5, 6, 5], 9, 9),
     ];
-    for (numbers, stored, content) in bad {
-        let table: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-        assert_eq!(Spans::decode(&table, stored, content).unwrap_err().kind(), Kind::Invalid, "{numbers:?}");
+    for (rows, stored, content) in bad {
+        let error = Spans::decode(&golden(1, rows, &[7; 32]), stored, content).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid, "{rows:?}");
     }
     assert!(Spans::decode(&[0; 15], 9, 9).is_err());
+    assert_eq!(Spans::decode(&golden(3, &rows, &[]), 660, 1100).unwrap_err().kind(), Kind::Unsupported);
+    let flipped = |at: usize| [&digested[..at], &[1], &digested[at + 1..]].concat();
+    assert!([1, 7, 8, 15].into_iter().all(|at| Spans::decode(&flipped(at), 660, 1100).is_err()));
+    assert!(Spans::decode(&digested[..digested.len() - 1], 660, 1100).is_err());
     assert!(Builder::new(0).push(0, 5).is_err());
     let mut full = Builder::new(0);
     full.push(u64::MAX, 1).unwrap();
@@ -351,6 +370,10 @@ proptest! {
         let (found, spans) = scan(&stored, piece, room, span).unwrap();
         prop_assert!(found == whole);
         prop_assert_eq!(&Spans::decode(&spans.encode(), spans.stored(), spans.content()).unwrap(), &spans);
+        for span in spans.iter() {
+            let digest = *blake3::hash(bytes_of(&stored, span.stored)).as_bytes();
+            prop_assert_eq!(span.digest, Some(digest));
+        }
         let mut decoder = Decoder::new().unwrap();
         for (at, len) in reads {
             let range = ContentRange::at((at * whole.len() as f64) as u64, len).unwrap();

@@ -4,6 +4,7 @@
 
 use zstd::zstd_safe::{CCtx, CParameter, compress_bound};
 
+use super::digest::Digests;
 use super::spans::{Builder, Spans};
 use super::{failed, invalid, seekable};
 use crate::error::Result;
@@ -43,20 +44,23 @@ impl Compressor {
 
 /// Writes a blob: [`push`](Writer::push) content, [`cut`](Writer::cut) where a file begins and ends.
 ///
-/// Holds at most [`FRAME`] bytes of content, twice that while compressing, and 8 bytes for each frame.
+/// Holds at most [`FRAME`] bytes of content, twice that while compressing, and 8 bytes for each frame, 48 for each span.
 pub struct Writer {
     compressor: Compressor,
     pending: Vec<u8>,
     frames: Vec<(u32, u32)>,
+    builder: Builder,
+    digests: Digests,
 }
 
 impl Writer {
-    /// A writer at a blob's start.
+    /// A writer at a blob's start, which joins frames to spans of up to `span` bytes as [`Builder`] does.
     ///
     /// # Errors
     /// As [`Compressor::new`].
-    pub fn new(level: i32) -> Result<Self> {
-        Ok(Self { compressor: Compressor::new(level)?, pending: Vec::new(), frames: Vec::new() })
+    pub fn new(level: i32, span: u64) -> Result<Self> {
+        let (compressor, builder, digests) = (Compressor::new(level)?, Builder::new(span), Digests::new());
+        Ok(Self { compressor, pending: Vec::new(), frames: Vec::new(), builder, digests })
     }
 
     /// Takes `content` and appends to `stored` the frames that are full.
@@ -98,26 +102,34 @@ impl Writer {
         written
     }
 
-    /// Ends the blob with its seek table. Its spans are returned, frames joined up to `span` bytes as [`Builder`] does.
+    /// Ends the blob with its seek table. Its spans are returned, the digests of their stored bytes among them.
     ///
     /// # Errors
     /// As [`Compressor::frame`], [`seekable::table`] and [`Builder::push`].
-    pub fn finish(mut self, span: u64, stored: &mut Vec<u8>) -> Result<Spans> {
+    pub fn finish(mut self, stored: &mut Vec<u8>) -> Result<Spans> {
         self.cut(stored)?;
         let table = seekable::table(&self.frames)?;
-        let mut builder = Builder::new(span);
-        for (stored, content) in &self.frames {
-            builder.push(u64::from(*stored), u64::from(*content))?;
-        }
-        builder.push(u64::try_from(table.len()).unwrap_or(u64::MAX), 0)?;
+        self.note(&table, 0)?;
         stored.extend_from_slice(&table);
-        builder.finish()
+        let digests = self.digests.finish();
+        self.builder.finish()?.with_digests(digests)
     }
 
     fn write(&mut self, content: &[u8], stored: &mut Vec<u8>) -> Result<()> {
+        let before = stored.len();
         let len = self.compressor.frame(content, stored)?;
         let frame = u32::try_from(len).ok().zip(u32::try_from(content.len()).ok());
         self.frames.push(frame.ok_or_else(|| invalid("a frame has 4 GiB or more"))?);
+        self.note(stored.get(before..).unwrap_or_default(), content.len())
+    }
+
+    /// The next frame of the blob.
+    fn note(&mut self, frame: &[u8], content: usize) -> Result<()> {
+        let [stored, content] = [frame.len(), content].map(|len| u64::try_from(len).unwrap_or(u64::MAX));
+        let before = self.builder.spans();
+        self.digests.update(frame, self.builder.may_join(stored, content));
+        self.builder.push(stored, content)?;
+        self.digests.end_frame(&self.builder, before);
         Ok(())
     }
 }

@@ -130,7 +130,7 @@ impl Known {
 
 impl Section {
     fn of(who: &Path, layer: &Layer) -> Option<Self> {
-        let digest = layer.bound.as_ref()?.digest.clone();
+        let digest = layer.bound.as_ref()?.chunks.digest.clone();
         Some(Self { path: path(who, &digest), digest, bytes: OnceLock::new() })
     }
 
@@ -154,7 +154,7 @@ pub(super) fn needed(who: &Path, digest: &Digest) -> Vec<PathBuf> {
         needed.push(path(who, &index.head.digest));
     }
     let sections = head(who, &artifact).into_iter().flat_map(|head| head.layers);
-    needed.extend(sections.filter_map(|layer| Some(path(who, &layer.bound?.digest))));
+    needed.extend(sections.filter_map(|layer| Some(path(who, &layer.bound?.chunks.digest))));
     needed
 }
 
@@ -186,7 +186,7 @@ fn digest_of(file: &Path) -> Option<Digest> {
 mod tests {
     use super::super::audit::tests::{WHO, store};
     use super::*;
-    use crate::index::{Bound, Coding, Entry, ExtentId, Index};
+    use crate::index::{Coding, Entry, ExtentId, Index, Section};
     use crate::oci::Blob;
     use crate::range::StoredRange;
 
@@ -208,7 +208,7 @@ mod tests {
         let entry = Entry { path: "a.bin".into(), kind, mode: 0o644, mtime: 0, layer: 0 };
         let index = Index { entries: vec![entry], layers: vec![layer.clone()], warnings: Vec::new() };
         let encoded = format::encode(&index, std::slice::from_ref(&digests)).unwrap();
-        let head = encoded.bytes.slice(..usize::try_from(encoded.head.size).unwrap());
+        let head = encoded.bytes().unwrap().slice(..usize::try_from(encoded.head.size).unwrap());
         let bound = format::decode(&head, &encoded.blob).unwrap();
         (encoded, digests, Layer { bound: bound.layers[0].bound.clone(), ..layer })
     }
@@ -239,14 +239,14 @@ mod tests {
         keep(&manifest);
         assert_eq!(store.catalogue().name(&layer.blob.digest, extent), Some("a.bin"));
         assert!(store.catalogue().name(layer.kept_as(), extent).is_none(), "the index is not here yet");
-        keep(&encoded.bytes.slice(..usize::try_from(encoded.head.size).unwrap()));
+        keep(&encoded.bytes().unwrap().slice(..usize::try_from(encoded.head.size).unwrap()));
         let catalogue = store.catalogue();
         assert_eq!(catalogue.name(layer.kept_as(), extent), Some("a.bin"));
         assert_eq!(catalogue.layer(layer.kept_as()), Some(&layer.blob.digest));
         assert!(catalogue.is_bound(layer.kept_as()) && !catalogue.is_bound(&layer.blob.digest));
         assert_eq!(catalogue.digests(layer.kept_as(), extent), None, "the section is not here yet");
-        let Bound { range, digest, .. } = layer.bound.clone().unwrap();
-        keep(&section(&encoded.bytes, range));
+        let Section { range, digest, .. } = layer.bound.clone().unwrap().chunks;
+        keep(&section(&encoded.bytes().unwrap(), range));
         assert_eq!(store.catalogue().digests(layer.kept_as(), extent), Some(digests));
         let who = entries(&store.folder.join("small"))[0].clone();
         let needed = needed(&who, &Digest::of(&manifest));

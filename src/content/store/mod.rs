@@ -197,6 +197,9 @@ impl Store {
     /// Records that `who` has proved the layer's digest over what is kept for him, all of it: it is shared from now on, in
     /// place of what others have shared, of which part may be evicted by now. Who has that open goes on reading it.
     ///
+    /// Does nothing where `who` may see the shared layer already: then that is what he reads and keeps, and what lies in a
+    /// folder of his own are beginnings of an earlier time.
+    ///
     /// Every file's digests must have been vouched for before, or be part of the name that is given as `layer`.
     pub fn set_proved(&self, who: &str, layer: &Digest) {
         if self.sharing == Sharing::Nothing {
@@ -216,7 +219,7 @@ impl Store {
                 let _ = std::fs::remove_dir_all(self.shared(layer));
                 std::fs::rename(&own, self.shared(layer))
             };
-            if own.is_dir() {
+            if own.is_dir() && !self.proved(who, layer) {
                 self.note(share(), "share a proved layer");
             }
         });
@@ -556,6 +559,19 @@ mod tests {
         assert!(stem(&store.shared(&layer), extent).with_added_extension("data").exists());
         assert!(store.proved("one", &layer) && store.proved("two", &layer) && !store.proved("three", &layer));
         assert!(!store.own("two", &layer).exists());
+    }
+
+    #[test]
+    fn who_may_see_the_shared_layer_never_puts_his_own_beginnings_in_its_place() {
+        let (_dir, store) = store();
+        let (layer, extent) = (Digest::of(b"layer"), ContentRange::new(0, 100));
+        let whole = store.file("one", &layer, extent).unwrap();
+        store.set_proved("one", &layer);
+        store.file("two", &layer, extent).unwrap();
+        store.add_origin("two", &layer);
+        // As by a process that saw a whole layer, which was the shared one by then.
+        store.set_proved("two", &layer);
+        assert!(!whole.removed() && store.proved("one", &layer) && store.proved("two", &layer));
     }
 
     #[test]

@@ -10,8 +10,11 @@ use bytes::Bytes;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::{HEAD_LIMIT, Head, PassedOver, kept_as, wire};
+use crate::codec::{gzip, zstd};
 use crate::error::{Error, Kind, Result};
-use crate::index::{Bound, Coding, Entry, EntryKind, ExtentId, Gap, Grid, Layer};
+use crate::index::{
+    Bound, Coding, Compression, Entry, EntryKind, ExtentId, Grid, Home, Layer, Section, Spans, between,
+};
 use crate::oci::digest::Algorithm;
 use crate::oci::{Blob, Digest, path};
 use crate::range::{ContentRange, StoredRange};
@@ -24,8 +27,16 @@ use crate::range::{ContentRange, StoredRange};
 /// [`Kind::Invalid`] where it breaks a rule of the format; [`Kind::Unsupported`] where it is of a newer version, or uses
 /// what that version only reserves. The caller names the index.
 pub fn decode(head: &Bytes, blob: &Blob) -> Result<Head> {
+    decode_at(head, blob.size, &Home::Repository(blob.clone()))
+}
+
+/// The same of an index of `size` bytes that is at `home`.
+///
+/// # Errors
+/// As [`decode`].
+pub(in crate::index) fn decode_at(head: &Bytes, size: u64, home: &Home) -> Result<Head> {
     let tables = Tables::read(head)?;
-    let (layers, passed_over) = layers(&tables, head.len(), blob)?;
+    let (layers, passed_over) = layers(&tables, head.len(), &Place { size, home })?;
     let entries = entries(&tables, &layers)?;
     Ok(Head { layers, entries, passed_over })
 }
@@ -114,7 +125,13 @@ fn take<'a, Row>(left: &mut &'a [Row], rows: zerocopy::little_endian::U32) -> Op
     Some(taken)
 }
 
-fn layers(tables: &Tables<'_>, head: usize, blob: &Blob) -> Result<(Vec<Layer>, Vec<PassedOver>)> {
+/// Where the index is whose head is read, and how long it is in all.
+struct Place<'a> {
+    size: u64,
+    home: &'a Home,
+}
+
+fn layers(tables: &Tables<'_>, head: usize, index: &Place<'_>) -> Result<(Vec<Layer>, Vec<PassedOver>)> {
     let (mut extents, mut sections) = (tables.extents, tables.sections);
     let (mut layers, mut passed_over) = (Vec::with_capacity(tables.layers.len()), Vec::new());
     let mut end = u64::try_from(head).unwrap_or(u64::MAX);
@@ -124,22 +141,30 @@ fn layers(tables: &Tables<'_>, head: usize, blob: &Blob) -> Result<(Vec<Layer>, 
         let own = take(&mut extents, row.extents).ok_or_else(short)?;
         let mut layer = layer(row, own).map_err(named)?;
         let own = take(&mut sections, row.sections).ok_or_else(short)?;
-        layer.bound = sections_of(&layer, number, own, blob, &mut end, &mut passed_over).map_err(named)?;
+        let mut sections = Sections::default();
+        sections.read(own, index, &mut end).map_err(named)?;
+        let others = std::mem::take(&mut sections.others).into_iter();
+        passed_over.extend(others.map(|(kind, Section { range, digest, .. })| PassedOver {
+            layer: number,
+            kind,
+            range,
+            digest,
+        }));
+        sections.give(&mut layer, row).map_err(named)?;
         layers.push(layer);
     }
     require(extents.is_empty() && sections.is_empty(), || {
         format!("{} extents and {} sections belong to no layer", extents.len(), sections.len())
     })?;
-    require(end == blob.size, || format!("its sections end at byte {end}, the blob at {}", blob.size))?;
+    require(end == index.size, || format!("its sections end at byte {end}, the blob at {}", index.size))?;
     Ok((layers, passed_over))
 }
 
 fn layer(row: &wire::Layer, extents: &[wire::Extent]) -> Result<Layer> {
-    if row.coding != 0 {
-        return Err(unsupported(format!("it has coding {}", row.coding)));
-    }
     let (stored, content) = (row.stored.get(), row.content.get());
-    require(stored == content, || format!("{stored} bytes are stored as they are and make {content}"))?;
+    require(row.coding != wire::STORED || stored == content, || {
+        format!("{stored} bytes are stored as they are and make {content}")
+    })?;
     require(is_zero(&row.reserved), || "reserved bytes are not 0".to_owned())?;
     let digest = digest(row.digest_algorithm, &row.digest)?;
     let diff_id = match row.diff_id_algorithm {
@@ -188,60 +213,85 @@ fn ranges(rows: &[wire::Extent], content: u64) -> Result<Vec<ContentRange>> {
     Ok(ranges)
 }
 
-/// What lies between extents, up to the end of the content.
-fn between(extents: &[ContentRange], content: u64) -> Vec<Gap> {
-    let starts = std::iter::once(0).chain(extents.iter().map(|extent| extent.end()));
-    let ends = extents.iter().map(|extent| extent.start()).chain([content]);
-    let gaps = starts.zip(ends).map(|(start, end)| ContentRange::new(start, end));
-    gaps.filter(|range| !range.is_empty()).map(|range| Gap { range, bytes: None }).collect()
+/// The sections of a layer, as their records say.
+#[derive(Default)]
+struct Sections {
+    chunks: Option<Section>,
+    spans: Option<Section>,
+    checkpoints: Option<Section>,
+    /// Those that need not be known, with their kinds.
+    others: Vec<(u16, Section)>,
 }
 
-/// Where the chunk digests of a layer are. Sections stand in the order of kinds, one of each, and follow one another
-/// from `end` on.
-fn sections_of(
-    layer: &Layer,
-    number: usize,
-    rows: &[wire::Section],
-    blob: &Blob,
-    end: &mut u64,
-    passed_over: &mut Vec<PassedOver>,
-) -> Result<Option<Bound>> {
-    let (mut bound, mut last) = (None, 0);
-    for row in rows {
-        let kind = row.kind.get();
-        require(is_zero(&row.reserved) && is_zero(&row.reserved_too), || {
-            "reserved bytes of a section are not 0".to_owned()
-        })?;
-        require(kind > last, || format!("its section of kind {kind} is out of order or there twice"))?;
-        last = kind;
-        let range = StoredRange::at(row.start.get(), row.len.get())
-            .filter(|range| range.start() == *end && range.end() <= blob.size);
-        let range = range.ok_or_else(|| invalid(format!("its section of kind {kind} is out of place")))?;
-        *end = range.end();
-        let digest = Digest::of_value(Algorithm::Sha256, &row.digest)
-            .ok_or_else(|| invalid("a section has no digest"))?;
-        match kind {
-            wire::CHUNK_DIGESTS => bound = Some(chunk_digests(layer, range, digest, blob)?),
-            kind if kind & wire::MAY_PASS_OVER != 0 => {
-                passed_over.push(PassedOver { layer: number, kind, range, digest });
+impl Sections {
+    /// Sections stand in the order of kinds, one of each, and follow one another from `end` on.
+    fn read(&mut self, rows: &[wire::Section], index: &Place<'_>, end: &mut u64) -> Result<()> {
+        let mut last = 0;
+        for row in rows {
+            let kind = row.kind.get();
+            require(is_zero(&row.reserved) && is_zero(&row.reserved_too), || {
+                "reserved bytes of a section are not 0".to_owned()
+            })?;
+            require(kind > last, || format!("its section of kind {kind} is out of order or there twice"))?;
+            last = kind;
+            let section = section(row, index, end)?;
+            match kind {
+                wire::CHUNK_DIGESTS => self.chunks = Some(section),
+                wire::SPANS => self.spans = Some(section),
+                wire::CHECKPOINTS => self.checkpoints = Some(section),
+                kind if kind & wire::MAY_PASS_OVER != 0 => self.others.push((kind, section)),
+                kind => return Err(unsupported(format!("it has a section of kind {kind}"))),
             }
-            kind => return Err(unsupported(format!("it has a section of kind {kind}"))),
         }
+        Ok(())
     }
-    require(bound.is_some() || layer.extents.is_empty(), || "it has no chunk digests".to_owned())?;
-    Ok(bound)
+
+    /// Gives them to the layer that has this row.
+    fn give(self, layer: &mut Layer, row: &wire::Layer) -> Result<()> {
+        layer.coding = coding(row, self.spans, self.checkpoints)?;
+        layer.bound = self.chunks.map(|chunks| bound(layer, chunks)).transpose()?;
+        require(layer.bound.is_some() || layer.extents.is_empty(), || "it has no chunk digests".to_owned())
+    }
 }
 
-fn chunk_digests(layer: &Layer, range: StoredRange, digest: Digest, blob: &Blob) -> Result<Bound> {
-    let extents = &layer.extents;
-    let chunks = extents.iter().map(|extent| Grid::new(extent.len()).chunks());
-    // Extents do not overlap, so that their chunks are fewer than 2^64.
-    let wanted = chunks.fold(0_u64, u64::saturating_add).saturating_mul(32);
-    require(!extents.is_empty() && range.len() == wanted, || {
-        format!("it has {} bytes of chunk digests where {wanted} are needed", range.len())
+fn section(row: &wire::Section, index: &Place<'_>, end: &mut u64) -> Result<Section> {
+    let range = StoredRange::at(row.start.get(), row.len.get())
+        .filter(|range| range.start() == *end && range.end() <= index.size);
+    let range = range.ok_or_else(|| invalid(format!("its section of kind {} is out of place", row.kind)))?;
+    *end = range.end();
+    let digest =
+        Digest::of_value(Algorithm::Sha256, &row.digest).ok_or_else(|| invalid("a section has no digest"))?;
+    Ok(Section { home: index.home.clone(), range, digest, bytes: None })
+}
+
+/// How content is made, with the lengths that a table of spans can have, and checkpoints only where they mean something.
+fn coding(row: &wire::Layer, spans: Option<Section>, checkpoints: Option<Section>) -> Result<Coding> {
+    let (how, lengths) = match row.coding {
+        wire::STORED if spans.is_none() && checkpoints.is_none() => return Ok(Coding::Stored),
+        wire::STORED => return Err(invalid("it has spans and is not compressed")),
+        wire::GZIP => (Compression::Gzip, gzip::Table::LENGTHS),
+        wire::ZSTD => (Compression::Zstd, zstd::Spans::LENGTHS),
+        other => return Err(unsupported(format!("it has coding {other}"))),
+    };
+    let table = spans.ok_or_else(|| invalid("it is compressed and has no spans"))?;
+    require(lengths.contains(&table.range.len()), || {
+        format!("its section of spans has {} bytes, which none has", table.range.len())
     })?;
-    let kept_as = kept_as(&layer.blob.digest, extents, &digest);
-    Ok(Bound { blob: blob.clone(), range, digest, bytes: None, kept_as })
+    let meant = checkpoints.as_ref().is_none_or(|kept| how == Compression::Gzip && !kept.range.is_empty());
+    require(meant, || "it has checkpoints and no use for them".to_owned())?;
+    Ok(Coding::Spans(Spans { how, content: row.content.get(), table, checkpoints }))
+}
+
+fn bound(layer: &Layer, chunks: Section) -> Result<Bound> {
+    let extents = &layer.extents;
+    let count = extents.iter().map(|extent| Grid::new(extent.len()).chunks());
+    // Extents do not overlap, so that their chunks are fewer than 2^64.
+    let wanted = count.fold(0_u64, u64::saturating_add).saturating_mul(32);
+    require(!extents.is_empty() && chunks.range.len() == wanted, || {
+        format!("it has {} bytes of chunk digests where {wanted} are needed", chunks.range.len())
+    })?;
+    let kept_as = kept_as(&layer.blob.digest, extents, &chunks.digest);
+    Ok(Bound { chunks, kept_as })
 }
 
 fn entries(tables: &Tables<'_>, layers: &[Layer]) -> Result<Vec<Entry>> {

@@ -2,33 +2,124 @@
 //!
 //! The form is a function of the content alone: no time, name or order of the writer's own goes in.
 
+use std::os::unix::fs::FileExt;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use zerocopy::little_endian::U32;
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
-use super::{Encoded, HEAD_LIMIT, Head, decode, wire};
+use super::{Encoded, HEAD_LIMIT, Head, Part, decode, wire};
 use crate::error::{Error, Kind, Result};
-use crate::index::{ChunkDigest, Coding, Entry, EntryKind, Grid, Index, Layer};
-use crate::oci::digest::Algorithm;
+use crate::index::{
+    ChunkDigest, Coding, Compression, Entry, EntryKind, Grid, Home, Index, Layer, Section, Spans,
+};
+use crate::oci::digest::{Algorithm, Hasher};
 use crate::oci::{Blob, Digest};
+
+/// How much of a file is read at once.
+const PIECE: u64 = 1 << 20;
 
 /// The index as it is published; `digests` has, for each layer of `index`, those of the chunks of its first extent, then
 /// those of its second. Layers are the manifest's without the hidden ones; warnings and bytes of gaps stay out.
 ///
-/// What is given back has been decoded again and found to say the same. Costs a few times its length in memory.
+/// Sections of compressed layers are taken from their [`Spans`], where their bytes are in memory or in a file. What is
+/// given back has been decoded again and found to say the same. Costs a few times the head's length in memory, and reads
+/// those files twice.
 ///
 /// # Errors
 /// [`Kind::Invalid`] where there are more or fewer digests than chunks, or the index has what [`decode()`] refuses;
-/// [`Kind::Unsupported`] where it is larger than an index may be.
+/// [`Kind::Unsupported`] where it is larger than an index may be, or a layer's spans are not known or not here;
+/// [`Kind::Storage`] where a file can't be read.
 pub fn encode(index: &Index, digests: &[Vec<ChunkDigest>]) -> Result<Encoded> {
-    let sections = chunk_digests(&index.layers, digests)?;
-    let head = head(&index.layers, &index.entries, &planned(&sections))?;
-    let mut bytes = BytesMut::from(head.as_ref());
-    sections.iter().flatten().for_each(|section| bytes.put_slice(section));
-    let encoded = Encoded { head: blob(&head), blob: blob(&bytes), bytes: bytes.freeze() };
+    let sections = sections(&index.layers, digests)?;
+    let planned: Vec<Vec<Planned>> =
+        sections.iter().map(|own| own.iter().map(|(planned, _)| planned.clone()).collect()).collect();
+    let head = head(&index.layers, &index.entries, &planned)?;
+    let mut parts = vec![Part::Bytes(head.clone())];
+    parts.extend(sections.into_iter().flatten().map(|(_, part)| part));
+    let mut encoded = Encoded { head: blob(&head), blob: blob(&[]), parts };
+    encoded.blob = encoded.whole()?;
     match decode(&head, &encoded.blob)?.entries == index.entries {
         true => Ok(encoded),
         false => Err(Error::new(Kind::Invalid, "its entries are not those of its layers' extents")),
+    }
+}
+
+impl Encoded {
+    /// All of it in memory: the head, then the sections.
+    ///
+    /// # Errors
+    /// [`Kind::Storage`] where a file can't be read.
+    pub fn bytes(&self) -> Result<Bytes> {
+        let mut bytes = BytesMut::with_capacity(usize::try_from(self.blob.size).unwrap_or(0));
+        self.each(&mut |piece| {
+            bytes.put_slice(piece);
+            Ok(())
+        })?;
+        Ok(bytes.freeze())
+    }
+
+    /// Gives all of it to `take`, piece by piece. Blocks on the local disk.
+    ///
+    /// # Errors
+    /// [`Kind::Storage`] where a file can't be read; those of `take`.
+    pub fn each(&self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.parts.iter().try_for_each(|part| part.each(take))
+    }
+
+    fn whole(&self) -> Result<Blob> {
+        let (mut hasher, mut size) = (Hasher::new(Algorithm::Sha256), 0_u64);
+        self.each(&mut |piece| {
+            hasher.update(piece);
+            size = size.saturating_add(length(piece.len()));
+            Ok(())
+        })?;
+        Ok(Blob { digest: hasher.finish(), size })
+    }
+}
+
+impl Part {
+    /// The part that a section is; `None` where it has to be asked for.
+    fn of(section: &Section) -> Option<Self> {
+        match (&section.bytes, &section.home) {
+            (Some(bytes), _) => Some(Self::Bytes(bytes.clone())),
+            (None, Home::File(file)) => Some(Self::File(file.clone(), section.range)),
+            (None, Home::Repository(_)) => None,
+        }
+    }
+
+    fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => length(bytes.len()),
+            Self::File(_, range) => range.len(),
+        }
+    }
+
+    fn each(&self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let (file, range) = match self {
+            Self::Bytes(bytes) => return take(bytes),
+            Self::File(file, range) => (file, range),
+        };
+        let mut at = range.start();
+        let mut room = vec![0; usize::try_from(range.len().min(PIECE)).unwrap_or(0)];
+        while at < range.end() {
+            let len = usize::try_from((range.end() - at).min(PIECE)).unwrap_or(0);
+            let piece = room.get_mut(..len).unwrap_or_default();
+            let read = file.read_exact_at(piece, at);
+            read.map_err(|error| Error::from_source(Kind::Storage, "cannot read the index", error))?;
+            take(piece)?;
+            at = at.saturating_add(length(len));
+        }
+        Ok(())
+    }
+
+    fn digest(&self) -> Result<Digest> {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        self.each(&mut |piece| {
+            hasher.update(piece);
+            Ok(())
+        })?;
+        Ok(hasher.finish())
     }
 }
 
@@ -40,12 +131,13 @@ impl Head {
     pub fn encode(&self) -> Result<Bytes> {
         let mut sections: Vec<Vec<Planned>> = vec![Vec::new(); self.layers.len()];
         for (planned, layer) in sections.iter_mut().zip(&self.layers) {
-            let bound = layer.bound.as_ref();
-            planned.extend(bound.map(|bound| Planned {
-                kind: wire::CHUNK_DIGESTS,
-                len: bound.range.len(),
-                digest: bound.digest.clone(),
-            }));
+            let chunks = layer.bound.as_ref().map(|bound| (wire::CHUNK_DIGESTS, &bound.chunks));
+            let plan = |(kind, section): (u16, &Section)| Planned {
+                kind,
+                len: section.range.len(),
+                digest: section.digest.clone(),
+            };
+            planned.extend(chunks.into_iter().chain(of_spans(layer)).map(plan));
         }
         for other in &self.passed_over {
             let planned = sections.get_mut(other.layer);
@@ -73,16 +165,44 @@ struct Planned {
     digest: Digest,
 }
 
-/// The section of each layer; `None` for one without extents.
-fn chunk_digests(layers: &[Layer], digests: &[Vec<ChunkDigest>]) -> Result<Vec<Option<Bytes>>> {
+/// The sections that make content of a compressed layer, with their kinds.
+fn of_spans(layer: &Layer) -> impl Iterator<Item = (u16, &Section)> {
+    let spans = if let Coding::Spans(spans) = &layer.coding { Some(spans) } else { None };
+    let table = spans.map(|Spans { table, .. }| (wire::SPANS, table));
+    let checkpoints = spans.and_then(|spans| spans.checkpoints.as_ref());
+    table.into_iter().chain(checkpoints.map(|checkpoints| (wire::CHECKPOINTS, checkpoints)))
+}
+
+/// The sections of each layer.
+fn sections(layers: &[Layer], digests: &[Vec<ChunkDigest>]) -> Result<Vec<Vec<(Planned, Part)>>> {
     if layers.len() != digests.len() {
         let doing = format!("{} layers have chunk digests, and {} are there", digests.len(), layers.len());
         return Err(Error::new(Kind::Invalid, doing));
     }
-    layers.iter().zip(digests).map(|(layer, digests)| section(layer, digests)).collect()
+    layers.iter().zip(digests).map(|(layer, digests)| sections_of(layer, digests)).collect()
 }
 
-fn section(layer: &Layer, digests: &[ChunkDigest]) -> Result<Option<Bytes>> {
+fn sections_of(layer: &Layer, digests: &[ChunkDigest]) -> Result<Vec<(Planned, Part)>> {
+    let name = &layer.blob.digest;
+    let mut parts = Vec::new();
+    if let Some(chunks) = chunk_digests(layer, digests)? {
+        parts.push((wire::CHUNK_DIGESTS, Part::Bytes(chunks)));
+    }
+    for (kind, section) in of_spans(layer) {
+        let part = Part::of(section).ok_or_else(|| {
+            Error::new(Kind::Unsupported, format!("the spans of layer {name} are in another index"))
+        })?;
+        parts.push((kind, part));
+    }
+    let plan = |(kind, part): (u16, Part)| {
+        let (len, digest) = (part.len(), part.digest()?);
+        Ok((Planned { kind, len, digest }, part))
+    };
+    parts.into_iter().map(plan).collect()
+}
+
+/// The digests as a section; `None` for a layer without extents.
+fn chunk_digests(layer: &Layer, digests: &[ChunkDigest]) -> Result<Option<Bytes>> {
     let chunks: u64 = layer.extents.iter().map(|extent| Grid::new(extent.len()).chunks()).sum();
     if chunks != length(digests.len()) {
         let (name, given) = (&layer.blob.digest, digests.len());
@@ -91,15 +211,6 @@ fn section(layer: &Layer, digests: &[ChunkDigest]) -> Result<Option<Bytes>> {
     }
     let bytes: BytesMut = digests.iter().flat_map(|digest| digest.bytes()).copied().collect();
     Ok((!layer.extents.is_empty()).then(|| bytes.freeze()))
-}
-
-fn planned(sections: &[Option<Bytes>]) -> Vec<Vec<Planned>> {
-    let plan = |bytes: &Bytes| Planned {
-        kind: wire::CHUNK_DIGESTS,
-        len: length(bytes.len()),
-        digest: Digest::of(bytes),
-    };
-    sections.iter().map(|section| section.iter().map(plan).collect()).collect()
 }
 
 /// The tables in the making.
@@ -130,10 +241,14 @@ fn head(layers: &[Layer], entries: &[Entry], sections: &[Vec<Planned>]) -> Resul
 
 impl Tables {
     fn add_layer(&mut self, layer: &Layer, sections: usize) -> Result<()> {
-        let Coding::Stored = layer.coding;
+        let content = layer.content().ok_or_else(|| {
+            let doing = format!("the spans of layer {} are not known", layer.blob.digest);
+            Error::new(Kind::Unsupported, doing)
+        })?;
         let mut row = wire::Layer::new_zeroed();
         row.stored = layer.blob.size.into();
-        row.content = layer.blob.size.into();
+        row.content = content.into();
+        row.coding = coding(&layer.coding);
         row.extents = number(layer.extents.len())?;
         row.sections = number(sections)?;
         row.digest_algorithm = fill(&mut row.digest, &layer.blob.digest);
@@ -235,6 +350,14 @@ impl Tables {
 
 fn put<Row: IntoBytes + Immutable>(bytes: &mut BytesMut, rows: &[Row]) {
     bytes.put_slice(rows.as_bytes());
+}
+
+fn coding(coding: &Coding) -> u8 {
+    match coding {
+        Coding::Spans(Spans { how: Compression::Gzip, .. }) => wire::GZIP,
+        Coding::Spans(Spans { how: Compression::Zstd, .. }) => wire::ZSTD,
+        Coding::Stored | Coding::Streamed(_) => wire::STORED,
+    }
 }
 
 /// Puts the digest's value where 64 bytes are kept for it, and says which algorithm's it is.

@@ -8,7 +8,11 @@ mod encode;
 mod wire;
 
 pub use decode::decode;
+pub(super) use decode::decode_at;
 pub use encode::encode;
+
+use std::fs::File;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -20,14 +24,23 @@ use crate::range::{ContentRange, StoredRange};
 pub const HEAD_LIMIT: u64 = 256 << 20;
 
 /// An index as it is published.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Encoded {
-    /// All of it: the head, then the sections.
-    pub bytes: Bytes,
-    /// What to ask for: digest and size of `bytes`.
+    /// What it is made of, one after the other: the head, then the sections.
+    pub parts: Vec<Part>,
+    /// What to ask for: digest and size of all of it.
     pub blob: Blob,
     /// The head, which is the first `head.size` bytes: the manifest pins it by annotations.
     pub head: Blob,
+}
+
+/// A stretch of an index that is about to be published.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// Bytes in memory.
+    Bytes(Bytes),
+    /// Bytes of a file on this machine, which nobody changes: checkpoints are too large for memory.
+    File(Arc<File>, StoredRange),
 }
 
 /// What the head of an index says.

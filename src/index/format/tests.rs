@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::Kind;
-use crate::index::{CHUNK, ChunkDigest, Coding, EntryKind, ExtentId, Grid, Index};
+use crate::index::{
+    Bound, CHUNK, ChunkDigest, Coding, Compression, EntryKind, ExtentId, Grid, Home, Index, Section, Spans,
+};
 use crate::oci::digest::{Algorithm, Hasher};
 
 /// A layer of `size` bytes with these extents, as it would be found without an index.
@@ -66,7 +68,7 @@ fn sample() -> Index {
 }
 
 fn head_of(encoded: &Encoded) -> Bytes {
-    encoded.bytes.slice(..usize::try_from(encoded.head.size).unwrap())
+    encoded.bytes().unwrap().slice(..usize::try_from(encoded.head.size).unwrap())
 }
 
 #[test]
@@ -74,17 +76,22 @@ fn what_is_encoded_is_decoded_to_the_same() {
     let index = sample();
     let digests = digests(&index);
     let encoded = encode(&index, &digests).unwrap();
-    assert!(encoded.blob.digest.matches(&encoded.bytes) && encoded.head.digest.matches(&head_of(&encoded)));
+    assert!(
+        encoded.blob.digest.matches(&encoded.bytes().unwrap())
+            && encoded.head.digest.matches(&head_of(&encoded))
+    );
     let head = decode(&head_of(&encoded), &encoded.blob).unwrap();
     assert_eq!(head.entries, index.entries);
     for ((found, layer), digests) in head.layers.iter().zip(&index.layers).zip(&digests) {
         assert_eq!((&found.blob, &found.diff_id), (&layer.blob, &layer.diff_id));
         assert_eq!(found.extents, layer.extents);
-        let Some(bound) = &found.bound else { return assert!(layer.extents.is_empty()) };
-        assert_eq!(bound.blob, encoded.blob);
+        let Some(Bound { chunks: bound, .. }) = &found.bound else {
+            return assert!(layer.extents.is_empty());
+        };
+        assert!(matches!(&bound.home, Home::Repository(blob) if *blob == encoded.blob));
         let range =
             usize::try_from(bound.range.start()).unwrap()..usize::try_from(bound.range.end()).unwrap();
-        let section = encoded.bytes.slice(range);
+        let section = encoded.bytes().unwrap().slice(range);
         assert!(bound.digest.matches(&section));
         let expected: Vec<u8> = digests.iter().flat_map(|digest| *digest.bytes()).collect();
         assert_eq!(section, expected);
@@ -92,6 +99,110 @@ fn what_is_encoded_is_decoded_to_the_same() {
     let gaps: Vec<_> = head.layers[1].gaps.iter().map(|gap| (gap.range.start(), gap.range.end())).collect();
     assert_eq!(gaps, [(0, 512), (612, 2048), (2648, 8192)]);
     assert_eq!(head.encode().unwrap(), head_of(&encoded));
+}
+
+/// The layer as one that is compressed, with a table and checkpoints of these bytes.
+fn compressed(
+    mut layer: Layer,
+    how: Compression,
+    content: u64,
+    table: Bytes,
+    windows: Option<Bytes>,
+) -> Layer {
+    let section = |bytes: Bytes| Section {
+        home: Home::Repository(layer.blob.clone()),
+        range: StoredRange::new(0, 0),
+        digest: Digest::of(&bytes),
+        bytes: Some(bytes),
+    };
+    let (table, checkpoints) = (section(table), windows.map(section));
+    layer.coding = Coding::Spans(Spans { how, content, table, checkpoints });
+    layer
+}
+
+/// A gzip layer with checkpoints, one without, and a zstd layer without files.
+fn compressed_sample() -> Index {
+    let (gzip, zstd) = (Compression::Gzip, Compression::Zstd);
+    let table = Bytes::from(vec![1; 64 + 2 * 56 + 32]);
+    let with = compressed(
+        layer("gz", 900, &[(512, CHUNK + 1), (CHUNK + 1024, 5)]),
+        gzip,
+        2 * CHUNK,
+        table,
+        Some("windows".into()),
+    );
+    let without = compressed(layer("gz2", 30, &[(0, 7)]), gzip, 7, vec![2; 64].into(), None);
+    let empty = compressed(layer("zst", 9, &[]), zstd, 0, vec![3; 16 + 48].into(), None);
+    let entries = vec![file(0, "a", 0, CHUNK + 1), file(0, "b", 1, 5), file(1, "c", 0, 7)];
+    Index { entries, layers: vec![with, without, empty, layer("raw", 0, &[])], warnings: Vec::new() }
+}
+
+#[test]
+fn spans_and_checkpoints_of_compressed_layers_come_back_with_their_content() {
+    let index = compressed_sample();
+    let encoded = encode(&index, &digests(&index)).unwrap();
+    let (bytes, head) = (encoded.bytes().unwrap(), decode(&head_of(&encoded), &encoded.blob).unwrap());
+    assert_eq!(head.encode().unwrap(), head_of(&encoded));
+    assert_eq!(head.entries, index.entries);
+    for (found, layer) in head.layers.iter().zip(&index.layers) {
+        assert_eq!((found.content(), &found.extents), (layer.content(), &layer.extents));
+        let (Coding::Spans(found), Coding::Spans(spans)) = (&found.coding, &layer.coding) else {
+            assert!(matches!(layer.coding, Coding::Stored));
+            continue;
+        };
+        assert_eq!((found.how, found.content), (spans.how, spans.content));
+        let sections = [
+            (Some(&found.table), Some(&spans.table)),
+            (found.checkpoints.as_ref(), spans.checkpoints.as_ref()),
+        ];
+        for (found, section) in sections {
+            assert_eq!(found.is_some(), section.is_some());
+            let (Some(found), Some(section)) = (found, section) else { continue };
+            let range =
+                usize::try_from(found.range.start()).unwrap()..usize::try_from(found.range.end()).unwrap();
+            assert_eq!(
+                (&bytes[range], &found.digest),
+                (&section.bytes.as_ref().unwrap()[..], &section.digest)
+            );
+        }
+    }
+    let gaps: Vec<_> = head.layers[0].gaps.iter().map(|gap| (gap.range.start(), gap.range.end())).collect();
+    assert_eq!(gaps, [(0, 512), (CHUNK + 513, CHUNK + 1024), (CHUNK + 1029, 2 * CHUNK)]);
+}
+
+#[test]
+fn an_index_in_a_file_is_published_as_one_in_memory() {
+    let index = compressed_sample();
+    let expected = encode(&index, &digests(&index)).unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, b"before windows after").unwrap();
+    let mut of_file = index.clone();
+    let Coding::Spans(spans) = &mut of_file.layers[0].coding else { panic!("not compressed") };
+    let checkpoints = spans.checkpoints.as_mut().unwrap();
+    (checkpoints.home, checkpoints.bytes) = (Home::File(file.into()), None);
+    checkpoints.range = StoredRange::new(7, 14);
+    let found = encode(&of_file, &digests(&index)).unwrap();
+    assert_eq!((found.bytes().unwrap(), found.blob), (expected.bytes().unwrap(), expected.blob));
+}
+
+#[test]
+fn spans_that_are_not_here_or_not_meant_are_not_written() {
+    let changed = |change: fn(&mut Spans)| {
+        let mut index = compressed_sample();
+        let Coding::Spans(spans) = &mut index.layers[0].coding else { panic!("not compressed") };
+        change(spans);
+        encode(&index, &digests(&index)).unwrap_err()
+    };
+    assert_eq!(changed(|spans| spans.table.bytes = None).kind(), Kind::Unsupported);
+    let short = |spans: &mut Spans| spans.table.bytes = Some(vec![0; 63].into());
+    assert!(changed(short).to_string().contains("63 bytes"));
+    let none = |spans: &mut Spans| spans.checkpoints.as_mut().unwrap().bytes = Some(Bytes::new());
+    assert!(changed(none).to_string().contains("no use"));
+    assert!(changed(|spans| spans.how = Compression::Zstd).to_string().contains("no use"));
+    assert!(changed(|spans| spans.content = 9).to_string().contains("beyond the end"));
+    let mut index = compressed_sample();
+    index.layers[0].coding = Coding::Streamed(Compression::Gzip);
+    assert_eq!(encode(&index, &digests(&index)).unwrap_err().kind(), Kind::Unsupported);
 }
 
 #[test]
@@ -149,12 +260,19 @@ fn every_head_cut_short_or_drawn_out_is_refused() {
 
 #[test]
 fn every_byte_of_a_head_is_checked_or_means_something() {
+    let index = compressed_sample();
+    let compressed = encode(&index, &digests(&index)).unwrap();
+    flip_every_byte(&head_of(&compressed), &compressed.blob);
     let (head, blob) = every_field();
+    flip_every_byte(&head, &blob);
+}
+
+fn flip_every_byte(head: &[u8], blob: &Blob) {
     for at in 0..head.len() {
         for flip in [0x01, 0x02, 0x10, 0x80, 0xff] {
             let mut wrong = head.to_vec();
             wrong[at] ^= flip;
-            refused_or_canonical(&wrong, &blob);
+            refused_or_canonical(&wrong, blob);
         }
     }
 }
@@ -197,8 +315,9 @@ fn each_rule_of_the_document_is_held_and_named() {
         (64 + 20, &[9], invalid, "tables"),
         (64 + 24, &[3], invalid, "algorithm"),
         (64 + 24, &[1], invalid, "filled up"),
-        (64 + 26, &[1], unsupported, "coding 1"),
-        (64 + 26, &[2], unsupported, "coding 2"),
+        (64 + 26, &[1], invalid, "has no spans"),
+        (64 + 26, &[2], invalid, "has no spans"),
+        (64 + 26, &[3], unsupported, "coding 3"),
         (64 + 31, &[1], invalid, "reserved"),
         (64 + 160 + 96 + 32, &[1], invalid, "filled up"),
         (64 + 96, &[1], invalid, "0 is no algorithm"),
@@ -215,8 +334,9 @@ fn each_rule_of_the_document_is_held_and_named() {
         (entries + 24, &[1], invalid, "text"),
         (entries + 28, &[0xff; 4], invalid, "text"),
         (entries + 32, &[1], invalid, "no link"),
-        (sections, &[2, 0], unsupported, "kind 2"),
-        (sections, &[3, 0], unsupported, "kind 3"),
+        (sections, &[2, 0], invalid, "is not compressed"),
+        (sections, &[3, 0], invalid, "is not compressed"),
+        (sections, &[4, 0], unsupported, "kind 4"),
         (sections, &[0, 0], invalid, "kind 0"),
         (sections, &[0, 0x80], invalid, "no chunk digests"),
         (sections + 2, &[1], invalid, "reserved"),
@@ -285,7 +405,7 @@ fn names_that_an_archive_may_not_have_an_index_may_not_have() {
 fn more_than_an_index_holds_is_not_written() {
     let mut index = Index { layers: vec![layer("x", 0, &[]); wire::LAYER_LIMIT], ..Index::default() };
     let encoded = encode(&index, &vec![vec![]; wire::LAYER_LIMIT]).unwrap();
-    assert_eq!(encoded.bytes.len(), 64 + 160 * wire::LAYER_LIMIT);
+    assert_eq!(encoded.bytes().unwrap().len(), 64 + 160 * wire::LAYER_LIMIT);
     index.layers.push(layer("x", 0, &[]));
     let error = encode(&index, &vec![vec![]; wire::LAYER_LIMIT + 1]).unwrap_err();
     assert_eq!(error.kind(), Kind::Unsupported);
@@ -317,7 +437,7 @@ fn sections_that_need_not_be_known_are_passed_over_and_kept_in_order() {
     for others in [vec![other(0x8005, 0), other(0x8001, 0)], vec![other(0x8001, 0); 2]] {
         assert_eq!(with(&mut head, others).unwrap_err().kind(), Kind::Invalid);
     }
-    for kind in [2, 3, 0x7fff] {
+    for kind in [4, 0x7fff] {
         assert_eq!(with(&mut head, vec![other(kind, 0)]).unwrap_err().kind(), Kind::Unsupported);
     }
 }
@@ -357,6 +477,21 @@ fn made(layers: &[Made]) -> Index {
             hasher.update(&[1]);
             hasher.finish()
         });
+        // Which of the codings it has follows from what was drawn already.
+        let (content, odd) = (layer.blob.size, files.len() % 3);
+        match odd {
+            1 => {
+                layer = compressed(
+                    layer,
+                    Compression::Gzip,
+                    content,
+                    vec![9; 64].into(),
+                    links.then(|| "w".into()),
+                )
+            }
+            2 => layer = compressed(layer, Compression::Zstd, content, vec![9; 16].into(), None),
+            _ => {}
+        }
         index.layers.push(layer);
     }
     index

@@ -28,6 +28,17 @@ pub(super) const NO_EXTENT: u32 = u32::MAX;
 /// The kind of a section of chunk digests.
 pub(super) const CHUNK_DIGESTS: u16 = 1;
 
+/// The kind of a section of spans.
+pub(super) const SPANS: u16 = 2;
+
+/// The kind of a section of checkpoints.
+pub(super) const CHECKPOINTS: u16 = 3;
+
+/// Content is the stored bytes.
+pub(super) const STORED: u8 = 0;
+pub(super) const GZIP: u8 = 1;
+pub(super) const ZSTD: u8 = 2;
+
 /// Set in the kinds of sections that a reader who does not know them passes over.
 pub(super) const MAY_PASS_OVER: u16 = 1 << 15;
 

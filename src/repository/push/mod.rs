@@ -15,8 +15,9 @@ use self::layout::Folder;
 use self::registry::Pushing;
 pub use self::seal::Seal;
 pub use self::source::Piece;
-use super::Config;
+use super::{Config, referrers};
 use crate::error::{Error, Kind, Result};
+use crate::oci::manifest::OCI_INDEX;
 use crate::oci::{Blob, Digest, Place, Reference};
 use crate::repository::MANIFEST_LIMIT;
 
@@ -123,5 +124,28 @@ impl Target {
             Way::Registry(registry) => registry.tag(tag, media_type, manifest).await,
             Way::Layout(folder) => folder.tag(tag, media_type, manifest).await,
         }
+    }
+
+    /// Puts a manifest there that refers to `subject` (its own field `subject` says so too), so that whoever lists what refers
+    /// to that finds it. A registry that keeps no such lists is given one under the tag that stands for it; two who do that at
+    /// the same time may lose one of their entries, as the specification says. Gives the manifest's digest.
+    ///
+    /// # Errors
+    /// As [`tag`](Self::tag); `Protocol` where the tag leads to something else than a list.
+    pub async fn refer(
+        &self,
+        subject: &Digest,
+        artifact_type: &str,
+        media_type: &str,
+        manifest: &Bytes,
+    ) -> Result<Digest> {
+        let digest = self.tag(None, media_type, manifest).await?;
+        if let Way::Registry(registry) = &self.0
+            && let Some(list) = registry.own_list(subject, artifact_type).await?
+            && let Some(list) = referrers::with(&list, media_type, manifest)?
+        {
+            self.tag(Some(&referrers::tag_of(subject)), OCI_INDEX, &list.into()).await?;
+        }
+        Ok(digest)
     }
 }

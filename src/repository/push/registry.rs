@@ -15,8 +15,9 @@ use super::source::Source;
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Digest, Which};
 use crate::range::StoredRange;
+use crate::repository::hosts;
 use crate::repository::registry::{Session, Setback, Stretch};
-use crate::repository::retry::{Tries, UNREACHABLE_PATIENCE};
+use crate::repository::tries::{Tries, UNREACHABLE_PATIENCE};
 use crate::repository::{Config, Registry, Repository};
 
 /// Up to here a blob goes in one request, which costs a round trip less and no more than this when it breaks.
@@ -49,9 +50,14 @@ pub(super) struct Pushing {
 }
 
 impl Pushing {
-    /// As [`Registry::new`], with leave to write.
+    /// At the first of the registry's hosts that takes pushes.
     pub(super) fn new(host: &str, repository: &str, config: &Config) -> Result<Self> {
-        let registry = Registry::pushing(host, repository, config)?;
+        let taking = hosts::of(host, config)?.into_iter().find(|host| host.can.push);
+        let taking = taking.ok_or_else(|| {
+            Error::new(Kind::Invalid, format!("no host of {host} takes pushes"))
+                .hint("its hosts.toml gives none the capability \"push\"")
+        })?;
+        let registry = Registry::pushing(taking.endpoint, (host, repository), config)?;
         Ok(Self { registry, setup_deadline: config.setup_deadline, deadline: config.read_deadline })
     }
 
@@ -78,6 +84,13 @@ impl Pushing {
         let deadline = self.deadline.saturating_add(patience);
         self.asked(&format!("push the manifest {which} to"), deadline, put).await?;
         Ok(digest)
+    }
+
+    /// The list of what refers to `subject` that a tag must stand in for; `None` where the registry keeps lists by itself.
+    pub(super) async fn own_list(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Bytes>> {
+        let doing = format!("list what refers to {subject} in");
+        let ask: Ask<'_, _> = &|| Box::pin(self.registry.own_list(subject, artifact_type));
+        self.asked(&doing, self.setup_deadline, ask).await
     }
 
     /// Asks until there is an answer that counts, or the deadline is over.

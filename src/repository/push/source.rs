@@ -3,6 +3,7 @@
 //! A push that breaks goes on where it broke, so every stretch can be read again. Nothing is kept: what is in memory at
 //! once is what was asked for last, and one piece ahead of it.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -43,6 +44,13 @@ pub enum Piece {
         /// What it was.
         seal: Seal,
     },
+    /// A stretch of a file that is open, and that nobody else changes.
+    Open {
+        /// The file.
+        file: Arc<File>,
+        /// Which of its bytes.
+        range: StoredRange,
+    },
     /// All of a blob that is elsewhere.
     Blob {
         /// Where it is.
@@ -58,7 +66,7 @@ impl Piece {
     pub fn size(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => u64::try_from(bytes.len()).unwrap_or(u64::MAX),
-            Self::File { range, .. } | Self::Sealed { range, .. } => range.len(),
+            Self::File { range, .. } | Self::Sealed { range, .. } | Self::Open { range, .. } => range.len(),
             Self::Blob { blob, .. } => blob.size,
         }
     }
@@ -69,6 +77,7 @@ impl Piece {
             Self::Bytes(bytes) => slices(bytes.clone(), within),
             Self::File { path, range } => file(path.clone(), *range, None, within),
             Self::Sealed { path, range, seal } => file(path.clone(), *range, Some(*seal), within),
+            Self::Open { file, range } => stretched(file.clone(), *range, within),
             Self::Blob { repository, blob } => {
                 let (repository, blob) = (repository.clone(), blob.clone());
                 let opened = async move { repository.read(&blob, within).await };
@@ -155,8 +164,6 @@ fn slices(bytes: Bytes, within: StoredRange) -> ByteStream {
 }
 
 fn file(path: PathBuf, range: StoredRange, seal: Option<Seal>, within: StoredRange) -> ByteStream {
-    let start = range.start();
-    let here = StoredRange::new(start.saturating_add(within.start()), start.saturating_add(within.end()));
     let name = path.clone();
     let reads = async move {
         let open = move || match seal {
@@ -164,11 +171,7 @@ fn file(path: PathBuf, range: StoredRange, seal: Option<Seal>, within: StoredRan
             None => regular(&path).map(|(file, _)| file),
         };
         let file = Arc::new(blocking(open).await?);
-        let read = move |range| {
-            let file = file.clone();
-            blocking(move || read_piece(&file, range))
-        };
-        Ok::<_, Error>(stream::iter(stretches(here)).map(read).buffered(READS))
+        Ok::<_, Error>(stretched(file, range, within))
     };
     let changed = move |error: Error| {
         error
@@ -176,4 +179,15 @@ fn file(path: PathBuf, range: StoredRange, seal: Option<Seal>, within: StoredRan
             .hint("files must stay as they are while they are pushed")
     };
     stream::once(reads).try_flatten().map_err(changed).boxed()
+}
+
+/// The stretch `within` of `range` of an open file.
+fn stretched(file: Arc<File>, range: StoredRange, within: StoredRange) -> ByteStream {
+    let start = range.start();
+    let here = StoredRange::new(start.saturating_add(within.start()), start.saturating_add(within.end()));
+    let read = move |range| {
+        let file = file.clone();
+        blocking(move || read_piece(&file, range))
+    };
+    stream::iter(stretches(here)).map(read).buffered(READS).boxed()
 }

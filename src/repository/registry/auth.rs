@@ -12,9 +12,10 @@ use parking_lot::Mutex;
 use reqwest::header::{HeaderMap, HeaderValue};
 use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 use tokio::time::{Instant, timeout};
-use url::Url;
 
+use super::reach::Reach;
 use super::realm::{self, Challenge, Realm};
+use super::tls::Clients;
 use super::token::{self, Token, sensitive};
 use super::wire;
 use crate::error::{Error, Kind, Result};
@@ -34,8 +35,8 @@ pub(super) struct Auth {
     keychain: Arc<Keychain>,
     /// What is asked for, as `repository:acme/llm:pull`.
     scopes: Vec<String>,
-    /// The registry's own URL: where the password may go, and whether TLS may be missing.
-    registry: Url,
+    /// How far the registry may lead: to which token service the password may go.
+    reach: Arc<Reach>,
     stall: Duration,
     /// Held for a moment only.
     state: Mutex<State>,
@@ -114,31 +115,31 @@ impl Auth {
     pub(super) fn new(
         keychain: Arc<Keychain>,
         (repository, actions): (&str, &str),
-        registry: Url,
+        reach: Arc<Reach>,
         stall: Duration,
     ) -> Self {
-        Self::for_scopes(keychain, vec![format!("repository:{repository}:{actions}")], registry, stall)
+        Self::for_scopes(keychain, vec![format!("repository:{repository}:{actions}")], reach, stall)
     }
 
     /// For nothing in particular: to find out whether the credentials are right.
-    pub(super) fn for_login(keychain: Arc<Keychain>, registry: Url, stall: Duration) -> Self {
-        Self::for_scopes(keychain, Vec::new(), registry, stall)
+    pub(super) fn for_login(keychain: Arc<Keychain>, reach: Arc<Reach>, stall: Duration) -> Self {
+        Self::for_scopes(keychain, Vec::new(), reach, stall)
     }
 
     /// The same, and leave to read `repository` besides; with a token of its own.
     pub(super) fn and_pull(&self, repository: &str) -> Self {
         let scopes = self.scopes.iter().cloned().chain([format!("repository:{repository}:pull")]).collect();
-        Self::for_scopes(self.keychain.clone(), scopes, self.registry.clone(), self.stall)
+        Self::for_scopes(self.keychain.clone(), scopes, Arc::clone(&self.reach), self.stall)
     }
 
-    fn for_scopes(keychain: Arc<Keychain>, scopes: Vec<String>, registry: Url, stall: Duration) -> Self {
-        Self { keychain, scopes, registry, stall, state: Mutex::default(), flight: Arc::default() }
+    fn for_scopes(keychain: Arc<Keychain>, scopes: Vec<String>, reach: Arc<Reach>, stall: Duration) -> Self {
+        Self { keychain, scopes, reach, stall, state: Mutex::default(), flight: Arc::default() }
     }
 
     /// The header to send now. A token whose life is nearly over is renewed beside it; one that is over, first.
     pub(super) async fn header(
         self: &Arc<Self>,
-        client: &reqwest::Client,
+        client: &Clients,
     ) -> Result<(Option<HeaderValue>, Generation)> {
         let (renewal, seen) = {
             let state = self.state.lock();
@@ -165,14 +166,14 @@ impl Auth {
     /// Takes the registry's 401 to a request sent with the header of `used`; `Ok` where it may be sent again.
     pub(super) async fn refused(
         &self,
-        client: &reqwest::Client,
+        client: &Clients,
         used: Generation,
         headers: &HeaderMap,
     ) -> Result<Renewed> {
         if let Some(done) = self.state.lock().since(used) {
             return done;
         }
-        match realm::challenge(&self.registry, headers)? {
+        match realm::challenge(&self.reach, headers)? {
             Challenge::Bearer(realm) => self.renew(client, realm, used).await,
             Challenge::Basic => self.use_basic(used).await,
         }
@@ -184,11 +185,7 @@ impl Auth {
     ///
     /// # Errors
     /// Those after which asking again may help.
-    pub(super) async fn suspected(
-        &self,
-        client: &reqwest::Client,
-        used: Generation,
-    ) -> Result<Option<Renewed>> {
+    pub(super) async fn suspected(&self, client: &Clients, used: Generation) -> Result<Option<Renewed>> {
         let realm = {
             let mut state = self.state.lock();
             if let Some(done) = state.since(used) {
@@ -261,7 +258,7 @@ impl Auth {
     }
 
     /// Renews in a task of its own, unless one is at it.
-    fn renew_beside(self: &Arc<Self>, client: &reqwest::Client, realm: Realm, seen: Generation) {
+    fn renew_beside(self: &Arc<Self>, client: &Clients, realm: Realm, seen: Generation) {
         let Ok(turn) = self.flight.clone().try_lock_owned() else { return };
         let (auth, client) = (self.clone(), client.clone());
         tokio::spawn(async move {
@@ -272,7 +269,7 @@ impl Auth {
     }
 
     /// Renews, or waits for who is at it.
-    async fn renew(&self, client: &reqwest::Client, realm: Realm, seen: Generation) -> Result<Renewed> {
+    async fn renew(&self, client: &Clients, realm: Realm, seen: Generation) -> Result<Renewed> {
         let turn = self.flight.clone().lock_owned().await;
         self.renew_in(turn, client, realm, seen).await
     }
@@ -280,7 +277,7 @@ impl Auth {
     async fn renew_in(
         &self,
         _turn: OwnedMutexGuard<()>,
-        client: &reqwest::Client,
+        client: &Clients,
         realm: Realm,
         seen: Generation,
     ) -> Result<Renewed> {
@@ -294,7 +291,7 @@ impl Auth {
     }
 
     /// A token, and when it was asked for. Credentials that are refused are looked for once more.
-    async fn fetch(&self, client: &reqwest::Client, realm: &Realm) -> (Result<Token>, Instant) {
+    async fn fetch(&self, client: &Clients, realm: &Realm) -> (Result<Token>, Instant) {
         let found = match self.keychain.find(Freshness::Remembered).await {
             Ok(found) => found,
             Err(error) => return (Err(error), Instant::now()),
@@ -313,7 +310,7 @@ impl Auth {
 
     async fn ask(
         &self,
-        client: &reqwest::Client,
+        client: &Clients,
         realm: &Realm,
         credentials: Option<&Credentials>,
     ) -> (Result<Token>, Instant) {

@@ -2,13 +2,13 @@
 //!
 //! The realm of a challenge is the registry's word, and a password or identity token will be sent there. A registry is
 //! believed about hosts of the world, since what it asks for it could ask for itself; it is not believed about hosts
-//! that only we can reach, nor about doing without TLS (GHSA-xf85-363p-868w shows what comes of it).
-
-use std::net::IpAddr;
+//! that only we can reach ([`Reach`], here and when a connection is made), nor about doing without TLS
+//! (GHSA-xf85-363p-868w shows what comes of it).
 
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
-use url::{Host, Url};
+use url::Url;
 
+use super::reach::{OutOfReach, Reach};
 use super::{hops, wire};
 use crate::error::{Error, Kind, Result};
 
@@ -26,18 +26,18 @@ pub(super) enum Challenge {
     Basic,
 }
 
-/// What `registry` wants; a token rather than a password where it would take either.
+/// What a registry wants that leads no further than `reach`; a token rather than a password where it would take either.
 ///
 /// # Errors
 /// `Denied` where it says nothing that can be met, `Protocol` where its realm is refused.
-pub(super) fn challenge(registry: &Url, headers: &HeaderMap) -> Result<Challenge> {
+pub(super) fn challenge(reach: &Reach, headers: &HeaderMap) -> Result<Challenge> {
     let mut basic = false;
     for value in headers.get_all(WWW_AUTHENTICATE) {
         let Ok(text) = value.to_str() else { continue };
         let Ok(challenges) = http_auth::parse_challenges(text) else { continue };
         for one in challenges {
             if one.scheme.eq_ignore_ascii_case("bearer") {
-                return bearer(registry, &one).map(Challenge::Bearer);
+                return bearer(reach, &one).map(Challenge::Bearer);
             }
             basic |= one.scheme.eq_ignore_ascii_case("basic");
         }
@@ -45,7 +45,7 @@ pub(super) fn challenge(registry: &Url, headers: &HeaderMap) -> Result<Challenge
     if basic { Ok(Challenge::Basic) } else { Err(Error::new(Kind::Denied, "401 Unauthorized")) }
 }
 
-fn bearer(registry: &Url, challenge: &http_auth::ChallengeRef<'_>) -> Result<Realm> {
+fn bearer(reach: &Reach, challenge: &http_auth::ChallengeRef<'_>) -> Result<Realm> {
     let value = |name: &str| {
         let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.to_unescaped())
@@ -54,52 +54,18 @@ fn bearer(registry: &Url, challenge: &http_auth::ChallengeRef<'_>) -> Result<Rea
     let shown = || wire::clean(realm.split('?').next().unwrap_or_default());
     let bad = |why: String| wire::protocol(format!("its token service {:?} {why}", shown()));
     let url = Url::parse(&realm).map_err(|error| bad(format!("has no usable URL: {error}")))?;
-    may_be_asked(registry, &url).map_err(|why| bad(why.to_owned()))?;
+    may_be_asked(reach, &url).map_err(|why| bad(why.to_owned()).hint(OutOfReach::HINT))?;
     Ok(Realm { url, service: value("service") })
 }
 
-/// Whether the token service at `url` may be asked, and sent credentials, on the word of `registry`; else why not.
-fn may_be_asked(registry: &Url, url: &Url) -> Result<(), &'static str> {
-    hops::may_go(registry, url)?;
-    if is_private(url) && !is_private(registry) {
-        return Err("is at a private address, and the registry is not");
-    }
-    // Where clouds hand out the machine's own credentials to whoever asks.
-    if is_link_local(url) && !is_link_local(registry) {
-        return Err("is at an address of the link, and the registry is not");
-    }
+/// Whether the token service at `url` may be asked, and sent credentials, on the word of the registry; else why not.
+fn may_be_asked(reach: &Reach, url: &Url) -> Result<(), &'static str> {
+    reach.may_go(url)?;
     // A registry on this machine is asked without TLS; that says nothing about the way to other machines.
-    if url.scheme() == "http" && hops::is_loopback(registry) && !hops::is_loopback(url) {
+    if url.scheme() == "http" && hops::is_loopback(&reach.registry) && !hops::is_loopback(url) {
         return Err("has no TLS and is on another machine than the registry");
     }
     Ok(())
-}
-
-/// Whether the host is written as an address that is nobody's in the world (RFC 1918, 4193, 6598).
-fn is_private(url: &Url) -> bool {
-    address(url).is_some_and(|address| match address {
-        IpAddr::V4(v4) => {
-            let [first, second, ..] = v4.octets();
-            v4.is_private() || first == 100 && (64..128).contains(&second)
-        }
-        IpAddr::V6(v6) => v6.is_unique_local(),
-    })
-}
-
-fn is_link_local(url: &Url) -> bool {
-    address(url).is_some_and(|address| match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    })
-}
-
-/// The host where it is written as an address; one of IPv4 in the clothes of IPv6 is one of IPv4.
-fn address(url: &Url) -> Option<IpAddr> {
-    match url.host()? {
-        Host::Ipv4(address) => Some(address.into()),
-        Host::Ipv6(address) => Some(IpAddr::V6(address).to_canonical()),
-        Host::Domain(_) => None,
-    }
 }
 
 #[cfg(test)]
@@ -108,9 +74,13 @@ mod tests {
 
     use super::*;
 
+    fn reach(registry: &str) -> Reach {
+        Reach::new(Url::parse(registry).unwrap(), Vec::new())
+    }
+
     fn challenged(registry: &str, values: &[&str]) -> Result<Challenge> {
         let values = values.iter().map(|value| (WWW_AUTHENTICATE, HeaderValue::from_str(value).unwrap()));
-        challenge(&Url::parse(registry).unwrap(), &values.collect())
+        challenge(&reach(registry), &values.collect())
     }
 
     fn may(registry: &str, realm: &str) -> bool {
@@ -158,9 +128,17 @@ mod tests {
         }
         assert!(challenged("https://r.io/", &["Bearer service=\"x\""]).is_err());
         assert!(may("https://10.0.0.2:5000/", "https://10.0.0.1/token"));
-        assert!(!may("http://127.0.0.1:5000/", "https://10.0.0.1/token"));
+        assert!(may("http://127.0.0.1:5000/", "https://10.0.0.1/token"));
         assert!(!may("http://127.0.0.1:5000/", "https://169.254.169.254/token"));
         assert!(may("https://r.io/", "https://172.32.0.1/token"));
+    }
+
+    #[test]
+    fn a_token_service_that_the_user_names_may_be_anywhere() {
+        let named = Reach::new(Url::parse("https://r.io/").unwrap(), vec!["10.0.0.0/8".parse().unwrap()]);
+        let asked = |url: &str| may_be_asked(&named, &Url::parse(url).unwrap());
+        assert!(asked("https://10.0.0.1/token").is_ok() && asked("https://192.168.0.1/token").is_err());
+        assert!(asked("http://10.0.0.1/token").is_err(), "TLS is another matter");
     }
 
     #[test]
@@ -181,8 +159,7 @@ mod tests {
             words in "(Bearer |Basic |bearer)?(realm=|service=|\"|,|=|\\\\|https?://|[ -~]|\u{e9}){0,60}",
         ) {
             let headers = HeaderValue::from_bytes(words.as_bytes()).map(|value| (WWW_AUTHENTICATE, value));
-            let registry = Url::parse("https://r.io/").unwrap();
-            if let Ok(Challenge::Bearer(realm)) = challenge(&registry, &headers.into_iter().collect()) {
+            if let Ok(Challenge::Bearer(realm)) = challenge(&reach("https://r.io/"), &headers.into_iter().collect()) {
                 proptest::prop_assert_eq!(realm.url.scheme(), "https");
             }
         }

@@ -6,12 +6,13 @@
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use url::Url;
 use url::form_urlencoded::Serializer;
 use zeroize::Zeroizing;
 
 use super::realm::Realm;
+use super::tls::Clients;
 use super::wire;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Secret;
@@ -53,7 +54,7 @@ enum Life {
 /// # Errors
 /// `Denied` where it gives none, and what the wire may bring.
 pub(super) async fn fetch(
-    client: &Client,
+    client: &Clients,
     realm: &Realm,
     scopes: &[String],
     credentials: Option<&Credentials>,
@@ -92,7 +93,7 @@ async fn refusal(answer: Response, stall: Duration) -> Error {
 }
 
 async fn get(
-    client: &Client,
+    client: &Clients,
     realm: &Realm,
     scopes: &[String],
     credentials: Option<&Credentials>,
@@ -111,9 +112,9 @@ async fn get(
     request.send().await.map_err(wire::transport)
 }
 
-async fn post(client: &Client, realm: &Realm, scopes: &[String], token: &Secret) -> Result<Response> {
+async fn post(client: &Clients, realm: &Realm, scopes: &[String], token: &Secret) -> Result<Response> {
     let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
-    let request = client.post(realm.url.clone()).header(CONTENT_TYPE, form_type);
+    let request = client.request(Method::POST, realm.url.clone()).header(CONTENT_TYPE, form_type);
     request.body(form(realm, scopes, token)).send().await.map_err(wire::transport)
 }
 

@@ -1,0 +1,99 @@
+//! Indexes that were made on this machine: one layer each, in a file of ours, with the digest of the head behind it.
+//!
+//! Made while the layer went by and its own digest was proved. So its chunks are kept under the layer's digest itself, and
+//! what was kept then is found again. The file may have been damaged since: its head is checked by the digest behind
+//! it, its sections by theirs, and whoever finds one wrong does without. Called by the loader, `find` and `index build`.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::bound::refuse_large;
+use super::format::{self, HEAD_LIMIT};
+use super::{ChunkDigest, Entry, EntryKind, Home, Index, Layer};
+use crate::error::{Error, Kind, Result};
+use crate::oci::{Blob, Digest};
+
+/// The length of the digest behind the index.
+const SEAL: u64 = 32;
+
+/// Where the head's length stands (docs/index-format.md).
+const LENGTH_AT: u64 = 16;
+
+/// Writes the index of `layer`, whose entries and chunk digests these are, into the empty `file`.
+///
+/// Blocks on the local disk. The entries' layer may be any number, all of them the same.
+///
+/// # Errors
+/// As [`format::encode()`]; [`Kind::Storage`] where the file can't be written.
+pub fn write(file: &File, layer: &Layer, entries: &[Entry], digests: Vec<ChunkDigest>) -> Result<()> {
+    let entries = entries.iter().cloned().map(|entry| renumbered(entry, 0)).collect();
+    let index = Index { entries, layers: vec![layer.clone()], warnings: Vec::new() };
+    let encoded = format::encode(&index, &[digests])?;
+    let mut at = 0;
+    let mut put = |piece: &[u8]| {
+        let written = file.write_all_at(piece, at);
+        at = at.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+        written.map_err(|error| Error::from_source(Kind::Storage, "cannot write an index", error))
+    };
+    encoded.each(&mut put)?;
+    put(&encoded.head.digest.value())
+}
+
+/// The layer `blob` as the index in `file` has it, and its entries, as of number `number` of an artifact's layers. Sections
+/// stay in the file. Blocks on the local disk; costs memory as [`format::decode()`].
+///
+/// # Errors
+/// [`Kind::Invalid`] and [`Kind::Integrity`] where it is not such an index, or not of this layer, and [`Kind::Storage`] where
+/// it can't be read: the caller does without it.
+pub fn open(file: Arc<File>, blob: &Blob, number: usize) -> Result<(Layer, Vec<Entry>)> {
+    let metadata = file.metadata();
+    let len =
+        metadata.map_err(|error| Error::from_source(Kind::Storage, "cannot read an index", error))?.len();
+    let size = len.saturating_sub(SEAL);
+    let said = read(&file, LENGTH_AT, 8)?;
+    let said = said.first_chunk().map_or(u64::MAX, |said| u64::from_le_bytes(*said));
+    if said > HEAD_LIMIT.min(size) {
+        return Err(Error::new(Kind::Invalid, format!("the head of an index says it has {said} bytes")));
+    }
+    let (head, seal) = (read(&file, 0, said)?, read(&file, size, SEAL)?);
+    if Digest::of(&head).value() != seal {
+        return Err(Error::new(Kind::Integrity, "the head of an index is not what was written"));
+    }
+    let mut head = format::decode_at(&head, size, &Home::File(file))?;
+    refuse_large(&head, said)?;
+    let (Some(mut layer), true) = (head.layers.pop(), head.layers.is_empty()) else {
+        return Err(Error::new(Kind::Invalid, "an index of one layer has another number of them"));
+    };
+    if layer.blob != *blob {
+        let doing = format!("an index is of layer {} and not of {}", layer.blob.digest, blob.digest);
+        return Err(Error::new(Kind::Invalid, doing));
+    }
+    if let Some(bound) = &mut layer.bound {
+        bound.kept_as = blob.digest.clone();
+    }
+    let entries = head.entries.into_iter().map(|entry| renumbered(entry, number)).collect();
+    Ok((layer, entries))
+}
+
+/// The entry as one of the layer `number`.
+pub(crate) fn renumbered(mut entry: Entry, number: usize) -> Entry {
+    entry.layer = number;
+    if let EntryKind::File { extent: Some(id), .. } = &mut entry.kind {
+        id.layer = number;
+    }
+    entry
+}
+
+fn read(file: &File, at: u64, len: u64) -> Result<Bytes> {
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    let read = file.read_exact_at(&mut bytes, at);
+    read.map_err(|error| Error::from_source(Kind::Storage, "cannot read an index", error))?;
+    Ok(bytes.into())
+}
+
+#[cfg(test)]
+#[path = "local_tests.rs"]
+mod tests;
