@@ -75,6 +75,9 @@ enum Step {
     Away(Hop, Option<Duration>),
 }
 
+/// Leave to read another repository too: its name, and who asks there.
+type Mounting = (String, Arc<Auth>);
+
 /// A repository of a registry. Cloned, it is the same one.
 #[derive(Clone)]
 pub struct Registry {
@@ -88,8 +91,8 @@ pub struct Registry {
     /// `base`, were nothing configured of the registry: the same whoever is asked in its place.
     known_as: Url,
     auth: Arc<Auth>,
-    /// Leave to read another repository too, from which blobs are mounted: its name, and who asks there.
-    mounting: Arc<Mutex<Option<(String, Arc<Auth>)>>>,
+    /// For the repository from which blobs are mounted.
+    mounting: Arc<Mutex<Option<Mounting>>>,
     stall: Duration,
     reach: Arc<Reach>,
     found: Found,
