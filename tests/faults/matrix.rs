@@ -19,7 +19,7 @@ const TIMES: Times = Times { deadline: Duration::from_secs(8), stall: Duration::
 /// How long the fault that passes by itself is there.
 const A_TIME: Duration = Duration::from_millis(1500);
 /// How many settings are at work at once. They wait most of the time.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 64;
 /// The files of each of the three.
 const SHARE: usize = FILES / 3;
 
@@ -98,7 +98,11 @@ impl Cell {
     }
 
     async fn at_the_first_attempt(&self, what: &str) {
-        self.faulty().rule(Rule::always("/blobs/", self.row.fault.clone()).first_of_each());
+        self.faulty().rule(match self.row.fault {
+            // Of all addresses at once; again and again would be no first attempt for who has a new one.
+            Fault::Expire => Rule::once("/blobs/", Fault::Expire),
+            _ => Rule::always("/blobs/", self.row.fault.clone()).first_of_each(),
+        });
         for outcome in self.read(0).await {
             if self.row.fate != Fate::Refusal {
                 outcome.right(&format!("{what}, at first"));

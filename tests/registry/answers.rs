@@ -13,10 +13,10 @@ use axum::http::header::{CONTENT_RANGE, RANGE};
 use axum::response::Response;
 use bytes::Bytes;
 use weightfs::Kind;
-use weightfs::cli::demo::registry::{Serving, serve};
 use weightfs::oci::{Blob, Digest};
 use weightfs::range::StoredRange;
 use weightfs::repository::{Config, Repository, connect, read_all};
+use weightfs::testing::registry::{Serving, serve};
 
 const MIB: u64 = 1 << 20;
 
