@@ -295,12 +295,15 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// Takes 10 ms for a read, and where the word says so much longer: for the first byte, or between pieces.
+    /// How long the first byte takes and how long lies between pieces, by the number of the read; else 10 ms and nothing.
+    type Slowness = fn(u64) -> Option<(Duration, Duration)>;
+
+    /// Gives what memory has, as slowly as it is told.
     #[derive(Debug)]
     struct Slow {
         memory: Memory,
         asked: AtomicU64,
-        slow: Box<fn(u64) -> Option<(Duration, Duration)>>,
+        slow: Slowness,
     }
 
     impl Repository for Slow {
@@ -331,11 +334,11 @@ mod tests {
         }
     }
 
-    fn hedging(slow: fn(u64) -> Option<(Duration, Duration)>) -> (Hedging<Slow>, Blob, Vec<u8>) {
+    fn hedging(slow: Slowness) -> (Hedging<Slow>, Blob, Vec<u8>) {
         let memory = Memory::new();
         let bytes: Vec<u8> = (0..MIB / 8).flat_map(u64::to_le_bytes).collect();
         let blob = memory.put(bytes.clone());
-        let slow = Slow { memory, asked: AtomicU64::new(0), slow: Box::new(slow) };
+        let slow = Slow { memory, asked: AtomicU64::new(0), slow };
         (Hedging::new(slow, &Config::default()), blob, bytes)
     }
 

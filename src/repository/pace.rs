@@ -54,7 +54,7 @@ struct State {
     under_way: usize,
     /// When the numbers below were last brought up to date.
     at: Instant,
-    /// For how long as many requests as the pace says were under way, what came meanwhile, how many ended.
+    /// For how long the requests under way were as many as may be, what came meanwhile, how many ended.
     full: Duration,
     bytes: u64,
     ended: usize,
@@ -131,7 +131,7 @@ impl Measured {
         self.bytes = self.bytes.saturating_add(bytes);
         let mut state = self.pacer.0.lock();
         state.catch_up();
-        if state.under_way >= state.pace.requests {
+        if state.is_full() {
             state.bytes = state.bytes.saturating_add(bytes);
         }
     }
@@ -147,7 +147,6 @@ impl Measured {
             let latency = first.duration_since(self.began).as_secs_f64();
             let rest = first.elapsed().as_secs_f64();
             smooth(&mut state.latency, latency);
-            #[allow(clippy::cast_precision_loss, reason = "a rate, and no count")]
             smooth(&mut state.alone, self.bytes as f64 / rest.max(1e-4));
         }
         state.judge();
@@ -165,10 +164,15 @@ impl Drop for Measured {
 impl State {
     fn catch_up(&mut self) {
         let now = Instant::now();
-        if self.under_way >= self.pace.requests {
+        if self.is_full() {
             self.full += now.duration_since(self.at);
         }
         self.at = now;
+    }
+
+    /// Whether as many are under way as may be, but for one that may be somebody's who waits.
+    fn is_full(&self) -> bool {
+        self.under_way > 0 && self.under_way + 1 >= self.pace.requests
     }
 
     fn set_requests(&mut self, requests: usize) {
@@ -182,7 +186,6 @@ impl State {
         if self.full < EPOCH || self.ended < 2 * self.pace.requests {
             return;
         }
-        #[allow(clippy::cast_precision_loss, reason = "a rate, and no count")]
         let rate = self.bytes as f64 / self.full.as_secs_f64();
         self.size();
         let present = self.pace.requests;
@@ -209,7 +212,6 @@ impl State {
     fn size(&mut self) {
         let (Some(latency), Some(alone)) = (self.latency, self.alone) else { return };
         let worth = (alone * latency * WORTH).min(alone * LONGEST);
-        #[allow(clippy::cast_precision_loss, reason = "sizes of some MiB")]
         let present = self.pace.bytes as f64;
         // Small requests are no aim: what begins fast costs the registry as much as what does not.
         if worth >= present * 2.0 {

@@ -69,7 +69,6 @@ impl Rate {
     }
 
     fn cost(&self, bytes: u64) -> Duration {
-        #[allow(clippy::cast_precision_loss, reason = "a time, which need not be exact")]
         Duration::from_secs_f64((bytes as f64 / self.bytes_a_second as f64).min(3600.0))
     }
 }

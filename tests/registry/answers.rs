@@ -13,8 +13,10 @@ use axum::http::header::{CONTENT_RANGE, RANGE};
 use axum::response::Response;
 use bytes::Bytes;
 use weightfs::Kind;
+use weightfs::content::{self, Loader, Store, StoreConfig};
+use weightfs::index::{Coding, Entry, EntryKind, ExtentId, Index, Layer};
 use weightfs::oci::{Blob, Digest};
-use weightfs::range::StoredRange;
+use weightfs::range::{ContentRange, StoredRange};
 use weightfs::repository::{Config, Repository, connect, read_all};
 use weightfs::testing::registry::{Serving, serve};
 
@@ -144,6 +146,42 @@ async fn a_range_that_is_ignored_once_costs_an_answer_and_no_more() {
     own.read(&*repository, MIB, 2 * MIB).await.unwrap();
     assert_eq!(own.asked(), 3, "near the beginning the answer itself is used");
     assert!(repository.pace().requests > 1);
+}
+
+/// A loader of one file, which is the blob.
+fn loader(own: &Own, store: &std::path::Path) -> Arc<Loader> {
+    let extent = ContentRange::new(0, own.blob.size);
+    let kind = EntryKind::File { extent: Some(ExtentId { layer: 0, extent: 0 }), size: own.blob.size };
+    let entry = Entry { path: "a.bin".into(), kind, mode: 0, mtime: 0, layer: 0 };
+    let layer = Layer {
+        blob: own.blob.clone(),
+        media_type: String::new(),
+        diff_id: None,
+        coding: Coding::Stored,
+        extents: vec![extent],
+        gaps: Vec::new(),
+        bound: None,
+    };
+    let index = Arc::new(Index { entries: vec![entry], layers: vec![layer], warnings: Vec::new() });
+    let store = Store::open(&StoreConfig { folder: store.to_owned(), size: Some(1 << 30) }).unwrap();
+    let config = content::Config::default();
+    let metrics = config.metrics.clone();
+    Loader::new(own.repository(&Config::default()), index, store, config, metrics)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_a_registry_that_ignores_ranges_is_read_once_in_all() {
+    let own = Own::start(64 * MIB, whole).await;
+    let folder = tempfile::tempdir().unwrap();
+    let loader = loader(&own, &folder.path().join("store"));
+    let id = ExtentId { layer: 0, extent: 0 };
+    for at in (0..64 * MIB).step_by(256 << 10) {
+        let bytes = loader.read(id, ContentRange::new(at, at + (256 << 10))).await.unwrap();
+        assert!(bytes == own.bytes.slice(at as usize..at as usize + (256 << 10)), "{at}");
+    }
+    // Until it is known, each request near the beginning is an answer; then one stream brings the rest.
+    assert!(own.asked() <= 16, "{} answers for 64 MiB", own.asked());
+    loader.close().await;
 }
 
 /// Answers each connection with the same bytes, whatever is asked, and closes it.

@@ -161,6 +161,16 @@ async fn a_refusal_is_reported_at_once_with_the_way_out() {
 }
 
 #[tokio::test]
+async fn a_registry_that_ignores_ranges_gives_the_right_bytes_all_the_same() {
+    let setting = Setting::new(&impatient()).await;
+    setting.server.rule(Rule::always("/blobs/", Fault::IgnoreRange));
+    assert!(setting.read().await.unwrap() == setting.sample.bytes_of(RANGE));
+    let all = StoredRange::new(0, setting.sample.large.size);
+    let bytes = read_all(&*setting.repository, &setting.sample.large, all).await.unwrap();
+    assert!(bytes == setting.sample.bytes_of(all));
+}
+
+#[tokio::test]
 async fn the_wait_that_a_registry_asks_for_is_kept() {
     let setting = Setting::new(&Config::default()).await;
     setting.server.rule(Rule::once("/blobs/", Fault::RetryAfter(503, "1")));

@@ -9,7 +9,7 @@ use reqwest::{Method, Response, StatusCode};
 use tokio::sync::OwnedMutexGuard;
 
 use super::ask::Ask;
-use super::hops::{Carries, Hop};
+use super::hops::{self, Carries, Hop};
 use super::whole::PART;
 use super::wire::{self, Given};
 use super::{Registry, Step};
@@ -163,7 +163,7 @@ impl Registry {
         self.found.redirects(true);
         self.found.put(&blob.digest, next.clone(), life);
         drop(turn);
-        let followed = self.follow(next.clone(), ask).await;
+        let followed = self.follow_up_to(hops::MOST - 1, next.clone(), ask).await;
         match &followed {
             Ok((last, response)) if response.status().is_success() => {
                 self.found.put(&blob.digest, last.clone(), life);

@@ -66,6 +66,9 @@ enum Step {
     Away(Hop, Option<Duration>),
 }
 
+/// Leave to read another repository too: its name, and who asks there.
+type Mounting = (String, Arc<Auth>);
+
 /// A repository of a registry. Cloned, it is the same one.
 #[derive(Clone)]
 pub struct Registry {
@@ -76,8 +79,8 @@ pub struct Registry {
     host: String,
     repository: String,
     auth: Arc<Auth>,
-    /// Leave to read another repository too, from which blobs are mounted: its name, and who asks there.
-    mounting: Arc<Mutex<Option<(String, Arc<Auth>)>>>,
+    /// For the repository from which blobs are mounted.
+    mounting: Arc<Mutex<Option<Mounting>>>,
     stall: Duration,
     reach: Arc<Reach>,
     found: Found,
@@ -140,8 +143,12 @@ impl Registry {
     }
 
     /// Follows redirects from `hop` on; gives the last hop and its answer, of whatever status.
-    async fn follow(&self, mut hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
-        for _ in 0..=hops::MOST {
+    async fn follow(&self, hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
+        self.follow_up_to(hops::MOST, hop, ask).await
+    }
+
+    async fn follow_up_to(&self, most: usize, mut hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
+        for _ in 0..=most {
             match self.step(&hop, ask).await? {
                 Step::Answer(response) => return Ok((hop, response)),
                 Step::Away(next, _) => hop = next,
