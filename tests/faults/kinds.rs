@@ -76,7 +76,7 @@ fn connection() -> Vec<Row> {
 }
 
 fn head() -> Vec<Row> {
-    let harmless = [Fault::TwiceTheSame(CONTENT_RANGE), Fault::SlowHead(Duration::from_micros(100))];
+    let harmless = [Fault::TwiceTheSame(CONTENT_RANGE), Fault::SlowHead(Duration::from_millis(2))];
     let passing = [
         Fault::EndlessHead(Duration::from_millis(20)),
         Fault::HugeHeader(1_000_000),

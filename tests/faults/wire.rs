@@ -199,10 +199,7 @@ async fn credentials_at_the_storage_are_refused_and_noted() {
 #[tokio::test]
 async fn of_two_users_each_sees_what_is_theirs() {
     let mine = User { repositories: vec!["test/model".into()], ..User::new("me", canary::PASSWORD) };
-    let other = User {
-        repositories: vec!["test/other".into()],
-        ..User::new("you", format!("{}another", canary::MARK))
-    };
+    let other = User { repositories: vec!["test/other".into()], ..User::new("you", canary::IDENTITY) };
     for door in [
         Door::Basic(vec![mine.clone(), other.clone()]),
         Door::Tokens(Tokens { users: vec![mine.clone(), other.clone()], ..Tokens::for_everybody() }),

@@ -22,7 +22,7 @@ pub enum Fault {
     Silence,
 
     // In the head of the answer.
-    /// The head comes a byte at a time with such pauses between, and then the body.
+    /// The head comes in forty pieces with such pauses between, and then the body.
     SlowHead(Duration),
     /// The head comes a byte at a time with such pauses between, and has no end.
     EndlessHead(Duration),
