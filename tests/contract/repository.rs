@@ -154,3 +154,20 @@ async fn a_registry_that_wants_tokens_and_sends_away_for_blobs_keeps_the_contrac
     server.rule(Rule::always("/blobs/", Fault::Redirect(cdn.origin())));
     holds(connect(&server.reference(), &Config::default()).unwrap(), &sample).await;
 }
+
+#[tokio::test]
+async fn a_registry_with_mirrors_keeps_the_contract_whether_they_answer_or_not() {
+    use crate::registry::server::{Fault, Rule};
+    let sample = Sample::new();
+    let (server, mirror) = (Server::start(sample.folder()).await, Server::start(sample.folder()).await);
+    let hosts = tempfile::tempdir().unwrap();
+    let folder = hosts.path().join(server.host());
+    std::fs::create_dir(&folder).unwrap();
+    // Nobody listens at port 1.
+    let text = format!("[host.\"http://127.0.0.1:1\"]\n[host.\"http://{}\"]\n", mirror.host());
+    std::fs::write(folder.join("hosts.toml"), text).unwrap();
+    let config = Config { hosts_dir: Some(hosts.path().to_owned()), ..Config::default() };
+    holds(connect(&server.reference(), &config).unwrap(), &sample).await;
+    mirror.rule(Rule::always("/v2/", Fault::Status(503)));
+    holds(connect(&server.reference(), &config).unwrap(), &sample).await;
+}

@@ -52,10 +52,13 @@ pub(super) fn rows() -> Vec<Row> {
     all.concat()
 }
 
-/// Those that the mixture is made of: a reader sees none of them as long as they pass.
+/// Those that the mixture is made of: a reader sees none of them as long as they pass. Of those that ask everybody to wait
+/// there is one, or the mixture would be little else.
 pub(super) fn passing() -> Vec<Fault> {
     let at_registry = |row: &Row| row.at == Registry && matches!(row.fate, Harmless | Passing | Lossy);
-    rows().into_iter().filter(at_registry).map(|row| row.fault).collect()
+    let waits = |fault: &Fault| matches!(fault, Fault::RetryAfter(..) | Fault::RetryAt(..));
+    let faults = rows().into_iter().filter(at_registry).map(|row| row.fault);
+    faults.filter(|fault| !waits(fault)).chain([Fault::RetryAfter(429, "1")]).collect()
 }
 
 /// Those that only a digest can tell.
@@ -73,7 +76,7 @@ fn connection() -> Vec<Row> {
 }
 
 fn head() -> Vec<Row> {
-    let harmless = [Fault::TwiceTheSame(CONTENT_RANGE), Fault::SlowHead(Duration::from_micros(100))];
+    let harmless = [Fault::TwiceTheSame(CONTENT_RANGE), Fault::SlowHead(Duration::from_millis(2))];
     let passing = [
         Fault::EndlessHead(Duration::from_millis(20)),
         Fault::HugeHeader(1_000_000),
@@ -94,7 +97,7 @@ fn body() -> Vec<Row> {
     let harmless = [
         Fault::Truncate(PART),
         Fault::Stall(PART),
-        Fault::Slow(1_000, Duration::from_millis(10)),
+        Fault::Slow(20, Duration::from_millis(10)),
         Fault::Extra(50),
         Fault::NoLength,
         Fault::Chunked,

@@ -40,7 +40,7 @@ async fn while_the_registry_is_gone_kept_bytes_are_read_as_ever_and_new_ones_soo
             }
         }
     };
-    // Somebody waits already when it comes back; the setting lends its registry for that moment.
+    // Somebody waits already when it comes back.
     let address = setting.registry.host().parse().unwrap();
     let router = shared(Form::Packed).source().router();
     let back = async {

@@ -18,7 +18,7 @@ const STEP: u64 = 4 * MIB;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_blob_is_read_through_while_tokens_and_addresses_end_all_the_time() {
-    let size = super::scale("WEIGHTFS_TEST_STREAM_MIB", 768) * MIB + 4_711;
+    let size = super::scale("WEIGHTFS_TEST_STREAM_MIB", 1024) * MIB + 4_711;
     let (folder, blob) = tokio::task::spawn_blocking(move || artifact(size)).await.unwrap();
     let source = Source::layout(folder.path().to_owned()).unwrap().with([blob]);
     let tokens = Tokens { told: LIFE.as_secs(), ..Tokens::for_everybody() };

@@ -94,7 +94,7 @@ async fn a_body_breaks_where_it_is_told_to() {
 async fn a_slow_answer_is_the_right_one() {
     let bare = Bare::start(Habits::default()).await;
     let piece = Duration::from_millis(1);
-    for fault in [Fault::Slow(100, piece), Fault::SlowHead(Duration::from_micros(100))] {
+    for fault in [Fault::Slow(10, piece), Fault::SlowHead(Duration::from_micros(100))] {
         // The connection stays after it, so its end is not waited for.
         bare.registry.heal();
         bare.registry.rule(Rule::once("/blobs/", fault.clone()));
@@ -178,6 +178,7 @@ async fn credentials_at_the_storage_are_refused_and_noted() {
     connection.read_to_string(&mut answer).await.unwrap();
     let location = answer.lines().find_map(|line| line.strip_prefix("location: ")).expect("a redirect");
     let storage = bare.registry.storage().unwrap();
+    assert!(location.contains(canary::SIGNATURE));
     let path = location.strip_prefix(&storage.origin()).expect("to the storage");
     let status = async |path: &str, headers: &str| {
         let mut connection = TcpStream::connect(storage.host()).await.unwrap();
@@ -187,7 +188,7 @@ async fn credentials_at_the_storage_are_refused_and_noted() {
         String::from_utf8_lossy(&answer[9..12]).into_owned()
     };
     assert_eq!(status(path, "").await, "200");
-    assert_eq!(status(path, "Authorization: Bearer canary-token\r\n").await, "400");
+    assert_eq!(status(path, &format!("Authorization: Bearer {}\r\n", canary::TOKEN)).await, "400");
     assert_eq!(status(&path.replace("expires=", "expires=9"), "").await, "403");
     bare.registry.expire_addresses();
     assert_eq!(status(path, "").await, "403");
@@ -199,7 +200,7 @@ async fn credentials_at_the_storage_are_refused_and_noted() {
 #[tokio::test]
 async fn of_two_users_each_sees_what_is_theirs() {
     let mine = User { repositories: vec!["test/model".into()], ..User::new("me", canary::PASSWORD) };
-    let other = User { repositories: vec!["test/other".into()], ..User::new("you", "canary-another") };
+    let other = User { repositories: vec!["test/other".into()], ..User::new("you", canary::IDENTITY) };
     for door in [
         Door::Basic(vec![mine.clone(), other.clone()]),
         Door::Tokens(Tokens { users: vec![mine.clone(), other.clone()], ..Tokens::for_everybody() }),

@@ -22,7 +22,7 @@ pub enum Fault {
     Silence,
 
     // In the head of the answer.
-    /// The head comes a byte at a time with such pauses between, and then the body.
+    /// The head comes in forty pieces with such pauses between, and then the body.
     SlowHead(Duration),
     /// The head comes a byte at a time with such pauses between, and has no end.
     EndlessHead(Duration),
@@ -46,7 +46,7 @@ pub enum Fault {
     ResetAt(usize),
     /// The body stops after so many bytes and the connection stays open.
     Stall(usize),
-    /// The body comes in pieces of so many bytes with such pauses between.
+    /// The body comes in so many pieces with such pauses before each.
     Slow(usize, Duration),
     /// So many bytes after the end of the body, on a connection that stays open.
     Extra(usize),

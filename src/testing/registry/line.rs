@@ -154,6 +154,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
                 None => {
                     ready!(Pin::new(&mut self.inner).poll_flush(context))?;
                     let end = script.end;
+                    if end == End::Close {
+                        ready!(Pin::new(&mut self.inner).poll_shutdown(context))?;
+                    }
                     self.playing = None;
                     self.end(end)?;
                 }

@@ -169,8 +169,14 @@ pub(super) fn script(fault: &Fault, honest: Honest) -> Result<Script, Honest> {
             Script::new([honest.up_to(*at), Step::Pause(Duration::from_millis(20))], End::Reset)
         }
         Fault::Stall(at) => Script::new([honest.up_to(*at), Step::Silence], End::Close),
-        Fault::Slow(piece, pause) => slowly(honest.head().into(), &honest.body, *piece, *pause),
-        Fault::SlowHead(pause) => slowly(Bytes::new(), &honest.head(), 1, *pause).followed_by(honest.body),
+        Fault::Slow(pieces, pause) => {
+            let piece = honest.body.len().div_ceil((*pieces).max(1));
+            slowly(honest.head().into(), &honest.body, piece, *pause)
+        }
+        Fault::SlowHead(pause) => {
+            let head = honest.head();
+            slowly(Bytes::new(), &head, head.len().div_ceil(40), *pause).followed_by(honest.body)
+        }
         Fault::EndlessHead(pause) => {
             let endless =
                 [&b"HTTP/1.1 206 Partial Content\r\nX-Endless: "[..], &b"x".repeat(10_000)].concat();
