@@ -3,21 +3,24 @@
 //! [`KEYS`] is the one table of what can be set; `docs/configuration.md` is held to it by a test. The process's
 //! environment is looked at in [`Environment::of_process`] and nowhere else. Used by the commands only.
 
+mod values;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytesize::ByteSize;
-
+use self::values::{
+    duration, existing_folder, folder, integrity, number, plain_http, read_ahead, redirect_to, requests,
+    size, switch, umask, warm,
+};
+use crate::content;
 use crate::content::store::StoreConfig;
-use crate::content::{self, Integrity, Warm};
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::metrics::Metrics;
 use crate::mount;
 use crate::repository::credentials::{Given, Providers, Sources};
-use crate::repository::{self, Exceptions, PlainHttp, Proxies, Proxy, RedirectTo};
+use crate::repository::{self, Exceptions, Proxies, Proxy};
 
 /// The environment and the user of this process, as far as settings hang on them.
 #[derive(Clone, Debug, Default)]
@@ -427,94 +430,6 @@ fn state_folders(environment: &Environment) -> StateConfig {
     let runtime = environment.path("XDG_RUNTIME_DIR").map(|path| path.join("weightfs"));
     // Not /tmp where there is no runtime folder: anybody could be there first.
     StateConfig { live: runtime.unwrap_or_else(|| logs.join("live")), logs }
-}
-
-fn folder(text: &str) -> Result<PathBuf, String> {
-    std::path::absolute(text).map_err(|error| format!("{text:?} is no path: {error}"))
-}
-
-/// A size in bytes as people write it: `1048576`, `50GiB`, `1.5 TB`.
-fn size(text: &str, least: u64) -> Result<u64, String> {
-    let form = || format!("{text:?} is no size; write it as 512MiB, 50GiB or 1TB");
-    let bytes = text.parse::<ByteSize>().map_err(|_| form())?.as_u64();
-    if bytes < least {
-        return Err(format!("{text:?} is too small; at least {} is needed", ByteSize::b(least)));
-    }
-    Ok(bytes)
-}
-
-fn read_ahead(text: &str) -> Result<u64, String> {
-    let bytes = size(text, 0)?;
-    if bytes > 1 << 30 { Err(format!("{text:?} is too much; at most 1GiB")) } else { Ok(bytes) }
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let form = || format!("{text:?} is no duration; write it as 500ms, 60s or 2m");
-    let value = humantime::parse_duration(text).map_err(|_| form())?;
-    let day = Duration::from_secs(24 * 60 * 60);
-    if value.is_zero() || value > day {
-        return Err(format!("{text:?} is not between nothing and a day"));
-    }
-    Ok(value)
-}
-
-fn requests(text: &str) -> Result<usize, String> {
-    let number = text.parse().ok().filter(|number| (1..=64).contains(number));
-    number.ok_or_else(|| format!("{text:?} is no number from 1 to 64"))
-}
-
-fn redirect_to(text: &str) -> Result<Vec<RedirectTo>, String> {
-    text.split(',').map(str::trim).filter(|place| !place.is_empty()).map(str::parse).collect()
-}
-
-fn switch(text: &str) -> Result<bool, String> {
-    match text {
-        "true" | "1" => Ok(true),
-        "false" | "0" => Ok(false),
-        _ => Err(format!("{text:?} is neither true nor false")),
-    }
-}
-
-fn plain_http(text: &str) -> Result<PlainHttp, String> {
-    match text {
-        "auto" => Ok(PlainHttp::OnThisMachine),
-        "true" | "1" => Ok(PlainHttp::Allowed),
-        "false" | "0" => Ok(PlainHttp::Never),
-        _ => Err(format!("{text:?} is none of auto, true, false")),
-    }
-}
-
-/// A folder that somebody names has to be there: it is not looked for again.
-fn existing_folder(text: &str) -> Result<PathBuf, String> {
-    let path = folder(text)?;
-    if path.is_dir() { Ok(path) } else { Err(format!("{text:?} is no folder")) }
-}
-
-fn integrity(text: &str) -> Result<Integrity, String> {
-    match text {
-        "auto" => Ok(Integrity::Auto),
-        "deferred" => Ok(Integrity::Deferred),
-        "strict" => Ok(Integrity::Strict),
-        _ => Err(format!("{text:?} is none of auto, deferred, strict")),
-    }
-}
-
-fn warm(text: &str) -> Result<Warm, String> {
-    match text {
-        "none" => Ok(Warm::None),
-        "auto" => Ok(Warm::Auto),
-        "all" => Ok(Warm::All),
-        _ => Err(format!("{text:?} is none of none, auto, all")),
-    }
-}
-
-fn number(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| format!("{text:?} is no number of a user or group"))
-}
-
-fn umask(text: &str) -> Result<u32, String> {
-    let value = u32::from_str_radix(text, 8).ok().filter(|value| *value <= 0o777);
-    value.ok_or_else(|| format!("{text:?} is no octal number up to 777"))
 }
 
 #[cfg(test)]

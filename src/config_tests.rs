@@ -1,6 +1,10 @@
 //! What settings mean, and that the documentation lists them.
 
+use std::time::Duration;
+
 use super::*;
+use crate::content::{Integrity, Warm};
+use crate::repository::RedirectTo;
 
 fn environment(variables: &[(&str, &str)]) -> Environment {
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value)));
