@@ -9,7 +9,7 @@ use crate::support::authority::Authority;
 use crate::support::http::{self, Body};
 use crate::support::nginx::{Nginx, free_port, hand_on_to, listen_with_tls};
 use crate::support::place::Place;
-use crate::support::registry::{BASIC, Registry};
+use crate::support::registry::{BASIC, PASSWORD, Registry};
 use crate::support::sample::{self, sample};
 use crate::support::tokens::Tokens;
 use crate::support::{heavy, read, wait};
@@ -24,6 +24,15 @@ fn trusting(authority: &Authority, host: &str) -> Hosts {
 fn mount(place: &Place, host: &str, hosts: &Hosts) {
     let options = ["--hosts-dir", hosts.path().to_str().unwrap(), "--warm", "none"].map(str::to_owned);
     place.mount(&format!("{host}/{REPOSITORY}:v1"), &options.each_ref().map(String::as_str));
+}
+
+fn log_in(place: &Place, host: &str, hosts: &Hosts) {
+    let mut command = place.command();
+    command.args(["login", host, "-u", "reader", "--password-stdin", "--hosts-dir"]).arg(hosts.path());
+    let input = place.folder("input").join("password");
+    fs::write(&input, PASSWORD).unwrap();
+    command.stdin(fs::File::open(&input).unwrap());
+    place.finish(command, PATIENCE).ok();
 }
 
 fn assert_whole(place: &Place, model: &Model) {
@@ -49,7 +58,7 @@ fn a_model_behind_a_password_and_tls_of_a_private_ca_is_mounted() {
             &["--hosts-dir", hosts.path().to_str().unwrap()],
         )
         .failed(4, &[&nginx.host()]);
-    docker_config(&place.docker(), &[(&nginx.host(), BASIC)]);
+    log_in(&place, &nginx.host(), &hosts);
     mount(&place, &nginx.host(), &hosts);
     assert_whole(&place, &model);
 }
