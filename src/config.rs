@@ -3,19 +3,25 @@
 //! [`KEYS`] is the one table of what can be set; `docs/configuration.md` is held to it by a test. The process's
 //! environment is looked at in [`Environment::of_process`] and nowhere else. Used by the commands only.
 
+mod values;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
 
-use bytesize::ByteSize;
-
+use self::values::{
+    duration, existing_folder, folder, integrity, number, plain_http, read_ahead, redirect_to, requests,
+    size, switch, umask, warm,
+};
+use crate::content;
 use crate::content::store::StoreConfig;
-use crate::content::{self, Integrity, Warm};
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::index::Trust;
+use crate::metrics::Metrics;
 use crate::mount;
-use crate::repository::{self, PlainHttp};
+use crate::repository::credentials::{Given, Providers, Sources};
+use crate::repository::{self, Exceptions, Proxies, Proxy};
 
 /// The environment and the user of this process, as far as settings hang on them.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +60,30 @@ impl Environment {
             let doing = format!("{NAME}: {value:?} is no number of seconds since 1970");
             Error::new(Kind::Invalid, doing)
         })
+    }
+
+    /// The proxies that the usual variables name, in capitals or, where these are not set, in small letters.
+    ///
+    /// # Errors
+    /// `Invalid` where one cannot be meant; its value is not shown.
+    fn proxies(&self) -> Result<Proxies> {
+        let of_all = self.proxy("ALL_PROXY")?;
+        let except = self.in_either_case("NO_PROXY").map(|list| list.to_string_lossy()).unwrap_or_default();
+        Ok(Proxies {
+            tls: self.proxy("HTTPS_PROXY")?.or_else(|| of_all.clone()),
+            plain: self.proxy("HTTP_PROXY")?.or(of_all),
+            except: Exceptions::read(&except),
+        })
+    }
+
+    fn proxy(&self, name: &str) -> Result<Option<Proxy>> {
+        let Some(value) = self.in_either_case(name) else { return Ok(None) };
+        let read = value.to_str().ok_or_else(|| "it is no UTF-8".to_owned()).and_then(str::parse);
+        read.map(Some).map_err(|why| Error::new(Kind::Invalid, format!("{name}: {why}")))
+    }
+
+    fn in_either_case(&self, name: &str) -> Option<&OsString> {
+        self.get(name).or_else(|| self.get(&name.to_ascii_lowercase()))
     }
 
     /// A variable that is set and not empty.
@@ -132,14 +162,49 @@ keys! {
     "store.size", "WEIGHTFS_STORE_SIZE", Some("--store-size"), "90 % of what its file system has", "size, `50GiB`",
     "how much is kept; what was not used for longest goes first",
     |all, text| size(text, 1).map(|value| all.store.size = Some(value));
-    "registry.plain_http", "WEIGHTFS_PLAIN_HTTP", Some("--plain-http"), "`false`", "`true` or `false`",
-    "ask a registry that is not on this machine over HTTP, without TLS",
-    |all, text| switch(text).map(|on| {
-        all.repository.plain_http = if on { PlainHttp::Allowed } else { PlainHttp::Never };
+    "registry.plain_http", "WEIGHTFS_PLAIN_HTTP", Some("--plain-http"), "`auto`: one on this machine", "`auto`, `true` or `false`",
+    "which registries are asked over HTTP, without TLS: those on this machine, all, or none",
+    |all, text| plain_http(text).map(|value| all.repository.plain_http = value);
+    "registry.hosts_dir", "WEIGHTFS_HOSTS_DIR", Some("--hosts-dir"), "`/etc/containerd/certs.d`", "folder",
+    "a folder a registry with a `hosts.toml`: its mirrors, certificates and headers, as containerd has them",
+    |all, text| existing_folder(text).map(|value| all.repository.hosts_dir = Some(value));
+    "registry.ca_file", "WEIGHTFS_CA_FILE", Some("--ca-file"), "none", "file, PEM",
+    "certificates of further CAs that are trusted, beside the machine's own",
+    |all, text| folder(text).map(|value| all.repository.ca_file = Some(value));
+    "registry.proxy", "WEIGHTFS_PROXY", Some("--proxy"), "`$HTTPS_PROXY` and `$HTTP_PROXY`, else `$ALL_PROXY`",
+    "URL: `http://`, `https://`, `socks5://` or `socks5h://`", "through whom registries are asked",
+    |all, text| text.parse::<Proxy>().map(|proxy| {
+        (all.repository.proxies.tls, all.repository.proxies.plain) = (Some(proxy.clone()), Some(proxy));
+    });
+    "registry.no_proxy", "WEIGHTFS_NO_PROXY", None, "`$NO_PROXY`", "list: `corp.example,10.0.0.0/8,r.io:5000`",
+    "who is asked without a proxy; this machine always is, unless `<-loopback>` is on the list",
+    |all, text| { all.repository.proxies.except = Exceptions::read(text); Ok(()) };
+    "registry.auth", "WEIGHTFS_REGISTRY_AUTH", None, "`$DOCKER_AUTH_CONFIG`",
+    "`HOST=USER:PASSWORD`, or JSON with `auths`", "credentials in so many words, for the registries that they name",
+    |all, text| Given::parse(text).map(|value| all.repository.credentials.given = Some(value));
+    "registry.auth_file", "WEIGHTFS_AUTH_FILE", Some("--auth-file"), "`$REGISTRY_AUTH_FILE`", "file",
+    "an `auth.json` or `config.json` for credentials, before all others; `login` writes to it",
+    |all, text| folder(text).map(|value| all.repository.credentials.auth_file = Some(value));
+    "registry.pull_secrets", "WEIGHTFS_PULL_SECRETS", None, "none", "files or folders, with `:` between them",
+    "Kubernetes pull secrets, as `.dockerconfigjson` or `.dockercfg`",
+    |all, text| text.split(':').map(folder).collect::<Result<_, _>>().map(|value| {
+        all.repository.credentials.pull_secrets = value;
     });
     "registry.docker_config", "WEIGHTFS_DOCKER_CONFIG", None, "`$DOCKER_CONFIG`, else `~/.docker`",
     "folder or file", "Docker's `config.json`, for credentials",
-    |all, text| folder(text).map(|value| all.repository.docker_config = Some(value));
+    |all, text| folder(text).map(|value| all.repository.credentials.docker_config = Some(value));
+    "registry.credential_providers", "WEIGHTFS_CREDENTIAL_PROVIDERS", None, "none", "file",
+    "a `CredentialProviderConfig` as the kubelet reads it",
+    |all, text| folder(text).map(|value| providers(all).config = value);
+    "registry.credential_provider_folder", "WEIGHTFS_CREDENTIAL_PROVIDER_FOLDER", None,
+    "that of the `CredentialProviderConfig`", "folder", "where the programs are that it names",
+    |all, text| folder(text).map(|value| providers(all).folder = Some(value));
+    "registry.helper_folder", "WEIGHTFS_HELPER_FOLDER", None, "none", "folder",
+    "where `docker-credential-…` programs are looked for before `$PATH`",
+    |all, text| folder(text).map(|value| all.repository.credentials.helper_folder = Some(value));
+    "registry.helper_limit", "WEIGHTFS_HELPER_LIMIT", None, "`20s`", "duration",
+    "how long a credential helper or provider may take",
+    |all, text| duration(text).map(|value| all.repository.credentials.program_limit = value);
     "registry.setup_deadline", "WEIGHTFS_SETUP_DEADLINE", None, "`25s`", "duration",
     "how long a manifest may take in all",
     |all, text| duration(text).map(|value| all.repository.setup_deadline = value);
@@ -149,6 +214,16 @@ keys! {
     "registry.stall", "WEIGHTFS_STALL", None, "`15s`", "duration",
     "how long an answer may go without a byte before it is asked for again",
     |all, text| duration(text).map(|value| all.repository.stall = value);
+    "registry.requests", "WEIGHTFS_REQUESTS", None, "`16`", "number, `1` to `64`",
+    "how many requests read ahead beside one another at most; how many is measured, from 4 on",
+    |all, text| requests(text).map(|value| all.repository.requests = value);
+    "registry.rate", "WEIGHTFS_RATE", None, "as fast as it comes", "size, at least `64KiB`",
+    "how many bytes are read from a registry in a second; what somebody waits for goes first",
+    |all, text| size(text, 64 << 10).map(|value| all.repository.rate = Some(value));
+    "registry.redirect_to", "WEIGHTFS_REDIRECT_TO", None, "none",
+    "hosts, `.domains` and networks as `10.0.0.0/8`, with commas between",
+    "where registries may lead although it is a private, link-local or loopback address and they are elsewhere",
+    |all, text| redirect_to(text).map(|value| all.repository.redirect_to = value);
     "content.integrity", "WEIGHTFS_INTEGRITY", Some("--integrity"), "`auto`", "`auto`, `deferred` or `strict`",
     "what is asked of bytes before they are served, where the artifact does not bring their digests",
     |all, text| integrity(text).map(|value| all.content.integrity = value);
@@ -198,14 +273,16 @@ impl Settings {
     /// The defaults for this environment.
     #[must_use]
     pub fn defaults(environment: &Environment) -> Self {
-        let docker = || environment.path("HOME").map(|home| home.join(".docker"));
+        let metrics: Arc<Metrics> = Arc::default();
         Self {
             store: StoreConfig { folder: store_folder(environment), size: None },
             repository: repository::Config {
-                docker_config: environment.path("DOCKER_CONFIG").or_else(docker),
+                credentials: sources(environment),
+                hosts_dir: Some("/etc/containerd/certs.d".into()),
+                metrics: Arc::clone(&metrics),
                 ..repository::Config::default()
             },
-            content: content::Config::default(),
+            content: content::Config { metrics, ..content::Config::default() },
             mount: mount::Options::default(),
             state: state_folders(environment),
             log: None,
@@ -222,6 +299,13 @@ impl Settings {
     /// `NotFound` where the file can't be read.
     pub fn load(environment: &Environment, file: Option<&Path>, flags: &Flags) -> Result<Self> {
         let mut settings = Self::defaults(environment);
+        settings.repository.proxies = environment.proxies()?;
+        // A variable of others: it counts like a default, and is looked at here since it can be wrong.
+        if let Some(text) = environment.get("DOCKER_AUTH_CONFIG") {
+            let given =
+                Given::parse(&text.to_string_lossy()).map_err(|why| wrong("DOCKER_AUTH_CONFIG", &why))?;
+            settings.repository.credentials.given = Some(given);
+        }
         if let Some((path, text)) = read_file(environment, file)? {
             settings.apply_file(&path, &text)?;
         }
@@ -233,6 +317,7 @@ impl Settings {
         for (name, value) in flags {
             let key = KEYS.iter().find(|key| key.name == *name);
             let key = key.ok_or_else(|| wrong(name, "there is no such key"))?;
+            refuse_secret(key, value)?;
             (key.set)(&mut settings, value).map_err(|why| wrong(key.flag.unwrap_or(name), &why))?;
         }
         Ok(settings)
@@ -263,7 +348,8 @@ impl Settings {
             toml::Value::String(text) => text.clone(),
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Boolean(on) => on.to_string(),
-            other => return Err(format!("{other} is no text, number, true or false")),
+            // Not shown itself: it may be a secret that was written in the wrong form.
+            other => return Err(format!("{} is no text, number, true or false", other.type_str())),
         };
         (key.set)(self, &text)
     }
@@ -271,6 +357,37 @@ impl Settings {
 
 fn wrong(place: &str, why: &str) -> Error {
     Error::new(Kind::Invalid, format!("{place}: {why}")).hint("docs/configuration.md lists what can be set")
+}
+
+fn providers(all: &mut Settings) -> &mut Providers {
+    all.repository.credentials.providers.get_or_insert_default()
+}
+
+/// Where others keep credentials: Docker, and containers' tools (containers-auth.json(5)).
+fn sources(environment: &Environment) -> Sources {
+    let home = environment.path("HOME");
+    let docker = || home.as_ref().map(|home| home.join(".docker"));
+    let runtime = || environment.root.then(|| PathBuf::from("/run/containers/0"));
+    let runtime = environment.path("XDG_RUNTIME_DIR").map(|path| path.join("containers")).or_else(runtime);
+    let own = environment.path("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
+    let own = own.map(|path| path.join("containers"));
+    Sources {
+        auth_file: environment.path("REGISTRY_AUTH_FILE"),
+        docker_config: environment.path("DOCKER_CONFIG").or_else(docker),
+        containers: [runtime, own].into_iter().flatten().map(|folder| folder.join("auth.json")).collect(),
+        ..Sources::default()
+    }
+}
+
+/// Refuses a password among the words of a command, which every user of the machine can read.
+fn refuse_secret(key: &Key, value: &str) -> Result<()> {
+    let secret = key.name == "registry.proxy" && value.parse().is_ok_and(|proxy: Proxy| proxy.has_password());
+    if !secret {
+        return Ok(());
+    }
+    let flag = key.flag.unwrap_or(key.name);
+    Err(Error::new(Kind::Invalid, format!("{flag}: others can read a password there"))
+        .hint(format!("put it into {}, or into the configuration file", key.variable)))
 }
 
 /// The file that counts: the one named, else the user's, else the machine's.
@@ -319,70 +436,6 @@ fn state_folders(environment: &Environment) -> StateConfig {
     let runtime = environment.path("XDG_RUNTIME_DIR").map(|path| path.join("weightfs"));
     // Not /tmp where there is no runtime folder: anybody could be there first.
     StateConfig { live: runtime.unwrap_or_else(|| logs.join("live")), logs }
-}
-
-fn folder(text: &str) -> Result<PathBuf, String> {
-    std::path::absolute(text).map_err(|error| format!("{text:?} is no path: {error}"))
-}
-
-/// A size in bytes as people write it: `1048576`, `50GiB`, `1.5 TB`.
-fn size(text: &str, least: u64) -> Result<u64, String> {
-    let form = || format!("{text:?} is no size; write it as 512MiB, 50GiB or 1TB");
-    let bytes = text.parse::<ByteSize>().map_err(|_| form())?.as_u64();
-    if bytes < least {
-        return Err(format!("{text:?} is too small; at least {} is needed", ByteSize::b(least)));
-    }
-    Ok(bytes)
-}
-
-fn read_ahead(text: &str) -> Result<u64, String> {
-    let bytes = size(text, 0)?;
-    if bytes > 1 << 30 { Err(format!("{text:?} is too much; at most 1GiB")) } else { Ok(bytes) }
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let form = || format!("{text:?} is no duration; write it as 500ms, 60s or 2m");
-    let value = humantime::parse_duration(text).map_err(|_| form())?;
-    let day = Duration::from_secs(24 * 60 * 60);
-    if value.is_zero() || value > day {
-        return Err(format!("{text:?} is not between nothing and a day"));
-    }
-    Ok(value)
-}
-
-fn switch(text: &str) -> Result<bool, String> {
-    match text {
-        "true" | "1" => Ok(true),
-        "false" | "0" => Ok(false),
-        _ => Err(format!("{text:?} is neither true nor false")),
-    }
-}
-
-fn integrity(text: &str) -> Result<Integrity, String> {
-    match text {
-        "auto" => Ok(Integrity::Auto),
-        "deferred" => Ok(Integrity::Deferred),
-        "strict" => Ok(Integrity::Strict),
-        _ => Err(format!("{text:?} is none of auto, deferred, strict")),
-    }
-}
-
-fn warm(text: &str) -> Result<Warm, String> {
-    match text {
-        "none" => Ok(Warm::None),
-        "auto" => Ok(Warm::Auto),
-        "all" => Ok(Warm::All),
-        _ => Err(format!("{text:?} is none of none, auto, all")),
-    }
-}
-
-fn number(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| format!("{text:?} is no number of a user or group"))
-}
-
-fn umask(text: &str) -> Result<u32, String> {
-    let value = u32::from_str_radix(text, 8).ok().filter(|value| *value <= 0o777);
-    value.ok_or_else(|| format!("{text:?} is no octal number up to 777"))
 }
 
 #[cfg(test)]

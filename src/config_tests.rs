@@ -1,6 +1,10 @@
 //! What settings mean, and that the documentation lists them.
 
+use std::time::Duration;
+
 use super::*;
+use crate::content::{Integrity, Warm};
+use crate::repository::RedirectTo;
 
 fn environment(variables: &[(&str, &str)]) -> Environment {
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value)));
@@ -60,7 +64,13 @@ fn a_value_that_cannot_be_meant_is_refused_by_the_name_it_was_given_under() {
         ("WEIGHTFS_UMASK", "7777"),
         ("WEIGHTFS_UID", "-1"),
         ("WEIGHTFS_PLAIN_HTTP", "perhaps"),
+        ("WEIGHTFS_HOSTS_DIR", "/no/such/folder"),
+        ("WEIGHTFS_PROXY", "ftp://proxy"),
+        ("HTTPS_PROXY", "ftp://proxy"),
         ("WEIGHTFS_READ_AHEAD", "2GiB"),
+        ("WEIGHTFS_REQUESTS", "0"),
+        ("WEIGHTFS_RATE", "1kB"),
+        ("WEIGHTFS_REDIRECT_TO", "10.0.0.0/40"),
     ] {
         let error = Settings::load(&environment(&[(variable, value)]), None, &Vec::new()).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
@@ -71,11 +81,57 @@ fn a_value_that_cannot_be_meant_is_refused_by_the_name_it_was_given_under() {
 }
 
 #[test]
+fn places_to_be_led_to_are_a_list() {
+    let environment = environment(&[("WEIGHTFS_REDIRECT_TO", "minio.corp, 10.0.0.0/8")]);
+    let settings = Settings::load(&environment, None, &Vec::new()).unwrap();
+    let expected = [RedirectTo::Host("minio.corp".into()), "10.0.0.0/8".parse().unwrap()];
+    assert_eq!(settings.repository.redirect_to, expected);
+    let shared = Arc::ptr_eq(&settings.repository.metrics, &settings.content.metrics);
+    assert!(shared, "what the repository counts is shown with the rest");
+}
+
+#[test]
 fn a_named_file_that_is_missing_is_an_error_and_an_unnamed_one_is_none() {
     let error =
         Settings::load(&environment(&[]), Some(Path::new("/nowhere/c.toml")), &Vec::new()).unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound);
     assert!(Settings::load(&environment(&[("HOME", "/nowhere")]), None, &Vec::new()).is_ok());
+}
+
+#[test]
+fn the_usual_variables_name_proxies_and_a_setting_overrules_them() {
+    let proxies = |variables: &[(&str, &str)]| {
+        let settings = Settings::load(&environment(variables), None, &Vec::new()).unwrap();
+        let Proxies { tls, plain, .. } = settings.repository.proxies;
+        [tls, plain].map(|proxy| proxy.map(|proxy| proxy.to_string()).unwrap_or_default())
+    };
+    assert_eq!(proxies(&[]), ["", ""]);
+    assert_eq!(proxies(&[("HTTPS_PROXY", "s:1"), ("http_proxy", "p:1")]), ["http://s:1", "http://p:1"]);
+    assert_eq!(
+        proxies(&[("ALL_PROXY", "socks5h://a:1"), ("HTTPS_PROXY", "s:1")]),
+        ["http://s:1", "socks5h://a:1"]
+    );
+    assert_eq!(proxies(&[("HTTPS_PROXY", "s:1"), ("https_proxy", "other:1")]), ["http://s:1", ""]);
+    assert_eq!(proxies(&[("HTTPS_PROXY", "s:1"), ("WEIGHTFS_PROXY", "w:1")]), ["http://w:1", "http://w:1"]);
+    let settings = |variable, list| {
+        let settings = Settings::load(&environment(&[(variable, list)]), None, &Vec::new()).unwrap();
+        settings.repository.proxies.except
+    };
+    assert_eq!(settings("no_proxy", "r.io"), Exceptions::read("r.io"));
+    assert_eq!(settings("WEIGHTFS_NO_PROXY", "r.io"), Exceptions::read("r.io"));
+}
+
+#[test]
+fn a_proxys_password_is_never_shown_and_not_taken_from_the_command_line() {
+    let secret = "http://me:hunter2@proxy:1";
+    let flags = vec![("registry.proxy", secret.to_owned())];
+    let error = Settings::load(&environment(&[]), None, &flags).unwrap_err();
+    assert!(error.to_string().contains("WEIGHTFS_PROXY"), "{error}");
+    let settings = Settings::load(&environment(&[("WEIGHTFS_PROXY", secret)]), None, &Vec::new()).unwrap();
+    let broken = Settings::load(&environment(&[("HTTPS_PROXY", "ftp://me:hunter2@p")]), None, &Vec::new());
+    for shown in [format!("{error}"), format!("{settings:?}"), format!("{}", broken.unwrap_err())] {
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
 }
 
 #[test]

@@ -16,6 +16,9 @@ pub enum Kind {
     Denied,
     /// Nobody answers: name, connection or TLS set-up failed.
     Unreachable,
+    /// Who answers is not who was meant, or cannot be asked that way: a certificate that is not trusted, TLS where there
+    /// is none. Asking again gives the same.
+    Untrusted,
     /// The other side answered and then failed: a body cut short, a reset, a stall, HTTP 5xx or 408.
     Broken,
     /// The registry asks to slow down (HTTP 429).
@@ -46,6 +49,13 @@ impl Kind {
         matches!(self, Self::Unreachable | Self::Broken | Self::Throttled | Self::Protocol)
     }
 
+    /// Whether the repository has said neither yes nor no, so that what is kept of it may stand in: never after an
+    /// answer that refuses, or that denies that there is such a thing.
+    #[must_use]
+    pub fn leaves_open(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Untrusted | Self::Broken | Self::Deadline | Self::Throttled)
+    }
+
     /// The errno that a reader of the mount sees. Every failure to produce bytes is `EIO`: readers expect
     /// nothing else from a regular file, and `EAGAIN` or `EACCES` would be misread.
     #[must_use]
@@ -60,7 +70,12 @@ impl Kind {
             Self::Invalid => 2,
             Self::NotFound => 3,
             Self::Denied => 4,
-            Self::Unreachable | Self::Broken | Self::Throttled | Self::Protocol | Self::Deadline => 5,
+            Self::Unreachable
+            | Self::Untrusted
+            | Self::Broken
+            | Self::Throttled
+            | Self::Protocol
+            | Self::Deadline => 5,
             Self::Integrity => 6,
             Self::Unsupported => 7,
             Self::Storage => 8,
@@ -77,7 +92,7 @@ type Source = Box<dyn std::error::Error + Send + Sync>;
 
 /// A failure: its kind, what was being done, the cause beneath, and what a person can do about it.
 ///
-/// Prints as one line, outermost first: `cannot read …: 403 Forbidden; run 'docker login ghcr.io'`.
+/// Prints as one line, outermost first: `cannot read …: 403 Forbidden; run 'weightfs login ghcr.io'`.
 /// Cloning is cheap, since one failed flight fails everybody who waits for it.
 #[derive(Clone)]
 pub struct Error(std::sync::Arc<Inner>);
@@ -208,11 +223,11 @@ mod tests {
 
     #[test]
     fn an_error_prints_as_a_chain_that_ends_with_the_way_out() {
-        let cause = Error::new(Kind::Denied, "403 Forbidden").hint("run 'docker login ghcr.io'");
+        let cause = Error::new(Kind::Denied, "403 Forbidden").hint("run 'weightfs login ghcr.io'");
         let error = cause.context("cannot read sha256:ab from ghcr.io/acme/llm");
         assert_eq!(
             error.to_string(),
-            "cannot read sha256:ab from ghcr.io/acme/llm: 403 Forbidden; run 'docker login ghcr.io'"
+            "cannot read sha256:ab from ghcr.io/acme/llm: 403 Forbidden; run 'weightfs login ghcr.io'"
         );
         assert_eq!(error.kind(), Kind::Denied);
     }

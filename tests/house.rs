@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 9] = [
     &["index"],
     &["content"],
     &["fs"],
-    &["mount", "pack", "pull"],
+    &["mount", "pack", "pull", "testing"],
     &["serve"],
     &["cli"],
 ];

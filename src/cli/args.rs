@@ -62,6 +62,10 @@ pub(super) enum Command {
     Verify(super::verify::Verify),
     /// Look at what is kept on this machine, verify it, or remove it
     Cache(super::cache::Cache),
+    /// Check credentials for the registry HOST and keep them, as Docker and Podman do
+    Login(super::login::Login),
+    /// Take the credentials for the registry HOST out of where they are kept
+    Logout(super::login::Logout),
     /// Mount a sample model behind a slow line on this machine, and measure
     Demo(Demo),
 }
@@ -115,9 +119,11 @@ pub(super) struct Reading {
     /// How much is kept, as 50GiB
     #[arg(long, value_name = "SIZE")]
     store_size: Option<String>,
-    /// Ask a registry that is not on this machine over HTTP, without TLS
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    registries: Registries,
+    /// Look for credentials in this file first
+    #[arg(long, value_name = "FILE")]
+    auth_file: Option<String>,
     /// How bytes are served that the artifact brings no digests of: as they come, each layer being proved when it is
     /// complete, or only once their layer is proved [auto, deferred, strict]
     #[arg(long, value_name = "HOW")]
@@ -128,6 +134,33 @@ pub(super) struct Reading {
     /// How long a read may go without progress before it fails, as 60s
     #[arg(long, value_name = "TIME")]
     read_deadline: Option<String>,
+}
+
+/// What every command that asks a registry understands.
+#[derive(Debug, Args)]
+pub(super) struct Registries {
+    /// Ask registries over HTTP, without TLS: any, or with =false none; else only one on this machine is
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    plain_http: Option<String>,
+    /// Where registries have folders with a hosts.toml, which names their mirrors and certificates, as for containerd
+    #[arg(long, value_name = "DIR")]
+    hosts_dir: Option<String>,
+    /// Trust the CAs whose certificates are in this PEM file, too
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<String>,
+    /// Ask registries through this proxy, as http://proxy.example:3128
+    #[arg(long, value_name = "URL")]
+    proxy: Option<String>,
+}
+
+impl Registries {
+    /// What the flags set.
+    pub(super) fn set(&self, flags: &mut Flags) {
+        set(flags, "registry.plain_http", self.plain_http.as_ref());
+        set(flags, "registry.hosts_dir", self.hosts_dir.as_ref());
+        set(flags, "registry.ca_file", self.ca_file.as_ref());
+        set(flags, "registry.proxy", self.proxy.as_ref());
+    }
 }
 
 #[derive(Debug, Args)]
@@ -220,6 +253,8 @@ impl CommandLine {
             Command::Index(index) => index.set(&mut flags),
             Command::Verify(verify) => verify.set(&mut flags),
             Command::Cache(cache) => cache.set(&mut flags),
+            Command::Login(login) => login.set(&mut flags),
+            Command::Logout(logout) => logout.set(&mut flags),
             Command::Demo(_) => {}
         }
         let filter = match self.common.verbose {
@@ -250,7 +285,8 @@ impl Reading {
     pub(super) fn set(&self, flags: &mut Flags) {
         set(flags, "store.folder", self.store.as_ref());
         set(flags, "store.size", self.store_size.as_ref());
-        set_switch(flags, "registry.plain_http", self.plain_http);
+        self.registries.set(flags);
+        set(flags, "registry.auth_file", self.auth_file.as_ref());
         set(flags, "content.integrity", self.integrity.as_ref());
         set_switch(flags, "content.trust_index", self.trust_index);
         set(flags, "content.read_deadline", self.read_deadline.as_ref());
@@ -277,6 +313,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Environment, KEYS, Settings};
+    use crate::repository::PlainHttp;
 
     #[test]
     fn the_words_do_not_contradict_one_another() {
@@ -285,8 +322,8 @@ mod tests {
 
     #[test]
     fn a_flag_of_mount_reaches_the_settings() {
-        let line = "weightfs mount localhost/m:1 /d --store /s --store-size 1GiB --plain-http --integrity strict \
-            --warm all --read-deadline 5s --allow-other --uid 1 --gid 2 --umask 077 --read-ahead 4MiB --state /t -vv";
+        let line = "weightfs mount localhost/m:1 /d --store /s --store-size 1GiB --plain-http --hosts-dir /tmp \
+            --ca-file /c --proxy p:1 --integrity strict --warm all --read-deadline 5s --allow-other --uid 1 --gid 2 --umask 077 --read-ahead 4MiB --state /t -vv";
         let line = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let settings = Settings::load(&Environment::default(), None, &line.flags()).unwrap();
         assert_eq!(settings.store.size, Some(1 << 30));
@@ -295,7 +332,19 @@ mod tests {
         assert_eq!(settings.mount.read_ahead, 4 << 20);
         assert!(settings.mount.allow_other);
         assert_eq!(settings.log.as_deref(), Some("warn,weightfs=debug"));
-        assert_eq!(line.flags().len(), 13);
+        assert_eq!(line.flags().len(), 16);
+    }
+
+    #[test]
+    fn a_registry_on_this_machine_is_asked_plainly_unless_it_is_said() {
+        let plain = |words: &str| {
+            let line = format!("weightfs ls {words} localhost/m:1");
+            let line = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
+            Settings::load(&Environment::default(), None, &line.flags()).unwrap().repository.plain_http
+        };
+        assert_eq!(plain(""), PlainHttp::OnThisMachine);
+        assert_eq!(plain("--plain-http"), PlainHttp::Allowed);
+        assert_eq!(plain("--plain-http=false"), PlainHttp::Never);
     }
 
     #[test]

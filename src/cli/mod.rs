@@ -12,6 +12,7 @@ mod index;
 mod inspect;
 mod list;
 mod logging;
+mod login;
 mod ls;
 mod mount;
 mod pack;
@@ -76,6 +77,8 @@ fn run(line: &CommandLine, begun: Instant) -> Result<ExitCode> {
         Command::Index(command) => index::run(command, &settings),
         Command::Cache(command) => return cache::run(command, &settings),
         Command::Verify(command) => verify::run(command, &settings),
+        Command::Login(command) => login::run(command, &settings),
+        Command::Logout(command) => login::run_logout(command, &settings),
         Command::Demo(command) => demo::run(command.json, &environment),
     };
     done.map(|()| ExitCode::SUCCESS)

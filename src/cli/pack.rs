@@ -6,7 +6,7 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
-use super::args::set_switch;
+use super::args::Registries;
 use super::progress::Progress;
 use super::{print, reference, runtime};
 use crate::config::{Environment, Flags, Settings};
@@ -52,9 +52,8 @@ pub(super) struct Pack {
     /// Say what would be packed, without reading it all and without the registry
     #[arg(long)]
     dry_run: bool,
-    /// Ask a registry that is not on this machine over HTTP, without TLS
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    registries: Registries,
     /// Answer with a JSON object
     #[arg(long)]
     json: bool,
@@ -146,7 +145,7 @@ impl Description {
 impl Pack {
     /// What the flags set.
     pub(super) fn set(&self, flags: &mut Flags) {
-        set_switch(flags, "registry.plain_http", self.plain_http);
+        self.registries.set(flags);
     }
 
     fn options(&self, environment: &Environment) -> Result<Options> {

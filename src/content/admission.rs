@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::loader::Loader;
 use super::verify::Verified;
-use crate::error::{Kind, Result};
+use crate::error::Result;
 use crate::index::ExtentId;
 
 impl Loader {
@@ -43,12 +43,7 @@ impl Loader {
         let bytes = match self.content(layer, extent.content(&(chunk..chunk + 1))).await {
             Ok(bytes) => bytes,
             // Offline there is still what this place keeps for itself.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    Kind::Unreachable | Kind::Broken | Kind::Deadline | Kind::Throttled
-                ) =>
-            {
+            Err(error) if error.kind().leaves_open() => {
                 tracing::warn!(layer = %blob.digest, %error, "cannot ask whether this mount may see what others keep");
                 return Ok(());
             }

@@ -35,8 +35,9 @@ const LISTED: usize = 1000;
 /// kept, and fetched again where nothing is.
 const KEPT: usize = 4 << 20;
 
-/// How often a section is asked for that turns out wrong.
-pub(super) const ATTEMPTS: usize = 2;
+/// How often a section or a chunk is asked for that turns out wrong: a proxy that spoils one answer in fifty is not to be
+/// seen in a million reads, and what is wrong for good is fetched few times more.
+pub(super) const ATTEMPTS: usize = 5;
 
 /// A bound layer at work.
 #[derive(Debug)]
@@ -140,7 +141,7 @@ impl Loader {
         bound && error.kind() == Kind::Integrity
     }
 
-    /// The chunk, if its bytes are what the bound index says; asked for once more where they are not, then refused.
+    /// The chunk, if its bytes are what the bound index says; asked for again where they are not, a few times, then refused.
     pub(super) async fn verified_bound(
         self: &Arc<Self>,
         extent: &Extent,
@@ -151,11 +152,23 @@ impl Loader {
             return Ok(verified);
         }
         self.metrics.fetch_mismatches.add(1);
-        let again = self.content(extent.id.layer, extent.content(&(chunk..chunk + 1))).await?;
-        extent.verify(chunk, again).ok_or_else(|| {
+        let (layer, content) = (extent.id.layer, extent.content(&(chunk..chunk + 1)));
+        for _ in 1..ATTEMPTS {
+            self.distrust(layer);
+            let again = self.content(layer, content).await?;
+            if let Some(verified) = extent.verify(chunk, again) {
+                return Ok(verified);
+            }
             self.metrics.fetch_mismatches.add(1);
-            self.refuse(extent, chunk)
-        })
+        }
+        Err(self.refuse(extent, chunk))
+    }
+
+    /// Says that bytes of the layer were wrong, so that another place is asked for them, where there is one.
+    pub(super) fn distrust(&self, layer: usize) {
+        if let Some(layer) = self.layer(layer) {
+            self.repository.distrust(&layer.blob);
+        }
     }
 
     /// Says of a chunk that it is wrong in the repository; logged when it is news, since readers ask again and again.
@@ -246,6 +259,9 @@ impl Loader {
                 return Ok(section);
             }
             tracing::warn!(layer = %layer.blob.digest, "the section of the bound index is wrong");
+            if let Home::Repository(blob) = &bound.home {
+                self.repository.distrust(blob);
+            }
         }
         Err(wrong("is not what the manifest says"))
     }

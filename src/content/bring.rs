@@ -19,8 +19,6 @@ use crate::index::{ChunkDigest, ExtentId};
 use crate::oci::Digest;
 use crate::range::ContentRange;
 
-/// How many requests one layer has under way at once.
-const REQUESTS: usize = 4;
 /// How often is brought what turned out to be missing after all: damage in the store shows when it is read back.
 const ROUNDS: usize = 3;
 
@@ -64,7 +62,7 @@ impl Loader {
                 async move { self.fetch_run(id, run, Lane::Whole).await.map(|()| watch(len)) }
             };
             stream::iter(missing.into_iter().map(fetch))
-                .buffer_unordered(REQUESTS)
+                .buffer_unordered(self.repository.pace().requests)
                 .try_collect::<()>()
                 .await?;
             if self.standing(layer) == Standing::Unproved {

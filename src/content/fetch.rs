@@ -25,8 +25,6 @@ use crate::index::{CHUNK, ExtentId};
 use crate::range::ContentRange;
 use crate::repository::ByteStream;
 
-/// How many requests one prefetch has under way at once; the lane has fewer turns than all of them together.
-const AHEAD_REQUESTS: usize = 4;
 /// How long nothing may come of what other processes claim before it is fetched here as well.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The same for what nobody waits for: on a slow line a chunk takes its time in the other process too.
@@ -110,8 +108,14 @@ impl Loader {
         let missing = tokio::task::spawn_blocking(move || loader.missing(id, range, lane)).await;
         let mut under_way = FuturesUnordered::new();
         let mut outcome = Ok(());
-        for run in runs(&missing.unwrap_or_default(), self.grain(id.layer).ahead) {
-            while under_way.len() >= AHEAD_REQUESTS {
+        let pace = self.repository.pace();
+        let longest = match self.spans_of(id.layer) {
+            Some(_) => self.grain(id.layer).ahead,
+            None => (pace.bytes / CHUNK).max(1),
+        };
+        for run in runs(&missing.unwrap_or_default(), longest) {
+            // More than one prefetch may be at it: the lanes have fewer turns than all of them together.
+            while under_way.len() >= pace.requests {
                 match under_way.next().await.unwrap_or(Ok(())) {
                     // A chunk that is wrong keeps nobody from the others.
                     Err(error) if self.concerns_a_chunk(id.layer, &error) => {
@@ -230,6 +234,7 @@ impl Loader {
             chunk,
             "bytes fetched again differ from those before; asking once more"
         );
+        self.distrust(extent.id.layer);
         let bytes = self.content(extent.id.layer, extent.content(&(chunk..chunk + 1))).await?;
         if let Some(verified) = extent.verify(chunk, bytes.clone()) {
             return Ok(verified);
@@ -335,7 +340,8 @@ impl Request {
         if left.is_empty() {
             return;
         }
-        let _turn = loader.lanes.enter(self.lane, &self.urgency).await;
+        let width = loader.repository.pace().requests;
+        let _turn = loader.lanes.enter(self.lane, &self.urgency, width).await;
         let mut patience = Instant::now();
         while !left.is_empty() {
             let kept = extent.open_kept();
@@ -390,7 +396,11 @@ impl Request {
         if self.lane == Lane::Demand {
             loader.metrics.demand_ranges.add(1);
         }
-        let mut pieces = Pieces { stream: loader.repository.read(&blob, range).await?, left: Bytes::new() };
+        let stream = match self.lane == Lane::Demand || self.urgency.is_raised() {
+            true => loader.repository.read(&blob, range).await?,
+            false => loader.repository.read_ahead(&blob, range).await?,
+        };
+        let mut pieces = Pieces { stream, left: Bytes::new() };
         let mut keeping = JoinSet::new();
         let outcome = self.receive(extent, run, &mut pieces, &mut keeping).await;
         // The turn is kept until the chunks are: what is in memory stays bounded by the lanes.

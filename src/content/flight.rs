@@ -76,7 +76,7 @@ impl Urgency {
         }
     }
 
-    /// Whether somebody waits.
+    /// Whether somebody waits, or has waited.
     pub(super) fn is_raised(&self) -> bool {
         self.raised.load(Ordering::Acquire)
     }

@@ -1,25 +1,31 @@
-//! Demand goes first: a lane each for what somebody waits for, for what is read ahead, and for the rest.
+//! Demand goes first: one queue for all requests of a loader, in which whoever waits is before whatever is loaded early.
 //!
-//! Lanes share nothing, so that no number of prefetches can keep a reader waiting for its turn; and a request in
-//! a slow lane that somebody begins to wait for moves to the fast one.
+//! What somebody waits for has turns of its own, so that no number of prefetches can keep a reader waiting; what is
+//! loaded early shares as many as the repository's pace says, and stands back while readers need the line. A request
+//! that somebody begins to wait for goes to the front.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::flight::Urgency;
 
-/// How much a request matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How many requests that somebody waits for are under way at most: as many as the kernel has reads under way.
+const DEMAND: usize = 64;
+
+/// How much a request matters; what matters more comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Lane {
     /// Somebody waits for it.
     Demand,
     /// A reader is expected there soon.
     Ahead,
-    /// Nobody is known to want it.
-    Background,
     /// Somebody waits for all of a file, or of many.
     Whole,
+    /// Nobody is known to want it.
+    Background,
 }
 
 /// How many chunks one request asks for at most.
@@ -39,70 +45,220 @@ impl Grain {
     pub(super) const DECODED: Self = Self { demand: 8, ahead: 16 };
 }
 
-/// The turns of each lane. A turn is given back when it is dropped.
-#[derive(Debug)]
-pub(super) struct Lanes {
-    demand: Arc<Semaphore>,
-    ahead: Arc<Semaphore>,
-    background: Arc<Semaphore>,
-    whole: Arc<Semaphore>,
+/// The turns of one loader.
+#[derive(Debug, Default)]
+pub(super) struct Lanes(Arc<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    state: Mutex<State>,
+    moved: Notify,
 }
 
-/// A turn; `None` inside only while the loader closes.
-pub(super) type Turn = Option<OwnedSemaphorePermit>;
+#[derive(Debug, Default)]
+struct State {
+    /// How many early requests may be under way beside one another.
+    width: usize,
+    demand: usize,
+    ahead: usize,
+    whole: usize,
+    background: usize,
+    /// Who waits, the first one first; each has a number of its own.
+    waiting: BTreeSet<(Lane, u64)>,
+    numbers: u64,
+}
 
-impl Default for Lanes {
-    /// As many requests that somebody waits for as the kernel has reads under way (64), 4 ahead of readers, 2 in the background.
-    /// 3 for whole files: a line is full with them, and what is under way is lost when the process is killed.
-    fn default() -> Self {
-        let lane = |turns| Arc::new(Semaphore::new(turns));
-        Self { demand: lane(64), ahead: lane(4), background: lane(2), whole: lane(3) }
-    }
+/// Leave to fetch, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Turn {
+    queue: Arc<Queue>,
+    lane: Lane,
+}
+
+/// A place in the queue, given up when it is dropped.
+struct Waiting<'a> {
+    queue: &'a Queue,
+    place: (Lane, u64),
 }
 
 impl Lanes {
-    /// Waits for a turn in `lane`, or in the demand lane from the moment that somebody waits for the request.
-    pub(super) async fn enter(&self, lane: Lane, urgency: &Urgency) -> Turn {
-        let slow = match lane {
-            Lane::Demand => return turn(&self.demand).await,
-            Lane::Ahead => &self.ahead,
-            Lane::Background => &self.background,
-            Lane::Whole => &self.whole,
-        };
+    /// Waits for a turn in `lane`, or in the demand lane from the moment that somebody waits for the request. `width` is
+    /// how many early requests may be under way from now on, for all lanes together.
+    pub(super) async fn enter(&self, lane: Lane, urgency: &Urgency, width: usize) -> Turn {
+        self.0.state.lock().width = width.max(1);
+        if lane == Lane::Demand {
+            return self.turn(lane).await;
+        }
         tokio::select! {
-            turn = turn(slow) => turn,
-            () = urgency.raised() => turn(&self.demand).await,
+            biased;
+            turn = self.turn(lane) => turn,
+            () = urgency.raised() => self.turn(Lane::Demand).await,
+        }
+    }
+
+    async fn turn(&self, lane: Lane) -> Turn {
+        let waiting = self.0.wait(lane);
+        loop {
+            let mut moved = std::pin::pin!(self.0.moved.notified());
+            moved.as_mut().enable();
+            if self.0.state.lock().take(waiting.place) {
+                return Turn { queue: Arc::clone(&self.0), lane };
+            }
+            moved.await;
         }
     }
 }
 
-async fn turn(lane: &Arc<Semaphore>) -> Turn {
-    Arc::clone(lane).acquire_owned().await.ok()
+impl Queue {
+    fn wait(&self, lane: Lane) -> Waiting<'_> {
+        let mut state = self.state.lock();
+        state.numbers += 1;
+        let place = (lane, state.numbers);
+        state.waiting.insert(place);
+        Waiting { queue: self, place }
+    }
+}
+
+impl State {
+    /// Whether the turn is there now; then it is taken.
+    fn take(&mut self, place: (Lane, u64)) -> bool {
+        let (lane, _) = place;
+        let first = self.waiting.range((lane, 0)..).next() == Some(&place);
+        let taken = first && self.has_turn(lane);
+        if taken {
+            *self.under_way(lane) += 1;
+        }
+        taken
+    }
+
+    fn has_turn(&self, lane: Lane) -> bool {
+        let early = self.ahead + self.whole + self.background;
+        // One at a time goes on however many readers wait: what is loaded early is what they will need.
+        let room = early == 0 || self.demand + early < self.width;
+        let before = self.waiting.first().is_some_and(|(first, _)| *first < lane);
+        match lane {
+            Lane::Demand => self.demand < DEMAND,
+            Lane::Ahead => room && !before,
+            // A line is full with one less, and what is under way is lost when the process is killed.
+            Lane::Whole => early < self.width.saturating_sub(1).max(1) && !before,
+            Lane::Background => room && !before && self.background < (self.width / 2).max(1),
+        }
+    }
+
+    fn under_way(&mut self, lane: Lane) -> &mut usize {
+        match lane {
+            Lane::Demand => &mut self.demand,
+            Lane::Ahead => &mut self.ahead,
+            Lane::Whole => &mut self.whole,
+            Lane::Background => &mut self.background,
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.queue.state.lock().waiting.remove(&self.place);
+        self.queue.moved.notify_waiters();
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        {
+            let mut state = self.queue.state.lock();
+            let under_way = state.under_way(self.lane);
+            *under_way = under_way.saturating_sub(1);
+        }
+        self.queue.moved.notify_waiters();
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::flight::{Board, Place};
     use super::*;
+
+    /// The turn, if it is there at once.
+    async fn at_once(lanes: &Lanes, lane: Lane, width: usize) -> Option<Turn> {
+        let idle = Urgency::default();
+        let entering = lanes.enter(lane, &idle, width);
+        tokio::select! {
+            biased;
+            turn = entering => Some(turn),
+            () = std::future::ready(()) => None,
+        }
+    }
 
     #[tokio::test]
     async fn a_request_that_somebody_begins_to_wait_for_leaves_the_slow_lane() {
         let lanes = Arc::new(Lanes::default());
-        let idle = Urgency::default();
         let mut turns = Vec::new();
         for _ in 0..2 {
-            turns.push(lanes.enter(Lane::Background, &idle).await);
+            turns.push(at_once(&lanes, Lane::Background, 4).await.unwrap());
         }
-        let board = super::super::flight::Board::new(0);
+        let board = Board::new(0);
         let urgency = Arc::new(Urgency::default());
         let key = (crate::index::ExtentId { layer: 0, extent: 0 }, 0);
         let found = board.find(std::iter::once(key), &urgency).unwrap().pop();
-        let Some((_, super::super::flight::Place::Lead(flight))) = found else { panic!("no flight") };
+        let Some((_, Place::Lead(flight))) = found else { panic!("no flight") };
         let queued = tokio::spawn({
             let (lanes, urgency) = (Arc::clone(&lanes), Arc::clone(&urgency));
-            async move { lanes.enter(Lane::Background, &urgency).await.is_some() }
+            async move { lanes.enter(Lane::Background, &urgency, 4).await.lane }
         });
         let waiter = tokio::spawn(async move { flight.wait(std::time::Duration::from_secs(60)).await });
-        assert!(queued.await.unwrap());
+        assert_eq!(queued.await.unwrap(), Lane::Demand);
         waiter.abort();
+    }
+
+    #[tokio::test]
+    async fn what_is_loaded_early_keeps_to_the_pace_and_stands_back_for_readers() {
+        let lanes = Lanes::default();
+        let mut readers = Vec::new();
+        for _ in 0..3 {
+            readers.push(at_once(&lanes, Lane::Demand, 4).await.unwrap());
+        }
+        let early = at_once(&lanes, Lane::Ahead, 4).await.unwrap();
+        assert!(at_once(&lanes, Lane::Ahead, 4).await.is_none(), "the line is full");
+        assert!(at_once(&lanes, Lane::Demand, 4).await.is_some(), "a reader never waits for it");
+        assert!(at_once(&lanes, Lane::Ahead, 8).await.is_some(), "the line bears more");
+        drop((readers, early));
+        let _one = at_once(&lanes, Lane::Ahead, 1).await.unwrap();
+        assert!(at_once(&lanes, Lane::Ahead, 1).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn one_goes_on_however_many_readers_wait_and_all_readers_have_turns() {
+        let lanes = Lanes::default();
+        let mut readers = Vec::new();
+        while let Some(turn) = at_once(&lanes, Lane::Demand, 4).await {
+            readers.push(turn);
+        }
+        assert_eq!(readers.len(), DEMAND);
+        assert!(at_once(&lanes, Lane::Background, 4).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn turns_are_given_in_order_and_to_what_matters_more_first() {
+        let lanes = Arc::new(Lanes::default());
+        let held = at_once(&lanes, Lane::Ahead, 1).await.unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let wait = |lane, name: &'static str| {
+            let (lanes, order) = (Arc::clone(&lanes), Arc::clone(&order));
+            tokio::spawn(async move {
+                let _turn = lanes.enter(lane, &Urgency::default(), 1).await;
+                order.lock().push(name);
+                tokio::task::yield_now().await;
+            })
+        };
+        let mut all = Vec::new();
+        for (lane, name) in [(Lane::Background, "last"), (Lane::Ahead, "first"), (Lane::Ahead, "second")] {
+            all.push(wait(lane, name));
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+        for one in all {
+            one.await.unwrap();
+        }
+        assert_eq!(*order.lock(), ["first", "second", "last"]);
     }
 }

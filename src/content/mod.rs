@@ -38,11 +38,13 @@ mod wire;
 pub use loader::{Held, Loader, Standing, Warm};
 pub use store::{Store, StoreConfig};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::index::Trust;
+use crate::metrics::Metrics;
 
 /// What is asked of bytes before they are served. Chunks of a bound layer are verified when they arrive whatever is set
 /// here: the artifact itself says what they must be.
@@ -76,6 +78,8 @@ pub struct Config {
     pub sealing: Sealing,
     /// Whether an index that is attached to an artifact counts, for compressed layers that have none of their own.
     pub trust_index: Trust,
+    /// Where is counted what happens; the repository's may be the same.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Whether a complete file of the store is read back and sealed, so that the kernel may serve it by itself.
@@ -97,6 +101,7 @@ impl Default for Config {
             memory: 32 << 20,
             sealing: Sealing::default(),
             trust_index: Trust::default(),
+            metrics: Arc::default(),
         }
     }
 }

@@ -87,7 +87,8 @@ impl Loader {
         else {
             return Ok(None);
         };
-        let _turn = self.lanes.enter(Lane::Demand, &Default::default()).await;
+        let _turn =
+            self.lanes.enter(Lane::Demand, &Default::default(), self.repository.pace().requests).await;
         // Who reads the same span at the same time finds its stored bytes here then.
         let _begun = decoding.begin(table.at(place.start())?.0).await;
         let read = async {

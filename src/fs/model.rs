@@ -98,7 +98,7 @@ impl Model {
                 pin::keep_bound(&*repository, &store, opened).await;
             }
         }
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::clone(&config.metrics);
         let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
         let digest = found.pinned.digest;
         Ok(Self { reference, digest, artifact, config: description, index, tree, loader, metrics })

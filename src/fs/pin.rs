@@ -54,7 +54,7 @@ pub(super) async fn pin(
         Ok((pinned, artifact)) => return Ok(Found { pinned, artifact, from: Source::Repository }),
         Err(error) => error,
     };
-    if nobody_answers(&error) {
+    if error.kind().leaves_open() {
         return recall(repository, reference, store, error).await;
     }
     if matches!(error.kind(), Kind::Denied | Kind::NotFound) {
@@ -108,11 +108,6 @@ fn single(pinned: &Pinned) -> Result<Manifest> {
             Err(Error::new(Kind::Unsupported, doing).hint("name the manifest that is meant with @DIGEST"))
         }
     }
-}
-
-/// Whether kept bytes may stand in: never after an answer that refuses or denies that there is such a thing.
-fn nobody_answers(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Unreachable | Kind::Broken | Kind::Deadline | Kind::Throttled)
 }
 
 async fn recall(

@@ -82,7 +82,7 @@ fn with_way_out(error: Error) -> Error {
         Kind::NotFound => error.hint("push the index layer again, or pack the model again"),
         Kind::Integrity | Kind::Invalid => error.hint("pack the model again, or push the index layer again"),
         Kind::Protocol | Kind::Broken => error.hint("if it stays so, push the index layer again"),
-        Kind::Unreachable | Kind::Deadline | Kind::Throttled => {
+        Kind::Unreachable | Kind::Untrusted | Kind::Deadline | Kind::Throttled => {
             error.hint("no byte can be verified without it: try again when the registry answers")
         }
         _ => error,
@@ -99,9 +99,12 @@ async fn fetch(repository: &dyn Repository, index: &BoundIndex) -> Result<Opened
         let doing = format!("its head of {} bytes under {} is none that is read", head.size, head.digest);
         return Err(Error::new(Kind::Invalid, doing));
     }
-    // What a proxy has spoiled is right the second time.
+    // What a proxy has spoiled is right the second time, or elsewhere.
     match ask(repository, index).await {
-        Err(error) if error.kind() == Kind::Integrity => ask(repository, index).await,
+        Err(error) if error.kind() == Kind::Integrity => {
+            repository.distrust(blob);
+            ask(repository, index).await
+        }
         answer => answer,
     }
 }

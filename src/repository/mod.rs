@@ -1,18 +1,27 @@
 //! Floor 1: stored bytes. A place in a registry, or a folder, that has manifests and blobs.
 //!
 //! [`Repository`] is the one trait; registry, layout folder and memory implement it, and what goes around
-//! them (trying again, limits) implements it by wrapping another. [`push`] is the other direction. Nothing here
+//! them (mirrors, trying again, limits) implements it by wrapping another. [`push`] is the other direction. Nothing here
 //! knows what a blob means.
 
+mod budget;
 mod connected;
+pub mod credentials;
+pub mod hedge;
+mod hosts;
 pub mod joined;
 pub mod layout;
+pub mod limit;
 pub mod memory;
+mod mirror;
+pub mod pace;
 pub mod push;
+mod rate;
 mod referrers;
 pub mod registry;
 pub mod retry;
 pub mod secret;
+mod tries;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -24,15 +33,23 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
 use crate::error::{Error, Kind, Result};
+use crate::metrics::Metrics;
 use crate::oci::{Blob, Descriptor, Digest, Place, Reference, Which};
 use crate::range::StoredRange;
 
 use connected::Connected;
+use credentials::Credentials;
+pub use hedge::Hedging;
 pub use joined::Joined;
 pub use layout::{Layout, Untagged};
+pub use limit::Limited;
 pub use memory::Memory;
+use mirror::Mirrored;
+pub use pace::Pace;
 pub use referrers::REFERRERS_LIMIT;
-pub use registry::Registry;
+use registry::Endpoint;
+pub use registry::proxy::{Exceptions, Proxies, Proxy};
+pub use registry::{RedirectTo, Registry, Verdict};
 pub use retry::Retrying;
 pub use secret::Secret;
 
@@ -55,7 +72,8 @@ pub const MANIFEST_LIMIT: u64 = 4 << 20;
 
 /// A place that has manifests and blobs, under their digests.
 ///
-/// Every implementation passes the contract suite in `tests/contract/repository.rs`.
+/// Every implementation passes the contract suite in `tests/contract/repository.rs`. What wraps another hands on all
+/// six questions, those with an answer of their own too.
 pub trait Repository: Send + Sync + fmt::Debug {
     /// The manifest or index, its digest verified.
     ///
@@ -68,12 +86,26 @@ pub trait Repository: Send + Sync + fmt::Debug {
 
     /// The stored bytes of `range` of `blob`: exactly `range.len()` of them, in order, or an error.
     ///
-    /// The bytes are not verified against a digest here; that is floor 3's. An empty range asks nobody.
+    /// The bytes are not verified against a digest here; that is floor 3's. An empty range asks nobody. Somebody waits
+    /// for them: where that makes a difference they go before what is [read ahead](Self::read_ahead).
     ///
     /// # Errors
     /// From the call, or as the stream's last item: `Invalid` where the range leaves the blob, else as
     /// [`manifest`](Self::manifest); `Protocol` where the answer is not the range asked for.
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>>;
+
+    /// The same for nobody who waits: behind every [`read`](Self::read), and never asked for twice at once.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        self.read(blob, range)
+    }
+
+    /// How much is best read ahead at once, as measured so far. Costs no request.
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
 
     /// The manifests of `artifact_type` that refer to the manifest `subject`, in the repository's order, at most
     /// [`REFERRERS_LIMIT`]; none where the repository keeps no such lists. Anybody who may push there may refer to anything, so
@@ -92,6 +124,10 @@ pub trait Repository: Send + Sync + fmt::Debug {
         let _ = (subject, artifact_type);
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
+
+    /// Is told that bytes of `blob` were not what their digest says, so that another place than the one that gave them is
+    /// asked for them next, where there is one. Waits for nothing, and changes nothing where there is one place only.
+    fn distrust(&self, _blob: &Blob) {}
 
     /// Where this is, as error messages name it: `ghcr.io/acme/llm` or `oci:/models/llm`.
     fn place(&self) -> String;
@@ -113,23 +149,55 @@ pub trait Repository: Send + Sync + fmt::Debug {
     }
 }
 
+/// Who is served by a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// Somebody waits for it.
+    Demand,
+    /// Nobody does yet.
+    Ahead,
+}
+
+impl Purpose {
+    fn read<'a>(
+        self,
+        repository: &'a dyn Repository,
+        blob: &'a Blob,
+        range: StoredRange,
+    ) -> BoxFuture<'a, Result<ByteStream>> {
+        match self {
+            Self::Demand => repository.read(blob, range),
+            Self::Ahead => repository.read_ahead(blob, range),
+        }
+    }
+}
+
 /// Whether a registry may be asked without TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PlainHttp {
-    /// Only one on this machine: `localhost`, 127.0.0.0/8, `[::1]`.
+    /// Only one on this machine: `localhost`, 127.0.0.0/8, `[::1]`. Those are always asked so.
     #[default]
-    Never,
+    OnThisMachine,
     /// Any, by the user's word. There is no falling back from one to the other.
     Allowed,
+    /// None, not even one on this machine.
+    Never,
 }
 
 /// The settings of what [`connect`] makes.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Whether a registry that is not on this machine is asked over plain HTTP.
+    /// Which registries are asked over plain HTTP, where their `hosts.toml` does not say it.
     pub plain_http: PlainHttp,
-    /// Docker's `config.json`, or the folder that has it, for credentials. `None` or missing: anonymous.
-    pub docker_config: Option<PathBuf>,
+    /// The folder of containerd's layout that says which hosts are asked for a registry. `None` or missing: the
+    /// registry itself, and nobody else.
+    pub hosts_dir: Option<PathBuf>,
+    /// A PEM file of further roots, for whoever is asked with TLS.
+    pub ca_file: Option<PathBuf>,
+    /// Through whom requests go.
+    pub proxies: Proxies,
+    /// Where credentials are looked for. Nowhere by default: anonymous.
+    pub credentials: credentials::Sources,
     /// How long a read of a blob may go without a byte of progress before it fails. Default 60 s.
     pub read_deadline: Duration,
     /// How long a manifest may take in all. Default 25 s, so that a dead registry is reported within 30 s.
@@ -139,33 +207,51 @@ pub struct Config {
     /// How long an answer may go without a byte before it counts as broken and is asked for again.
     /// Default 15 s: four attempts within the default read deadline.
     pub stall: Duration,
+    /// Where a registry may lead although it is not public, and not where the registry is. Default: nowhere.
+    pub redirect_to: Vec<RedirectTo>,
+    /// How many requests may be advised for reading ahead ([`Repository::pace`]). Default 16.
+    pub requests: usize,
+    /// How many bytes a second are read from a registry. Default: as many as come.
+    pub rate: Option<u64>,
+    /// Where what a registry may do besides is counted. Shared with the loader by who puts settings together.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             plain_http: PlainHttp::default(),
-            docker_config: None,
+            hosts_dir: None,
+            ca_file: None,
+            proxies: Proxies::default(),
+            credentials: credentials::Sources::default(),
             read_deadline: Duration::from_secs(60),
             setup_deadline: Duration::from_secs(25),
             connect_timeout: Duration::from_secs(5),
             stall: Duration::from_secs(15),
+            redirect_to: Vec::new(),
+            requests: 16,
+            rate: None,
+            metrics: Arc::default(),
         }
     }
 }
 
-/// The repository that a reference names: a registry's, asked again where that may help, or a folder.
+/// The repository that a reference names: a registry's or its mirrors', asked again where that may help, or a folder.
 ///
-/// Reads the credentials and, for a folder, its marker file; asks no network.
+/// Reads the files that have credentials, what is configured of the registry and, for a folder, its marker file; asks no
+/// network.
 ///
 /// # Errors
-/// `Invalid` where Docker's configuration cannot be read or meant; `NotFound`, `Unsupported`, `Denied` or
+/// `Invalid` where a file with credentials or the registry's configuration cannot be read or meant; `NotFound`, `Unsupported`, `Denied` or
 /// `Storage` where the folder is no image layout.
 pub fn connect(reference: &Reference, config: &Config) -> Result<Arc<dyn Repository>> {
     match &reference.place {
         Place::Registry { host, repository } => {
-            let registry = Retrying::new(Registry::new(host, repository, config)?, config);
-            Ok(Arc::new(Connected::new(registry, config)))
+            let hosts = hosts::of(host, config)?;
+            let mirrored = Mirrored::new(hosts, (host, repository), config)?;
+            let hedging = Hedging::new(Limited::new(mirrored, config), config);
+            Ok(Arc::new(Connected::new(Retrying::new(hedging, config), config)))
         }
         Place::Layout { folder } => {
             let typed = reference.tag.is_some() || reference.digest.is_some();
@@ -173,6 +259,19 @@ pub fn connect(reference: &Reference, config: &Config) -> Result<Arc<dyn Reposit
             Ok(Arc::new(Connected::new(Layout::open(folder, untagged)?, config)))
         }
     }
+}
+
+/// Asks the registry at `host`, reached as its configuration says, whether `credentials` are right; asks no mirror.
+///
+/// Costs one request to the registry, one to its token service and one more to the registry; asked again where that may help.
+///
+/// # Errors
+/// `Denied` where they are not, `NotFound` where no registry is there, `Invalid` where the host or what is configured of it
+/// cannot be meant, and what the wire may bring.
+pub async fn check_login(host: &str, credentials: &Credentials, config: &Config) -> Result<Verdict> {
+    let named = hosts::of(host, config)?.into_iter().map(|one| one.endpoint).find(|one| one.host == host);
+    let endpoint = named.map_or_else(|| Endpoint::of(host, config.plain_http), Ok)?;
+    Registry::check_login(endpoint, credentials, config).await
 }
 
 /// Refuses a range that leaves the blob.

@@ -1,37 +1,30 @@
 //! A repository that is asked again where that may help.
 //!
 //! A stream that breaks goes on at the byte where it broke, so that its reader sees one unbroken stream. What
-//! may be asked again is [`Kind::may_retry`]'s to say; this file says when, and when to give up ([`Tries`], which
-//! pushing uses too). It wraps the registry in [`super::connect`]; folders and memory need none of it.
+//! may be asked again is [`Kind::may_retry`](crate::error::Kind::may_retry)'s to say; when, and when to give up, is
+//! [`Tries`]'; how much asking again a registry in trouble bears is [`Budget`]'s, which all readers share. It wraps
+//! the registry in [`super::connect`]; folders and memory need none of it.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
-use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{ByteStream, Config, Pinned, Repository};
+use super::budget::Budget;
+use super::pace::Pace;
+use super::tries::{Tries, UNREACHABLE_PATIENCE};
+use super::{ByteStream, Config, Pinned, Purpose, Repository};
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
-
-/// How often in a row an answer against the rules is asked for again: a proxy's page comes and goes, a
-/// registry that ignores ranges stays.
-const PROTOCOL_RETRIES: u32 = 3;
-
-/// How long a manifest is asked for where nobody answers at all, with [`UNREACHABLE_ATTEMPTS`] made: long
-/// enough for a registry that restarts, short enough for a person who mistyped a host.
-pub(super) const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(5);
-const UNREACHABLE_ATTEMPTS: u32 = 3;
 
 /// Asks `R` again after failures that may pass, until a deadline without progress.
 #[derive(Debug)]
 pub struct Retrying<R> {
     inner: Arc<R>,
+    budget: Arc<Budget>,
     read_deadline: Duration,
     setup_deadline: Duration,
 }
@@ -41,14 +34,15 @@ impl<R: Repository + 'static> Retrying<R> {
     #[must_use]
     pub fn new(inner: R, config: &Config) -> Self {
         let (read_deadline, setup_deadline) = (config.read_deadline, config.setup_deadline);
-        Self { inner: Arc::new(inner), read_deadline, setup_deadline }
+        let budget = Arc::new(Budget::new(Arc::clone(&config.metrics)));
+        Self { inner: Arc::new(inner), budget, read_deadline, setup_deadline }
     }
 
     async fn pin(&self, which: &Which) -> Result<Pinned> {
         let doing = format!("reading the manifest {which} of {}", self.inner.place());
         let mut tries = Tries::new(self.setup_deadline, UNREACHABLE_PATIENCE);
         loop {
-            match tries.bounded(self.inner.manifest(which)).await {
+            match tries.within(&self.budget, self.inner.manifest(which)).await {
                 Ok(pinned) => return Ok(pinned),
                 Err(error) => tries.pause(error, &doing).await?,
             }
@@ -59,16 +53,18 @@ impl<R: Repository + 'static> Retrying<R> {
         let doing = format!("listing what refers to {subject} in {}", self.inner.place());
         let mut tries = Tries::new(self.setup_deadline, UNREACHABLE_PATIENCE);
         loop {
-            match tries.bounded(self.inner.referrers(subject, artifact_type)).await {
+            match tries.within(&self.budget, self.inner.referrers(subject, artifact_type)).await {
                 Ok(found) => return Ok(found),
                 Err(error) => tries.pause(error, &doing).await?,
             }
         }
     }
 
-    async fn open(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
+    async fn open(&self, blob: &Blob, range: StoredRange, purpose: Purpose) -> Result<ByteStream> {
         let mut reading = Reading {
             inner: self.inner.clone(),
+            budget: self.budget.clone(),
+            purpose,
             blob: blob.clone(),
             rest: range,
             stream: None,
@@ -76,7 +72,7 @@ impl<R: Repository + 'static> Retrying<R> {
         };
         super::inside(blob, range)?;
         if !range.is_empty() {
-            let mut tries = Tries::new(self.read_deadline, self.read_deadline);
+            let mut tries = Tries::reading(self.read_deadline);
             while reading.stream.is_none() {
                 reading.attempt(&mut tries).await?;
             }
@@ -91,7 +87,15 @@ impl<R: Repository + 'static> Repository for Retrying<R> {
     }
 
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
-        Box::pin(self.open(blob, range))
+        Box::pin(self.open(blob, range, Purpose::Demand))
+    }
+
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        Box::pin(self.open(blob, range, Purpose::Ahead))
+    }
+
+    fn pace(&self) -> Pace {
+        self.inner.pace()
     }
 
     fn referrers<'a>(
@@ -100,6 +104,10 @@ impl<R: Repository + 'static> Repository for Retrying<R> {
         artifact_type: &'a str,
     ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
         Box::pin(self.list(subject, artifact_type))
+    }
+
+    fn distrust(&self, blob: &Blob) {
+        self.inner.distrust(blob);
     }
 
     fn place(&self) -> String {
@@ -114,6 +122,8 @@ impl<R: Repository + 'static> Repository for Retrying<R> {
 /// A read under way: what is still owed to the reader, and the stream that brings it, if one is open.
 struct Reading<R> {
     inner: Arc<R>,
+    budget: Arc<Budget>,
+    purpose: Purpose,
     blob: Blob,
     rest: StoredRange,
     stream: Option<ByteStream>,
@@ -123,7 +133,7 @@ struct Reading<R> {
 impl<R: Repository + 'static> Reading<R> {
     /// The next bytes. Time counts only while somebody waits here, so a slow reader breaks no deadline.
     async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
-        let mut tries = Tries::new(self.deadline, self.deadline);
+        let mut tries = Tries::reading(self.deadline);
         while !self.rest.is_empty() {
             let Some(mut stream) = self.stream.take() else {
                 self.attempt(&mut tries).await?;
@@ -147,7 +157,8 @@ impl<R: Repository + 'static> Reading<R> {
 
     /// Asks once for the rest; a failure that may pass has been waited out when this returns.
     async fn attempt(&mut self, tries: &mut Tries) -> Result<()> {
-        match tries.bounded(self.inner.read(&self.blob, self.rest)).await {
+        let asked = self.purpose.read(&*self.inner, &self.blob, self.rest);
+        match tries.within(&self.budget, asked).await {
             Ok(stream) => self.stream = Some(stream),
             Err(error) => tries.pause(error, &self.doing()).await?,
         }
@@ -183,117 +194,11 @@ async fn some_bytes(stream: &mut ByteStream, at: u64) -> Result<Bytes> {
     }
 }
 
-/// The attempts at one thing since its last progress.
-pub(super) struct Tries {
-    since: Instant,
-    deadline: Duration,
-    unreachable_patience: Duration,
-    attempts: u32,
-    protocol_in_row: u32,
-    backoff: ExponentialBackoff,
-    last: Option<Error>,
-}
-
-impl Tries {
-    /// None yet. `unreachable_patience` is how long it is tried where nobody answers at all.
-    pub(super) fn new(deadline: Duration, unreachable_patience: Duration) -> Self {
-        // Each pause is drawn from its value here to twice that: 25 ms to 3 s.
-        let backoff = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(25))
-            .with_max_delay(Duration::from_millis(1500))
-            .without_max_times()
-            .with_jitter()
-            .build();
-        Self {
-            since: Instant::now(),
-            deadline,
-            unreachable_patience,
-            attempts: 0,
-            protocol_in_row: 0,
-            backoff,
-            last: None,
-        }
-    }
-
-    /// What `attempt` gives, or a `Deadline` error where the time is over first.
-    pub(super) async fn bounded<T>(&mut self, attempt: impl Future<Output = Result<T>>) -> Result<T> {
-        let over =
-            self.since.checked_add(self.deadline).unwrap_or_else(|| self.since + Duration::from_secs(86_400));
-        match timeout_at(over, attempt).await {
-            Ok(done) => done,
-            Err(_) => Err(Error::new(Kind::Deadline, "nothing came")),
-        }
-    }
-
-    /// How many attempts have failed.
-    pub(super) fn failed(&self) -> u32 {
-        self.attempts
-    }
-
-    /// Starts the deadline anew, and neither the pauses nor what was counted: bytes moved, and nobody has said yet
-    /// that they came in.
-    pub(super) fn moved(&mut self) {
-        self.since = Instant::now();
-    }
-
-    /// Waits until the next attempt is due, or gives up with the reason.
-    pub(super) async fn pause(&mut self, error: Error, doing: &str) -> Result<()> {
-        if error.kind() == Kind::Deadline {
-            return Err(self.overdue(doing));
-        }
-        self.attempts = self.attempts.saturating_add(1);
-        self.protocol_in_row = if error.kind() == Kind::Protocol { self.protocol_in_row + 1 } else { 0 };
-        if !error.kind().may_retry() || self.protocol_in_row > PROTOCOL_RETRIES {
-            return Err(error);
-        }
-        let wait = self.wait_before_next(error.wait());
-        if self.nobody_there(&error, wait) {
-            return Err(error);
-        }
-        tracing::debug!(%error, attempt = self.attempts, ?wait, "asking again");
-        self.last = Some(error);
-        if self.since.elapsed().saturating_add(wait) >= self.deadline {
-            return Err(self.overdue(doing));
-        }
-        sleep(wait).await;
-        Ok(())
-    }
-
-    fn nobody_there(&self, error: &Error, wait: Duration) -> bool {
-        error.kind() == Kind::Unreachable
-            && self.unreachable_patience < self.deadline
-            && self.attempts >= UNREACHABLE_ATTEMPTS
-            && self.since.elapsed().saturating_add(wait) > self.unreachable_patience
-    }
-
-    /// The longer of our own pause and the one asked for; where that lies beyond the deadline, a last attempt
-    /// is due shortly before it, since a failed page fault kills the reader.
-    fn wait_before_next(&mut self, asked: Option<Duration>) -> Duration {
-        let own = self.backoff.next().unwrap_or(Duration::from_secs(3));
-        let reserve = self.deadline / 10;
-        let latest = self.deadline.saturating_sub(self.since.elapsed()).saturating_sub(reserve);
-        asked.map_or(own, |asked| asked.min(latest).max(own))
-    }
-
-    /// The end at the deadline; the last failure, where there was one, names what was done where.
-    fn overdue(&self, doing: &str) -> Error {
-        let sentence = format!("no progress for {} s", self.deadline.as_secs_f32());
-        match &self.last {
-            Some(last) => Error::from_source(Kind::Deadline, sentence, last.clone()),
-            None => Error::new(Kind::Deadline, format!("{sentence} {doing}")),
-        }
-    }
-}
-
-impl fmt::Debug for Tries {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tries").field("attempts", &self.attempts).finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::time::{Instant, sleep};
 
     use super::*;
     use crate::repository::{Memory, read_all};
@@ -335,12 +240,58 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_against_the_rules_is_asked_for_three_times_again() {
-        let (repository, blob) = failing(Kind::Protocol, 3);
+    async fn answers_against_the_rules_are_borne_as_long_as_a_reader_waits() {
+        let (repository, blob) = failing(Kind::Protocol, 20);
         assert!(read_all(&repository, &blob, StoredRange::new(0, 5)).await.is_ok());
-        let (repository, blob) = failing(Kind::Protocol, 4);
+        let (repository, blob) = failing(Kind::Protocol, u32::MAX);
         let error = read_all(&repository, &blob, StoredRange::new(0, 5)).await.unwrap_err();
-        assert_eq!((error.kind(), repository.inner.requests()), (Kind::Protocol, 4));
+        assert_eq!(error.kind(), Kind::Deadline);
+        assert!(error.to_string().contains("refused for a while"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn thirty_two_readers_of_a_registry_that_is_down_ask_it_once_a_second() {
+        for kind in [Kind::Broken, Kind::Unreachable, Kind::Protocol] {
+            let (repository, blob) = failing(kind, u32::MAX);
+            let repository = Arc::new(repository);
+            let read = || {
+                let (repository, blob) = (Arc::clone(&repository), blob.clone());
+                tokio::spawn(async move { read_all(&*repository, &blob, StoredRange::new(0, 5)).await })
+            };
+            let readers: Vec<_> = (0..32).map(|_| read()).collect();
+            sleep(Duration::from_secs(10)).await;
+            let before = repository.inner.requests();
+            sleep(Duration::from_secs(30)).await;
+            let asked = repository.inner.requests() - before;
+            assert!((25..=31).contains(&asked), "{kind:?}: {asked} requests in 30 s");
+            for reader in readers {
+                let error = reader.await.unwrap().unwrap_err();
+                assert_eq!(error.kind(), Kind::Deadline);
+                assert!(error.to_string().contains("refused for a while"), "{error}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_readers_go_on_within_seconds_of_the_registrys_return() {
+        let memory = Memory::new();
+        let blob = memory.put(vec![7; 100]);
+        let start = Instant::now();
+        let back = start + Duration::from_secs(40);
+        memory.fail_with(move |_, _| {
+            (Instant::now() < back).then(|| Error::new(Kind::Unreachable, "connection refused"))
+        });
+        let repository = Arc::new(Retrying::new(memory, &config()));
+        let readers: Vec<_> = (0..32)
+            .map(|_| {
+                let (repository, blob) = (Arc::clone(&repository), blob.clone());
+                tokio::spawn(async move { read_all(&*repository, &blob, StoredRange::new(0, 5)).await })
+            })
+            .collect();
+        for reader in readers {
+            reader.await.unwrap().unwrap();
+        }
+        assert!(start.elapsed() < Duration::from_secs(45), "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

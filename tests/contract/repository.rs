@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use weightfs::Kind;
 use weightfs::oci::{Blob, Digest, Which};
 use weightfs::range::StoredRange;
-use weightfs::repository::{Config, Memory, Repository, connect, read_all};
+use weightfs::repository::{Config, Hedging, Limited, Memory, Repository, Retrying, connect, read_all};
 
 use crate::registry::sample::{MEDIA_TYPE, REFERRER_TYPE, Sample};
 use crate::registry::server::Server;
@@ -60,6 +60,10 @@ async fn ranges_are_exact(repository: &dyn Repository, sample: &Sample) {
     }
     let bytes = read_all(repository, &sample.small, StoredRange::new(0, 1)).await.unwrap();
     assert_eq!(bytes, &b"x"[..]);
+    let ahead: Vec<_> = repository.read_ahead(&sample.large, middle).await.unwrap().collect().await;
+    let ahead: Vec<u8> = ahead.into_iter().flat_map(|piece| piece.unwrap()).collect();
+    assert!(ahead == sample.bytes_of(middle), "ahead");
+    assert!(repository.pace().requests > 0 && repository.pace().bytes > 0);
 }
 
 async fn ranges_outside_are_refused(repository: &dyn Repository, sample: &Sample) {
@@ -102,15 +106,29 @@ async fn many_read_at_once(repository: &Arc<dyn Repository>, sample: &Sample) {
     }
 }
 
-#[tokio::test]
-async fn memory_keeps_the_contract() {
-    let sample = Sample::new();
+fn memory(sample: &Sample) -> Memory {
     let memory = Memory::new();
     memory.put(sample.bytes_of(StoredRange::new(0, sample.large.size)).to_vec());
     memory.put(&b"x"[..]);
     memory.put_manifest("v1", MEDIA_TYPE, sample.manifest_bytes.clone());
     memory.put_manifest("referrer", MEDIA_TYPE, sample.referrer_bytes.clone());
-    holds(Arc::new(memory), &sample).await;
+    memory
+}
+
+#[tokio::test]
+async fn memory_keeps_the_contract() {
+    let sample = Sample::new();
+    holds(Arc::new(memory(&sample)), &sample).await;
+}
+
+#[tokio::test]
+async fn whatever_goes_around_a_repository_keeps_the_contract() {
+    let (sample, config) = (Sample::new(), Config { rate: Some(1 << 30), ..Config::default() });
+    holds(Arc::new(Limited::new(memory(&sample), &config)), &sample).await;
+    holds(Arc::new(Hedging::new(memory(&sample), &config)), &sample).await;
+    holds(Arc::new(Retrying::new(memory(&sample), &config)), &sample).await;
+    let all = Hedging::new(Limited::new(memory(&sample), &config), &config);
+    holds(Arc::new(Retrying::new(all, &config)), &sample).await;
 }
 
 #[tokio::test]
@@ -135,4 +153,21 @@ async fn a_registry_that_wants_tokens_and_sends_away_for_blobs_keeps_the_contrac
     let server = Server::with_tokens(sample.folder(), Tokens::for_everyone()).await;
     server.rule(Rule::always("/blobs/", Fault::Redirect(cdn.origin())));
     holds(connect(&server.reference(), &Config::default()).unwrap(), &sample).await;
+}
+
+#[tokio::test]
+async fn a_registry_with_mirrors_keeps_the_contract_whether_they_answer_or_not() {
+    use crate::registry::server::{Fault, Rule};
+    let sample = Sample::new();
+    let (server, mirror) = (Server::start(sample.folder()).await, Server::start(sample.folder()).await);
+    let hosts = tempfile::tempdir().unwrap();
+    let folder = hosts.path().join(server.host());
+    std::fs::create_dir(&folder).unwrap();
+    // Nobody listens at port 1.
+    let text = format!("[host.\"http://127.0.0.1:1\"]\n[host.\"http://{}\"]\n", mirror.host());
+    std::fs::write(folder.join("hosts.toml"), text).unwrap();
+    let config = Config { hosts_dir: Some(hosts.path().to_owned()), ..Config::default() };
+    holds(connect(&server.reference(), &config).unwrap(), &sample).await;
+    mirror.rule(Rule::always("/v2/", Fault::Status(503)));
+    holds(connect(&server.reference(), &config).unwrap(), &sample).await;
 }

@@ -138,6 +138,35 @@ fn a_mount_whose_readers_wait_for_a_dead_registry_ends_when_told() {
 }
 
 #[test]
+fn a_mount_with_many_readers_of_a_registry_that_is_gone_ends_when_told() {
+    let _alone = heavy();
+    let (mut registry, place) = (sample().registry(), Place::new());
+    place.mount(&registry.reference(&format!("{REPOSITORY}:raw")), &["--warm", "none"]);
+    registry.stop();
+    let (path, pid) = (place.path(&sample().shards[0]), place.pid());
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..64)
+            .map(|at| {
+                let path = &path;
+                scope.spawn(move || {
+                    read::range(&File::open(path).unwrap(), 8 * MIB + at * 64 * 1024, 4096)
+                        .map(|bytes| bytes.len())
+                })
+            })
+            .collect();
+        assert!(!wait::eventually(Duration::from_secs(2), || readers
+            .iter()
+            .any(|reader| reader.is_finished())));
+        kill(pid, Signal::SIGTERM).unwrap();
+        wait::until("the process ends", Duration::from_secs(10), || !is_running(pid));
+        for reader in readers {
+            assert!(reader.join().unwrap().is_err());
+        }
+    });
+    assert!(!place.is_mounted(), "it took its mount with it");
+}
+
+#[test]
 fn an_unmount_in_use_is_refused_and_a_lazy_one_is_not() {
     let _alone = heavy();
     let (registry, place) = (sample().registry(), Place::new());

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use weightfs::Kind;
 use weightfs::oci::Which;
 use weightfs::range::StoredRange;
+use weightfs::repository::credentials::Sources;
 use weightfs::repository::{Config, Repository, connect, read_all};
 
 use super::sample::Sample;
@@ -18,7 +19,8 @@ fn docker_config(folder: &Path, host: &str, user: &str, password: &str) -> Confi
     let auth = STANDARD.encode(format!("{user}:{password}"));
     let json = serde_json::json!({ "auths": { host: { "auth": auth } } });
     std::fs::write(folder.join("config.json"), json.to_string()).unwrap();
-    Config { docker_config: Some(folder.to_owned()), ..Config::default() }
+    let credentials = Sources { docker_config: Some(folder.to_owned()), ..Sources::default() };
+    Config { credentials, ..Config::default() }
 }
 
 async fn read_32_at_once(repository: &Arc<dyn Repository>, sample: &Sample) {
@@ -82,7 +84,7 @@ async fn who_brings_no_password_is_denied_with_the_way_out() {
     let repository = connect(&server.reference(), &Config::default()).unwrap();
     let error = repository.manifest(&Which::Tag("v1".into())).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Denied);
-    assert!(error.to_string().contains(&format!("docker login {}", server.host())), "{error}");
+    assert!(error.to_string().contains(&format!("weightfs login {}", server.host())), "{error}");
 }
 
 #[tokio::test]

@@ -1,13 +1,16 @@
-//! A registry with faults, for every suite that reads from one, and the tests of the client against it.
+//! The tests of the registry's client against a registry with faults, which every suite may use.
 //!
-//! [`server`] is the registry of the demo with rules around it, [`uploads`] what takes pushes; [`sample`] is a small image
-//! layout to serve.
+//! The registry itself is the library's `testing::registry`; [`server`] starts it, [`uploads`] is what takes pushes around it;
+//! [`tls`] puts TLS before it; [`sample`] is a small image layout to serve.
 
 pub(crate) mod sample;
 pub(crate) mod server;
 pub(crate) mod uploads;
 
+mod answers;
 mod authorization;
 mod faults;
+mod outages;
 mod push;
 mod redirects;
+pub(crate) mod tls;

@@ -334,8 +334,8 @@ async fn a_registry_that_takes_it_for_something_else_is_not_believed() {
 #[tokio::test]
 async fn a_refusal_is_reported_at_once_with_the_way_out() {
     for (status, kind, way_out) in [
-        (401, Kind::Denied, "docker login 127.0.0.1"),
-        (403, Kind::Denied, "docker login 127.0.0.1"),
+        (401, Kind::Denied, "weightfs login 127.0.0.1"),
+        (403, Kind::Denied, "weightfs login 127.0.0.1"),
         (404, Kind::NotFound, "made first"),
         (405, Kind::Denied, "read-only"),
         (413, Kind::Invalid, "nothing that large"),

@@ -5,20 +5,25 @@
 //! hide on both sides.
 
 pub(crate) mod artifacts;
+pub mod authority;
 pub mod bound;
+pub mod canary;
 pub mod child;
 pub mod compressed;
 mod dialects;
 pub mod http;
 pub(crate) mod neighbours;
+pub mod nginx;
 pub mod pack;
 pub mod place;
+pub mod proxy;
 pub mod read;
 pub mod registry;
 pub mod relay;
 pub mod sample;
 pub mod scratch;
 pub(crate) mod tar_writers;
+pub mod tokens;
 pub mod wait;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{scratch, wait};
+use super::{canary, scratch, wait};
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_weightfs");
@@ -129,9 +129,11 @@ impl Place {
     /// The program with this place in its environment, and nothing of the user's.
     pub fn command(&self) -> Command {
         let mut command = Command::new(PROGRAM);
-        for (name, _) in
-            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WEIGHTFS_"))
-        {
+        let theirs = |name: &std::ffi::OsStr| {
+            let name = name.to_string_lossy().to_ascii_lowercase();
+            name.starts_with("weightfs_") || name.ends_with("_proxy")
+        };
+        for (name, _) in std::env::vars_os().filter(|(name, _)| theirs(name)) {
             command.env_remove(name);
         }
         command
@@ -265,6 +267,18 @@ impl Place {
         wait::until("the killed process is gone", PATIENCE, || !is_running(pid));
     }
 
+    /// Makes sure that no secret was printed by a command or written to the log of a mount.
+    fn check_for_secrets(&self) {
+        let files =
+            |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let printed = files(self.home.path())
+            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("run-")));
+        for path in printed.chain(files(&self.state().join("log"))) {
+            let text = fs::read(&path).unwrap_or_default();
+            canary::absent(&path.display().to_string(), &String::from_utf8_lossy(&text));
+        }
+    }
+
     /// The processes of the program that were started for this place.
     fn processes(&self) -> Vec<Pid> {
         let home = self.home.path().to_string_lossy().into_owned();
@@ -282,6 +296,9 @@ impl Drop for Place {
             let _ended_meanwhile = kill(pid, Signal::SIGKILL);
         }
         scratch::detach_below(self.home.path());
+        if !std::thread::panicking() {
+            self.check_for_secrets();
+        }
     }
 }
 

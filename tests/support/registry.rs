@@ -22,11 +22,15 @@ const HTPASSWD: &str = "reader:$2y$05$eIsMW.Z36GaxmEwRayDr3eqRJN41Ahg8U.xYpki3Qf
 /// User and password as a Basic header (and docker's `config.json`) has them.
 pub const BASIC: &str = "cmVhZGVyOm9wZW4tc2VzYW1l";
 
-/// Who may read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Who may read, and what.
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Door {
     Open,
     Password,
+    /// Who brings a token, as these lines of the configuration say.
+    Tokens(String),
+    /// What another registry has, fetched from there when it is asked for.
+    Through(String),
 }
 
 /// The registry and the line to it; both end when it is dropped.
@@ -52,17 +56,23 @@ impl Registry {
     /// A registry that has what lies in `storage`, another registry's. Blobs are linked, not copied: nothing is ever
     /// written into one.
     pub fn like(storage: &Path) -> Self {
-        let home = scratch::roomy();
-        let linked =
-            Command::new("cp").arg("-al").arg(storage).arg(home.path().join("storage")).status().unwrap();
-        assert!(linked.success(), "cp -al {}", storage.display());
-        Self::over(home, Door::Open)
+        Self::over(linked(storage), Door::Open)
+    }
+
+    /// The same for those who bring a token, as `config` says, lines of the registry's configuration.
+    pub fn with_tokens(storage: &Path, config: String) -> Self {
+        Self::over(linked(storage), Door::Tokens(config))
+    }
+
+    /// An empty pull-through cache of the registry at `remote`, as `127.0.0.1:PORT`.
+    pub fn through(remote: &str) -> Self {
+        Self::over(scratch::roomy(), Door::Through(remote.to_owned()))
     }
 
     fn over(home: TempDir, door: Door) -> Self {
         fs::create_dir_all(home.path().join("storage")).unwrap();
         fs::write(home.path().join("htpasswd"), HTPASSWD).unwrap();
-        let (server, port) = serve(home.path(), door);
+        let (server, port) = serve(home.path(), &door);
         Self { home, door, server: Some(server), port, relay: Relay::start(port) }
     }
 
@@ -122,7 +132,7 @@ impl Registry {
 
     /// Starts it again, at the same address.
     pub fn restart(&mut self) {
-        let (server, port) = serve(self.home.path(), self.door);
+        let (server, port) = serve(self.home.path(), &self.door);
         (self.server, self.port) = (Some(server), port);
         self.relay.open(port);
     }
@@ -203,6 +213,15 @@ impl Drop for Registry {
     }
 }
 
+/// A folder with the same storage.
+fn linked(storage: &Path) -> TempDir {
+    let home = scratch::roomy();
+    let linked =
+        Command::new("cp").arg("-al").arg(storage).arg(home.path().join("storage")).status().unwrap();
+    assert!(linked.success(), "cp -al {}", storage.display());
+    home
+}
+
 /// Flips all bits of one byte of a file, in place.
 pub fn flip(path: &Path, offset: u64) {
     use std::os::unix::fs::FileExt;
@@ -214,7 +233,7 @@ pub fn flip(path: &Path, offset: u64) {
 
 /// Starts a server on a free port and waits until it answers. The port is free when it is looked for; should somebody take it
 /// before the server does, another is tried.
-fn serve(home: &Path, door: Door) -> (Child, u16) {
+fn serve(home: &Path, door: &Door) -> (Child, u16) {
     for _ in 0..5 {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let mut server = spawn(home, port, door);
@@ -232,10 +251,12 @@ fn serve(home: &Path, door: Door) -> (Child, u16) {
     panic!("docker-registry does not start: {}", fs::read_to_string(home.join("log")).unwrap_or_default());
 }
 
-fn spawn(home: &Path, port: u16, door: Door) -> Child {
+fn spawn(home: &Path, port: u16, door: &Door) -> Child {
     let auth = match door {
         Door::Open => String::new(),
         Door::Password => format!("auth: {{htpasswd: {{realm: test, path: {}/htpasswd}}}}\n", home.display()),
+        Door::Tokens(config) => config.clone(),
+        Door::Through(remote) => format!("proxy: {{remoteurl: \"http://{remote}\"}}\n"),
     };
     let config = format!(
         "version: 0.1\n\

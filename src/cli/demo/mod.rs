@@ -4,7 +4,6 @@
 //! measures when the first tensor is there against a download of everything over the same line. What it makes
 //! lies in one temporary folder, which goes away in any case.
 
-pub mod registry;
 mod relay;
 mod sample;
 
@@ -28,6 +27,7 @@ use crate::mount::{Mapping, Mount, Options};
 use crate::oci::{Blob, Reference};
 use crate::range::StoredRange;
 use crate::repository::{self, Repository};
+use crate::testing::registry::{self, Source};
 
 /// How many streams the full download has at once.
 const STREAMS: usize = 4;
@@ -88,7 +88,7 @@ async fn measure(place: &Path) -> Result<Measured> {
     print::complain("making a sample model in a temporary folder");
     let layout = place.join("layout");
     let sample = blocking(move || sample::make(&layout)).await?;
-    let serving = registry::serve(registry::router(place.join("layout"))?).await?;
+    let serving = registry::serve(Source::layout(place.join("layout"))?.router()).await?;
     let relay = Relay::start(serving.address()).await?;
     print::complain(format_args!(
         "serving it at 1 Gbit/s with {} ms each round trip",

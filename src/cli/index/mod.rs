@@ -9,7 +9,7 @@ mod verify;
 
 use clap::{Args, Subcommand};
 
-use super::args::{set, set_switch};
+use super::args::{Registries, set};
 use crate::config::{Flags, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::index::pass::Spacing;
@@ -38,9 +38,8 @@ enum Which {
 /// How a repository is asked.
 #[derive(Debug, Args)]
 struct Asking {
-    /// Ask a registry that is not on this machine over HTTP, without TLS
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    registries: Registries,
     /// How long a read may go without progress before it fails, as 60s
     #[arg(long, value_name = "TIME")]
     read_deadline: Option<String>,
@@ -71,7 +70,7 @@ impl Spans {
 
 impl Asking {
     fn set(&self, flags: &mut Flags) {
-        set_switch(flags, "registry.plain_http", self.plain_http);
+        self.registries.set(flags);
         set(flags, "content.read_deadline", self.read_deadline.as_ref());
     }
 }

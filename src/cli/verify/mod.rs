@@ -113,7 +113,7 @@ async fn open_known(pinned: &Reference, settings: &Settings) -> Result<std::sync
         Ok(model) => return Ok(model),
         Err(error) => error,
     };
-    if matches!(error.kind(), Kind::Unreachable | Kind::Broken | Kind::Deadline | Kind::Throttled) {
+    if error.kind().leaves_open() {
         let typed = Reference { digest: None, ..pinned.clone() };
         if let Ok(model) = Box::pin(open(typed, settings)).await {
             if Some(&model.digest) == pinned.digest.as_ref() {

@@ -17,6 +17,8 @@ const BACKWARD: u64 = 2 << 20;
 const FORWARD: u64 = 4 << 20;
 /// The farthest that is loaded ahead.
 const WINDOW: u64 = 64 << 20;
+/// What is loaded ahead at once where the window is large: the largest request.
+const BATCH: u64 = 16 << 20;
 /// What a stream must have consumed before anything is loaded ahead of it: more than the 1 MiB that the kernel reads
 /// around a single fault.
 const SETTLED: u64 = 1280 << 10;
@@ -83,8 +85,11 @@ impl Streams {
         let reads_on = stream.consumed > SCATTERED;
         let target = stream.target(len, tensors);
         let from = stream.planned.max(stream.next);
-        let ahead = (target > from).then(|| ContentRange::new(from, target));
-        stream.planned = stream.planned.max(target);
+        let ahead = (target > from && stream.is_worth_it(from, target, len, tensors))
+            .then(|| ContentRange::new(from, target));
+        if ahead.is_some() {
+            stream.planned = target;
+        }
         // Faults here and there say nothing of the rest of the file, however many they are.
         let read_on = if stream.consumed >= READING { new } else { 0 };
         self.consumed = self.consumed.saturating_add(read_on);
@@ -123,6 +128,14 @@ impl Streams {
 }
 
 impl Stream {
+    /// Whether what is to be loaded is worth requests of its own, or waits until there is more of it: far ahead of the
+    /// reader nothing is urgent, and a registry is spared many small requests.
+    fn is_worth_it(&self, from: u64, target: u64, len: u64, tensors: Option<&Tensors>) -> bool {
+        let worth = (target.saturating_sub(self.next) / 4).min(BATCH);
+        let ends = tensors.map_or(len, |tensors| tensors.around(target.saturating_sub(1), len).end());
+        target - from >= worth || target == ends
+    }
+
     /// One past the last byte that should be here or under way for this stream.
     fn target(&self, len: u64, tensors: Option<&Tensors>) -> u64 {
         if self.consumed < SETTLED {
@@ -221,6 +234,20 @@ mod tests {
                 end = ahead.end();
             }
         }
+    }
+
+    #[test]
+    fn far_ahead_of_a_reader_little_pieces_are_put_together() {
+        let mut streams = Streams::default();
+        let plans: Vec<_> = (0..4096)
+            .filter_map(|at| {
+                streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), 8 << 30, None).ahead
+            })
+            .collect();
+        assert!(plans.len() < 320, "{} plans for 4 GiB", plans.len());
+        assert!(plans.last().unwrap().len() >= BATCH);
+        let first = plans.first().unwrap();
+        assert!(first.start() <= 3 * MIB, "{first:?}: not put off at the beginning");
     }
 
     #[test]

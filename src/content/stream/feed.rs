@@ -42,7 +42,8 @@ impl Loader {
         let Some(blob) = self.index.layers.get(layer).map(|layer| layer.blob.clone()) else { return };
         stream.set_going();
         stream.change(|now| now.settled = 0);
-        let _turn = self.lanes.enter(Lane::Background, &stream.urgency).await;
+        let _turn =
+            self.lanes.enter(Lane::Background, &stream.urgency, self.repository.pace().requests).await;
         let (decoding, pieces) = mpsc::channel(PIECES);
         let (digesting, copies) = mpsc::channel(PIECES);
         let (loader, of) = (Arc::clone(self), Arc::clone(stream));

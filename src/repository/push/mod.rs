@@ -46,7 +46,7 @@ impl Target {
     /// Makes an image layout folder where it is missing or empty; asks no network.
     ///
     /// # Errors
-    /// `Invalid` where host or Docker's configuration cannot be meant; `Busy` where the folder has other files and is no
+    /// `Invalid` where the host, or a file with credentials, cannot be meant; `Busy` where the folder has other files and is no
     /// image layout, `Unsupported` where it is one of another version, `Denied` or `Storage` where it cannot be made.
     pub fn open(reference: &Reference, config: &Config) -> Result<Self> {
         let way = match &reference.place {

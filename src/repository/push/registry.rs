@@ -15,8 +15,9 @@ use super::source::Source;
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Digest, Which};
 use crate::range::StoredRange;
+use crate::repository::hosts;
 use crate::repository::registry::{Session, Setback, Stretch};
-use crate::repository::retry::{Tries, UNREACHABLE_PATIENCE};
+use crate::repository::tries::{Tries, UNREACHABLE_PATIENCE};
 use crate::repository::{Config, Registry, Repository};
 
 /// Up to here a blob goes in one request, which costs a round trip less and no more than this when it breaks.
@@ -49,9 +50,14 @@ pub(super) struct Pushing {
 }
 
 impl Pushing {
-    /// As [`Registry::new`], with leave to write.
+    /// At the first of the registry's hosts that takes pushes.
     pub(super) fn new(host: &str, repository: &str, config: &Config) -> Result<Self> {
-        let registry = Registry::pushing(host, repository, config)?;
+        let taking = hosts::of(host, config)?.into_iter().find(|host| host.can.push);
+        let taking = taking.ok_or_else(|| {
+            Error::new(Kind::Invalid, format!("no host of {host} takes pushes"))
+                .hint("its hosts.toml gives none the capability \"push\"")
+        })?;
+        let registry = Registry::pushing(taking.endpoint, (host, repository), config)?;
         Ok(Self { registry, setup_deadline: config.setup_deadline, deadline: config.read_deadline })
     }
 

@@ -1,33 +1,30 @@
 //! Who asks: the `Authorization` header of a registry, from its challenge on 401.
 //!
-//! Anonymous first; then what the registry asks for, Basic or a Bearer token from its token service
-//! (distribution "Token Authentication Specification"). However many requests want a token, one fetch brings
-//! it; nobody waits for it while the present one lives. What is sent where is [`super::Registry`]'s to see to: the header made here is for the registry's own
-//! origin alone, and the password goes to the registry or its token service, nowhere else.
+//! Anonymous first; then what the registry asks for (`realm`), Basic or a Bearer token from its token service (`token`).
+//! However many requests want a token, one fetch brings it; nobody waits for it while the present one lives. What is sent
+//! where is [`super::Registry`]'s to see to: the header made here is for the registry's own origin alone, and the
+//! password goes to the registry or its token service, nowhere else.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::header::{HeaderMap, HeaderValue};
 use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 use tokio::time::{Instant, timeout};
-use url::Url;
 
-use super::credentials::Credentials;
-use super::hops;
+use super::reach::Reach;
+use super::realm::{self, Challenge, Realm};
+use super::tls::Clients;
+use super::token::{self, Token, sensitive};
 use super::wire;
 use crate::error::{Error, Kind, Result};
-use crate::repository::Secret;
+use crate::repository::credentials::{Credentials, Form, Found, Freshness, Keychain};
 
-/// The life of a token that names none (token specification, `expires_in`).
-const DEFAULT_LIFE: u64 = 60;
-/// The longest life that is believed; after it a new token is asked for.
-const LONGEST_LIFE: u64 = 86_400;
 /// How long a token service that failed is left alone while the present token lives.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
-/// How much of a token service's answer is read.
-const TOKEN_LIMIT: usize = 1 << 20;
+/// How often at most a refusal that is no 401 is taken for the end of a token's life.
+const SUSPICION_PAUSE: Duration = Duration::from_secs(1);
 
 /// Says which header a request was sent with, so that many refused at once fetch one new token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,15 +32,15 @@ pub(super) struct Generation(u64);
 
 /// The authorization of one repository.
 pub(super) struct Auth {
-    credentials: Option<Credentials>,
+    keychain: Arc<Keychain>,
     /// What is asked for, as `repository:acme/llm:pull`.
     scopes: Vec<String>,
-    /// The registry's own URL: where the password may go, and whether TLS may be missing.
-    registry: Url,
+    /// How far the registry may lead: to which token service the password may go.
+    reach: Arc<Reach>,
     stall: Duration,
     /// Held for a moment only.
     state: Mutex<State>,
-    /// Held while a token is fetched: whoever has no live one waits here and gets the same.
+    /// Held while a header is made: whoever has no live one waits here and gets the same.
     flight: Arc<Turn<()>>,
 }
 
@@ -55,6 +52,10 @@ struct State {
     renewal: Option<Renewal>,
     /// How the last attempt failed, for those who waited for it.
     failure: Option<Error>,
+    /// The registry has taken the present header for good at least once.
+    accepted: bool,
+    /// When, and of which generation, a refusal was last taken for the end of a token's life.
+    suspected: Option<(Instant, Generation)>,
 }
 
 impl State {
@@ -65,13 +66,13 @@ impl State {
     }
 
     /// Takes what a fetch that began at `asked` brought.
-    fn take(&mut self, fetched: Result<(HeaderValue, Duration)>, realm: Realm, asked: Instant) -> Result<()> {
+    fn take(&mut self, fetched: Result<Token>, realm: Realm, asked: Instant) -> Result<()> {
         self.generation = self.generation.wrapping_add(1);
         match fetched {
-            Ok((header, life)) => {
+            Ok(Token { header, life }) => {
                 // A quarter of its life early: clocks differ, and a request in flight must not outlive it.
                 self.renewal = Some(Renewal { realm, due: asked + life * 3 / 4, end: asked + life });
-                (self.header, self.failure) = (Some(header), None);
+                (self.header, self.failure, self.accepted) = (Some(header), None, false);
                 Ok(())
             }
             Err(error) => {
@@ -82,6 +83,12 @@ impl State {
                 Err(error)
             }
         }
+    }
+
+    /// Takes a header that lasts until it is refused.
+    fn take_basic(&mut self, header: HeaderValue) {
+        let generation = self.generation.wrapping_add(1);
+        *self = Self { generation, header: Some(header), suspected: self.suspected, ..Self::default() };
     }
 }
 
@@ -94,12 +101,6 @@ struct Renewal {
     end: Instant,
 }
 
-#[derive(Clone)]
-struct Realm {
-    url: Url,
-    service: Option<String>,
-}
-
 /// How a request that was refused may be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Renewed {
@@ -109,49 +110,36 @@ pub(super) enum Renewed {
     Elsewhere,
 }
 
-enum Challenge {
-    Bearer(Realm),
-    Basic,
-}
-
-#[derive(serde::Deserialize)]
-struct TokenAnswer {
-    #[serde(default)]
-    token: String,
-    #[serde(default)]
-    access_token: String,
-    expires_in: Option<u64>,
-}
-
 impl Auth {
     /// For `actions` (as `pull,push`) on `repository`.
     pub(super) fn new(
-        credentials: Option<Credentials>,
+        keychain: Arc<Keychain>,
         (repository, actions): (&str, &str),
-        registry: Url,
+        reach: Arc<Reach>,
         stall: Duration,
     ) -> Self {
-        let scopes = vec![format!("repository:{repository}:{actions}")];
-        Self { credentials, scopes, registry, stall, state: Mutex::default(), flight: Arc::default() }
+        Self::for_scopes(keychain, vec![format!("repository:{repository}:{actions}")], reach, stall)
+    }
+
+    /// For nothing in particular: to find out whether the credentials are right.
+    pub(super) fn for_login(keychain: Arc<Keychain>, reach: Arc<Reach>, stall: Duration) -> Self {
+        Self::for_scopes(keychain, Vec::new(), reach, stall)
     }
 
     /// The same, and leave to read `repository` besides; with a token of its own.
     pub(super) fn and_pull(&self, repository: &str) -> Self {
         let scopes = self.scopes.iter().cloned().chain([format!("repository:{repository}:pull")]).collect();
-        let (credentials, registry) = (self.credentials.clone(), self.registry.clone());
-        let stall = self.stall;
-        Self { credentials, scopes, registry, stall, state: Mutex::default(), flight: Arc::default() }
+        Self::for_scopes(self.keychain.clone(), scopes, Arc::clone(&self.reach), self.stall)
     }
 
-    /// The user's name, or `anonymous`.
-    pub(super) fn user(&self) -> &str {
-        self.credentials.as_ref().map_or("anonymous", |credentials| &credentials.user)
+    fn for_scopes(keychain: Arc<Keychain>, scopes: Vec<String>, reach: Arc<Reach>, stall: Duration) -> Self {
+        Self { keychain, scopes, reach, stall, state: Mutex::default(), flight: Arc::default() }
     }
 
     /// The header to send now. A token whose life is nearly over is renewed beside it; one that is over, first.
     pub(super) async fn header(
         self: &Arc<Self>,
-        client: &reqwest::Client,
+        client: &Clients,
     ) -> Result<(Option<HeaderValue>, Generation)> {
         let (renewal, seen) = {
             let state = self.state.lock();
@@ -169,40 +157,108 @@ impl Auth {
         Ok((state.header.clone(), Generation(state.generation)))
     }
 
+    /// Takes note that the registry took the header of `used`.
+    pub(super) fn accepted(&self, used: Generation) {
+        let mut state = self.state.lock();
+        state.accepted |= state.generation == used.0 && state.header.is_some();
+    }
+
     /// Takes the registry's 401 to a request sent with the header of `used`; `Ok` where it may be sent again.
     pub(super) async fn refused(
         &self,
-        client: &reqwest::Client,
+        client: &Clients,
         used: Generation,
         headers: &HeaderMap,
     ) -> Result<Renewed> {
         if let Some(done) = self.state.lock().since(used) {
             return done;
         }
-        match self.challenge(headers)? {
+        match realm::challenge(&self.reach, headers)? {
             Challenge::Bearer(realm) => self.renew(client, realm, used).await,
-            Challenge::Basic => self.use_basic(used),
+            Challenge::Basic => self.use_basic(used).await,
         }
     }
 
-    fn use_basic(&self, used: Generation) -> Result<Renewed> {
-        let credentials =
-            self.credentials.as_ref().ok_or_else(|| Error::new(Kind::Denied, "it wants a password"))?;
-        let header = sensitive(credentials.basic().expose())?;
+    /// Takes another refusal of a request sent with the header of `used`: some registries answer so to a token whose life
+    /// is over, ECR Public with 400, others with 403. `None` where that cannot be: the header was never taken, nothing
+    /// newer can be had, or a refusal was taken so just now.
+    ///
+    /// # Errors
+    /// Those after which asking again may help.
+    pub(super) async fn suspected(&self, client: &Clients, used: Generation) -> Result<Option<Renewed>> {
+        let realm = {
+            let mut state = self.state.lock();
+            if let Some(done) = state.since(used) {
+                return Self::if_it_helps(done);
+            }
+            let now = Instant::now();
+            // Those who were sent with the same header are answered together.
+            let just_now = state.suspected.is_some_and(|(at, of)| of != used && now < at + SUSPICION_PAUSE);
+            if !state.accepted || just_now {
+                return Ok(None);
+            }
+            state.suspected = Some((now, used));
+            state.renewal.as_ref().map(|renewal| renewal.realm.clone())
+        };
+        Self::if_it_helps(match realm {
+            Some(realm) => self.renew(client, realm, used).await,
+            None => self.use_basic(used).await,
+        })
+    }
+
+    /// A refusal of the renewal leaves the first refusal as it was.
+    fn if_it_helps(renewed: Result<Renewed>) -> Result<Option<Renewed>> {
+        match renewed {
+            Ok(renewed) => Ok(Some(renewed)),
+            Err(error) if error.kind().may_retry() => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Sends user and password with each request. Those that are refused are looked for once more: they may have been
+    /// renewed, as ECR's are twice a day.
+    async fn use_basic(&self, used: Generation) -> Result<Renewed> {
+        let _turn = self.flight.lock().await;
+        let old = {
+            let state = self.state.lock();
+            if let Some(done) = state.since(used) {
+                return done;
+            }
+            state.header.clone().filter(|_| state.renewal.is_none())
+        };
+        let made = self.basic(old.as_ref()).await;
         let mut state = self.state.lock();
-        if let Some(done) = state.since(used) {
-            return done;
+        match made {
+            Ok(header) => state.take_basic(header),
+            Err(error) => {
+                // For those who wait for the turn: programs are not run again for each of them.
+                state.generation = state.generation.wrapping_add(1);
+                state.failure = Some(error.clone());
+                return Err(error);
+            }
         }
-        if state.header.is_some() && state.renewal.is_none() {
-            return Err(Error::new(Kind::Denied, "user name and password are refused"));
-        }
-        *state =
-            State { generation: state.generation.wrapping_add(1), header: Some(header), ..State::default() };
         Ok(Renewed::Here)
     }
 
+    /// A header with user and password, other than the `old` one.
+    async fn basic(&self, old: Option<&HeaderValue>) -> Result<HeaderValue> {
+        let freshness = if old.is_some() { Freshness::Anew } else { Freshness::Remembered };
+        let found = self.keychain.find(freshness).await?;
+        let Some(credentials) = found.credentials else {
+            return Err(explained(Error::new(Kind::Denied, "it wants a password"), found.failure));
+        };
+        if credentials.form == Form::IdentityToken {
+            return Err(Error::new(Kind::Denied, "it wants a password, and only an identity token is known"));
+        }
+        let header = sensitive(credentials.basic().expose())?;
+        if old == Some(&header) {
+            return Err(Error::new(Kind::Denied, "user name and password are refused"));
+        }
+        Ok(header)
+    }
+
     /// Renews in a task of its own, unless one is at it.
-    fn renew_beside(self: &Arc<Self>, client: &reqwest::Client, realm: Realm, seen: Generation) {
+    fn renew_beside(self: &Arc<Self>, client: &Clients, realm: Realm, seen: Generation) {
         let Ok(turn) = self.flight.clone().try_lock_owned() else { return };
         let (auth, client) = (self.clone(), client.clone());
         tokio::spawn(async move {
@@ -213,7 +269,7 @@ impl Auth {
     }
 
     /// Renews, or waits for who is at it.
-    async fn renew(&self, client: &reqwest::Client, realm: Realm, seen: Generation) -> Result<Renewed> {
+    async fn renew(&self, client: &Clients, realm: Realm, seen: Generation) -> Result<Renewed> {
         let turn = self.flight.clone().lock_owned().await;
         self.renew_in(turn, client, realm, seen).await
     }
@@ -221,148 +277,69 @@ impl Auth {
     async fn renew_in(
         &self,
         _turn: OwnedMutexGuard<()>,
-        client: &reqwest::Client,
+        client: &Clients,
         realm: Realm,
         seen: Generation,
     ) -> Result<Renewed> {
         if let Some(done) = self.state.lock().since(seen) {
             return done;
         }
-        let asked = Instant::now();
-        // In all, and not for each part of the answer: others may wait for the turn.
-        let fetched = match timeout(self.stall, self.fetch(client, &realm)).await {
-            Ok(fetched) => fetched,
-            Err(_) => Err(Error::new(Kind::Broken, "no answer in time")),
-        };
+        let (fetched, asked) = self.fetch(client, &realm).await;
         let fetched =
             fetched.map_err(|error| error.context(format!("no token from {}", wire::shown(&realm.url))));
         self.state.lock().take(fetched, realm, asked).map(|()| Renewed::Here)
     }
 
-    async fn fetch(&self, client: &reqwest::Client, realm: &Realm) -> Result<(HeaderValue, Duration)> {
-        let mut url = realm.url.clone();
-        if let Some(service) = &realm.service {
-            url.query_pairs_mut().append_pair("service", service);
-        }
-        for scope in &self.scopes {
-            url.query_pairs_mut().append_pair("scope", scope);
-        }
-        let mut request = client.get(url);
-        if let Some(credentials) = &self.credentials {
-            request = request.header(AUTHORIZATION, sensitive(credentials.basic().expose())?);
-        }
-        let answer = request.send().await.map_err(wire::transport)?;
-        if !answer.status().is_success() {
-            return Err(wire::refusal(answer, self.stall).await);
-        }
-        token(&wire::limited(answer, TOKEN_LIMIT, self.stall).await?)
-    }
-
-    /// What the registry wants; a token rather than a password where it would take either.
-    fn challenge(&self, headers: &HeaderMap) -> Result<Challenge> {
-        let mut basic = false;
-        for value in headers.get_all(WWW_AUTHENTICATE) {
-            let Ok(text) = value.to_str() else { continue };
-            let Ok(challenges) = http_auth::parse_challenges(text) else { continue };
-            for one in challenges {
-                if one.scheme.eq_ignore_ascii_case("bearer") {
-                    return self.bearer(&one).map(Challenge::Bearer);
-                }
-                basic |= one.scheme.eq_ignore_ascii_case("basic");
-            }
-        }
-        if basic { Ok(Challenge::Basic) } else { Err(Error::new(Kind::Denied, "401 Unauthorized")) }
-    }
-
-    fn bearer(&self, challenge: &http_auth::ChallengeRef<'_>) -> Result<Realm> {
-        let value = |name: &str| {
-            let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-            found.map(|(_, value)| value.to_unescaped())
+    /// A token, and when it was asked for. Credentials that are refused are looked for once more.
+    async fn fetch(&self, client: &Clients, realm: &Realm) -> (Result<Token>, Instant) {
+        let found = match self.keychain.find(Freshness::Remembered).await {
+            Ok(found) => found,
+            Err(error) => return (Err(error), Instant::now()),
         };
-        let realm = value("realm").unwrap_or_default();
-        let bad = |why: String| wire::protocol(format!("its token service {:?} {why}", wire::clean(&realm)));
-        let url = Url::parse(&realm).map_err(|error| bad(format!("has no usable URL: {error}")))?;
-        hops::may_go(&self.registry, &url).map_err(|why| bad(why.to_owned()))?;
-        Ok(Realm { url, service: value("service") })
+        let first = self.ask(client, realm, found.credentials.as_ref()).await;
+        if found.credentials.is_none() || !is_denied(&first.0) {
+            return (first.0.map_err(|error| explained(error, found.failure)), first.1);
+        }
+        match self.keychain.find(Freshness::Anew).await {
+            Ok(Found { credentials: Some(other), .. }) if Some(&other) != found.credentials.as_ref() => {
+                self.ask(client, realm, Some(&other)).await
+            }
+            _ => first,
+        }
+    }
+
+    async fn ask(
+        &self,
+        client: &Clients,
+        realm: &Realm,
+        credentials: Option<&Credentials>,
+    ) -> (Result<Token>, Instant) {
+        let asked = Instant::now();
+        let fetching = token::fetch(client, realm, &self.scopes, credentials, self.stall);
+        // In all, and not for each part of the answer: others may wait for the turn.
+        let fetched = timeout(self.stall, fetching).await;
+        (fetched.unwrap_or_else(|_| Err(Error::new(Kind::Broken, "no answer in time"))), asked)
     }
 }
 
-fn token(body: &[u8]) -> Result<(HeaderValue, Duration)> {
-    // serde_json's message may quote the value, which is the secret.
-    let answer: TokenAnswer =
-        serde_json::from_slice(body).map_err(|_| wire::protocol("the answer is not a token as JSON"))?;
-    let token = Secret::new(if answer.token.is_empty() { answer.access_token } else { answer.token });
-    if token.expose().is_empty() {
-        return Err(wire::protocol("the answer has no token in it"));
-    }
-    let life = answer.expires_in.filter(|life| *life > 0).unwrap_or(DEFAULT_LIFE).min(LONGEST_LIFE);
-    Ok((sensitive(&format!("Bearer {}", token.expose()))?, Duration::from_secs(life)))
+fn is_denied<T>(done: &Result<T>) -> bool {
+    done.as_ref().is_err_and(|error| error.kind() == Kind::Denied)
 }
 
-fn sensitive(text: &str) -> Result<HeaderValue> {
-    let mut value =
-        HeaderValue::from_str(text).map_err(|_| wire::protocol("the token cannot be sent as a header"))?;
-    value.set_sensitive(true);
-    Ok(value)
+/// A refusal of who came without credentials is no news where the program that has them failed: that is, and unlike the
+/// refusal it may pass.
+fn explained(error: Error, failure: Option<Error>) -> Error {
+    match failure {
+        Some(failure) if error.kind() == Kind::Denied => {
+            let kind = if failure.kind().may_retry() { failure.kind() } else { Kind::Denied };
+            Error::from_source(kind, "there are no credentials", failure)
+        }
+        _ => error,
+    }
 }
 
 impl std::fmt::Debug for Auth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Auth")
-            .field("user", &self.user())
-            .field("scopes", &self.scopes)
-            .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn auth(registry: &str) -> Auth {
-        Auth::new(None, ("a/b", "pull"), Url::parse(registry).unwrap(), Duration::from_secs(1))
-    }
-
-    fn challenged(registry: &str, values: &[&'static str]) -> Result<Challenge> {
-        let headers = values.iter().map(|v| (WWW_AUTHENTICATE, HeaderValue::from_static(v))).collect();
-        auth(registry).challenge(&headers)
-    }
-
-    #[test]
-    fn a_token_is_preferred_to_a_password() {
-        let found = challenged(
-            "https://r.io/",
-            &["Basic realm=\"x\"", "Bearer realm=\"https://auth.io/token\",service=\"r.io\",scope=\"x\""],
-        );
-        let Ok(Challenge::Bearer(realm)) = found else { panic!("no bearer") };
-        assert_eq!((realm.url.as_str(), realm.service.as_deref()), ("https://auth.io/token", Some("r.io")));
-    }
-
-    #[test]
-    fn a_token_service_without_tls_is_refused_where_the_registry_has_it() {
-        let plain = &["Bearer realm=\"http://auth.io/token\""];
-        assert_eq!(challenged("https://r.io/", plain).err().unwrap().kind(), Kind::Protocol);
-        assert!(challenged("http://r.io/", plain).is_ok());
-        assert!(challenged("https://r.io/", &["Bearer realm=\"file:///etc/passwd\""]).is_err());
-        assert!(challenged("https://r.io/", &["Bearer service=\"x\""]).is_err());
-    }
-
-    #[test]
-    fn an_answer_without_a_usable_challenge_is_a_refusal() {
-        assert_eq!(challenged("https://r.io/", &["Negotiate"]).err().unwrap().kind(), Kind::Denied);
-        assert_eq!(challenged("https://r.io/", &[]).err().unwrap().kind(), Kind::Denied);
-    }
-
-    #[test]
-    fn a_token_is_found_under_both_names_and_lives_a_minute_by_default() {
-        for body in [r#"{"token":"t"}"#, r#"{"access_token":"t"}"#, r#"{"token":"t","expires_in":0}"#] {
-            let (header, life) = token(body.as_bytes()).unwrap();
-            assert_eq!((header.to_str().unwrap(), life), ("Bearer t", Duration::from_secs(60)));
-            assert!(!format!("{header:?}").contains("Bearer"));
-        }
-        for body in [r#"{}"#, r#"{"token":"a\nb"}"#, "<html>", r#"{"token":["hunter2"]}"#] {
-            let error = token(body.as_bytes()).unwrap_err();
-            assert!(!error.to_string().contains("hunter2"));
-        }
+        f.debug_struct("Auth").field("scopes", &self.scopes).finish_non_exhaustive()
     }
 }

@@ -3,10 +3,9 @@
 //! A registry may send us to another host for the bytes (distribution specification, "Pulling blobs"). It may
 //! not send us out of TLS, into this machine, or take the credentials along.
 
-use std::net::IpAddr;
-
 use url::{Host, Url};
 
+use super::reach::{OutOfReach, Reach, is_local_name};
 use super::wire;
 use crate::error::Result;
 
@@ -36,13 +35,14 @@ impl Hop {
     }
 
     /// The next request of the chain, as `Location` says.
-    pub(super) fn next(&self, registry: &Url, location: &str) -> Result<Self> {
+    pub(super) fn next(&self, reach: &Reach, location: &str) -> Result<Self> {
         let url = self.url.join(location).map_err(|error| {
             wire::protocol(format!("a redirect to {:?}, which is no URL: {error}", without_query(location)))
         })?;
-        may_go(registry, &url)
-            .map_err(|why| wire::protocol(format!("a redirect to {}, which {why}", wire::shown(&url))))?;
-        let carries = if url.origin() == registry.origin() { self.carries } else { Carries::Nothing };
+        reach.may_go(&url).map_err(|why| {
+            wire::protocol(format!("a redirect to {}, which {why}", wire::shown(&url))).hint(OutOfReach::HINT)
+        })?;
+        let carries = if url.origin() == reach.registry.origin() { self.carries } else { Carries::Nothing };
         Ok(Self { url, carries })
     }
 }
@@ -57,36 +57,6 @@ fn without_query(location: &str) -> String {
     wire::clean(location.split('?').next().unwrap_or_default())
 }
 
-/// Whether a request on behalf of `registry` may go to `url`; else why not.
-///
-/// Addresses of this machine and of the link (where clouds serve credentials to whoever asks) are only for
-/// registries that are there themselves.
-pub(super) fn may_go(registry: &Url, url: &Url) -> Result<(), &'static str> {
-    match url.scheme() {
-        "https" => {}
-        "http" if registry.scheme() == "http" => {}
-        "http" => return Err("has no TLS while the registry has"),
-        _ => return Err("is neither http nor https"),
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("has a user name in it");
-    }
-    if is_near(url) && !is_near(registry) {
-        return Err("is an address of this machine or its link");
-    }
-    Ok(())
-}
-
-/// Whether the host is this machine or on its link, by its text; names are not looked up.
-pub(super) fn is_near(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => is_local_name(name),
-        Some(Host::Ipv4(address)) => is_near_address(address.into()),
-        Some(Host::Ipv6(address)) => is_near_address(address.into()),
-        None => true,
-    }
-}
-
 /// Whether the host is this machine.
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
@@ -94,18 +64,6 @@ pub(super) fn is_loopback(url: &Url) -> bool {
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),
         None => false,
-    }
-}
-
-fn is_local_name(name: &str) -> bool {
-    let name = name.trim_end_matches('.').to_ascii_lowercase();
-    name == "localhost" || name.ends_with(".localhost")
-}
-
-fn is_near_address(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified(),
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified(),
     }
 }
 
@@ -118,8 +76,8 @@ mod tests {
     }
 
     fn chain(registry: &str, locations: &[&str]) -> Result<Hop> {
-        let registry = url(registry);
-        locations.iter().try_fold(Hop::first(registry.clone()), |hop, to| hop.next(&registry, to))
+        let reach = Reach::new(url(registry), Vec::new());
+        locations.iter().try_fold(Hop::first(url(registry)), |hop, to| hop.next(&reach, to))
     }
 
     #[test]
@@ -144,12 +102,15 @@ mod tests {
             "https://[::ffff:127.0.0.1]/",
             "https://localhost/",
             "https://0.0.0.0/",
+            "https://10.0.0.1/",
+            "https://[fd00::1]/",
             "https://user:pw@cdn.io/",
             "https://",
         ] {
             assert!(chain("https://r.io/v2/", &[to]).is_err(), "{to}");
         }
         assert!(chain("http://127.0.0.1:5000/v2/", &["http://127.0.0.1:6000/x"]).is_ok());
+        assert!(chain("http://127.0.0.1:5000/v2/", &["http://169.254.169.254/latest"]).is_err());
     }
 
     #[test]

@@ -1,38 +1,59 @@
 //! A repository of a registry, over HTTP (OCI distribution specification 1.1).
 //!
-//! Every call is one attempt: asking again is [`super::Retrying`]'s. Blobs are read by single ranges that are
-//! checked to the byte (`wire`), redirects are followed by hand (`hops`) and remembered (`found`),
-//! credentials stay with the registry (`auth`). What is pushed goes by `upload`; `ask` is any one request.
+//! Every call is one attempt: asking again is [`super::Retrying`]'s. Blobs are read (`blobs`) by single ranges that are
+//! checked to the byte (`wire`), or cut out of the whole where ranges are ignored (`whole`); redirects are followed by
+//! hand (`hops`), no further than a registry may lead (`reach`), and remembered (`found`) for a time (`expiry`);
+//! credentials stay with the registry (`auth`, which meets the challenge of `realm` by a `token`). What is pushed goes by
+//! `upload`; `ask` is any one request; `login` finds out whether credentials are right. Where it is asked says `endpoint`,
+//! with what trust `tls`, and through whom `proxy`.
 
 mod ask;
 mod auth;
-mod credentials;
+mod blobs;
+mod endpoint;
+mod expiry;
 mod found;
 mod hops;
+mod login;
+pub mod proxy;
+mod reach;
+mod realm;
+mod tls;
+mod token;
 mod upload;
+mod whole;
 mod wire;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RANGE,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION,
 };
 use reqwest::{Client, Method, Response, StatusCode};
 use url::Url;
 
 use self::ask::Ask;
 pub(super) use self::ask::Stretch;
-use self::auth::{Auth, Renewed};
+use self::auth::{Auth, Generation, Renewed};
+use self::endpoint::name_on_the_wire;
+pub(super) use self::endpoint::{Endpoint, Role};
 use self::found::Found;
 use self::hops::{Carries, Hop};
+pub use self::login::Verdict;
+pub use self::reach::RedirectTo;
+use self::reach::{Names, Reach};
+pub(super) use self::tls::Checks;
+use self::tls::{Clients, Side};
 pub(super) use self::upload::{Session, Setback};
-use super::{ByteStream, Config, MANIFEST_LIMIT, Pinned, PlainHttp, Repository, referrers};
+use self::whole::Wholes;
+use super::credentials::Keychain;
+use super::{ByteStream, Config, MANIFEST_LIMIT, Pace, Pinned, Repository, referrers};
 use crate::error::{Error, Kind, Result};
 use crate::oci::digest::{Algorithm, Hasher};
 use crate::oci::manifest::OCI_INDEX;
@@ -53,53 +74,90 @@ const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-diges
 /// How often one request is sent at most: anonymous, with a token, with a token that others renewed meanwhile.
 const AUTH_ATTEMPTS: u32 = 3;
 
-/// A repository of a registry.
+/// What one request of a chain of redirects has come to.
+enum Step {
+    Answer(Response),
+    /// Another place is to be asked, which is good for so long, if that was told.
+    Away(Hop, Option<Duration>),
+}
+
+/// Leave to read another repository too: its name, and who asks there.
+type Mounting = (String, Arc<Auth>);
+
+/// A repository of a registry. Cloned, it is the same one.
+#[derive(Clone)]
 pub struct Registry {
-    client: Client,
+    client: Clients,
+    endpoint: Endpoint,
     /// `SCHEME://HOST/v2/REPOSITORY/`
     base: Url,
-    /// The host as typed, for people and for `docker login`.
+    /// The registry and the repository as typed; the endpoint may be a mirror's.
     host: String,
     repository: String,
+    /// `base`, were nothing configured of the registry: the same whoever is asked in its place.
+    known_as: Url,
+    /// Whose credentials are used, without a secret.
+    who: String,
     auth: Arc<Auth>,
-    /// Leave to read another repository too, from which blobs are mounted: its name, and who asks there.
-    mounting: Mutex<Option<(String, Arc<Auth>)>>,
+    /// For the repository from which blobs are mounted.
+    mounting: Arc<Mutex<Option<Mounting>>>,
     stall: Duration,
+    reach: Arc<Reach>,
     found: Found,
+    wholes: Wholes,
 }
 
 impl Registry {
     /// A client for `repository` at `host`, as a reference names them.
     ///
-    /// Reads Docker's configuration; asks no network.
+    /// Reads the files that have credentials; asks no network.
     ///
     /// # Errors
-    /// `Invalid` where host or configuration cannot be meant.
+    /// `Invalid` where the host, or a file with credentials, cannot be meant.
     pub fn new(host: &str, repository: &str, config: &Config) -> Result<Self> {
-        Self::for_actions("pull", host, repository, config)
+        Self::at(Endpoint::of(host, config.plain_http)?, (host, repository), config)
+    }
+
+    /// The same, asked at `endpoint`.
+    pub(super) fn at(endpoint: Endpoint, named: (&str, &str), config: &Config) -> Result<Self> {
+        Self::for_actions("pull", endpoint, named, config)
     }
 
     /// The same, for pushing: asks for leave to write too.
-    pub(super) fn pushing(host: &str, repository: &str, config: &Config) -> Result<Self> {
-        Self::for_actions("pull,push", host, repository, config)
+    pub(super) fn pushing(endpoint: Endpoint, named: (&str, &str), config: &Config) -> Result<Self> {
+        Self::for_actions("pull,push", endpoint, named, config)
     }
 
-    fn for_actions(actions: &str, host: &str, repository: &str, config: &Config) -> Result<Self> {
-        let (wire_host, wire_repository) = names_on_the_wire(host, repository);
-        let base = base_url(&wire_host, &wire_repository, config.plain_http)?;
-        let credentials = match &config.docker_config {
-            Some(path) => credentials::find(path, host)?,
-            None => None,
-        };
+    fn for_actions(
+        actions: &str,
+        endpoint: Endpoint,
+        (host, repository): (&str, &str),
+        config: &Config,
+    ) -> Result<Self> {
+        let wire_repository = name_on_the_wire(host, repository);
+        let base = endpoint.base(&wire_repository)?;
+        let keychain = Arc::new(Keychain::new(&config.credentials, &endpoint.host, repository));
+        let reach = Reach::new(base.clone(), config.redirect_to.clone());
+        let reach = Arc::new(reach.through(config.proxies.hosts()));
         Ok(Self {
-            client: client(config, &base)?,
-            auth: Arc::new(Auth::new(credentials, (&wire_repository, actions), base.clone(), config.stall)),
-            mounting: Mutex::default(),
+            client: Clients::new(config, &endpoint, &reach)?,
+            who: keychain.who()?,
+            auth: Arc::new(Auth::new(
+                keychain,
+                (&wire_repository, actions),
+                Arc::clone(&reach),
+                config.stall,
+            )),
+            mounting: Arc::default(),
+            reach,
             base,
             host: host.to_owned(),
             repository: repository.to_owned(),
+            known_as: Endpoint::of(host, config.plain_http)?.base(&wire_repository)?,
+            endpoint,
             stall: config.stall,
             found: Found::new(),
+            wholes: Wholes::new(Arc::clone(&config.metrics)),
         })
     }
 
@@ -168,104 +226,90 @@ impl Registry {
         }
     }
 
-    async fn open(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
-        let (hop, response) = self.answer(blob, range).await?;
-        match self.body(response, blob, range).await {
-            Ok(body) => Ok(self.found.watched(body, &blob.digest, hop)),
-            Err(error) => {
-                self.found.forget(&blob.digest, &hop);
-                Err(error)
-            }
-        }
-    }
-
-    async fn body(&self, response: Response, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
-        match response.status() {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
-                wire::check_range(response.status(), response.headers(), range, blob.size)?;
-                Ok(wire::exactly(response, range.len(), self.stall))
-            }
-            status if status.is_success() => {
-                Err(wire::protocol(format!("{status} where 206 Partial Content was due")))
-            }
-            _ => Err(self.refusal(response).await),
-        }
-    }
-
-    /// The answer to a request for a range and who gave it: where the blob was found before, else the registry.
-    async fn answer(&self, blob: &Blob, range: StoredRange) -> Result<(Hop, Response)> {
-        let asked = HeaderValue::from_str(&format!("bytes={range}"))
-            .map_err(|error| Error::from_source(Kind::Invalid, format!("the range {range}"), error))?;
-        let ask = Ask::new(Method::GET, &self.auth).header(RANGE, asked);
-        if let Some(hop) = self.found.get(&blob.digest) {
-            match self.follow(hop.clone(), &ask).await {
-                Ok((_, response)) if !is_expired(response.status()) => return Ok((hop, response)),
-                failed => {
-                    self.found.forget(&blob.digest, &hop);
-                    // A signature that is over and a host that has gone cost no pause: the registry is asked now.
-                    failed.map(drop).or_else(|error| match error.kind() {
-                        Kind::Unreachable => Ok(()),
-                        _ => Err(error),
-                    })?;
-                }
-            }
-        }
-        let first = Hop::first(self.url(&format!("blobs/{}", blob.digest))?);
-        let (last, response) = self.follow(first.clone(), &ask).await?;
-        if response.status().is_success() && last != first {
-            self.found.put(&blob.digest, last.clone());
-        }
-        Ok((last, response))
-    }
-
     /// Follows redirects from `hop` on; gives the last hop and its answer, of whatever status.
-    async fn follow(&self, mut hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
-        for _ in 0..=hops::MOST {
-            let response = match hop.carries {
-                Carries::Credentials => self.send_authorized(&hop.url, ask).await?,
-                Carries::Nothing => self.send(&hop.url, ask, None).await?,
-            };
-            if !response.status().is_redirection() {
-                return Ok((hop, response));
+    async fn follow(&self, hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
+        self.follow_up_to(hops::MOST, hop, ask).await
+    }
+
+    async fn follow_up_to(&self, most: usize, mut hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
+        for _ in 0..=most {
+            match self.step(&hop, ask).await? {
+                Step::Answer(response) => return Ok((hop, response)),
+                Step::Away(next, _) => hop = next,
             }
-            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-            let status = response.status();
-            if !ask.is_question() && !matches!(status.as_u16(), 307 | 308) {
-                return Err(wire::protocol(format!("{status} where something was sent")));
-            }
-            let location =
-                location.ok_or_else(|| wire::protocol(format!("{status} without a usable Location")))?;
-            hop = hop.next(&self.base, location)?;
         }
         Err(wire::protocol(format!("more than {} redirects", hops::MOST)))
     }
 
-    /// Sends with the header of the moment; after a 401 again with a new one, which is renewed once here.
+    /// One request of a chain.
+    async fn step(&self, hop: &Hop, ask: &Ask<'_>) -> Result<Step> {
+        let response = match hop.carries {
+            Carries::Credentials => self.send_authorized(&hop.url, ask).await?,
+            Carries::Nothing => self.send(&hop.url, ask, HeaderMap::new()).await?,
+        };
+        if !response.status().is_redirection() {
+            return Ok(Step::Answer(response));
+        }
+        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+        let status = response.status();
+        if !ask.is_question() && !matches!(status.as_u16(), 307 | 308) {
+            return Err(wire::protocol(format!("{status} where something was sent")));
+        }
+        let location =
+            location.ok_or_else(|| wire::protocol(format!("{status} without a usable Location")))?;
+        let next = hop.next(&self.reach, location)?;
+        let life = expiry::life(&next.url, response.headers(), SystemTime::now());
+        Ok(Step::Away(next, life))
+    }
+
+    /// Sends with the header of the moment; after a refusal again with a new one, which is renewed once here.
     async fn send_authorized(&self, url: &Url, ask: &Ask<'_>) -> Result<Response> {
         let mut left = AUTH_ATTEMPTS;
         loop {
             let (authorization, used) = ask.auth.header(&self.client).await.map_err(|e| self.explained(e))?;
-            let response = self.send(url, ask, authorization).await?;
+            let mut headers = self.endpoint.headers.clone();
+            headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
+            let response = self.send(url, ask, headers).await?;
             left = left.saturating_sub(1);
-            if response.status() != StatusCode::UNAUTHORIZED || left == 0 {
+            if left == 0 {
                 return Ok(response);
             }
-            let renewed = ask.auth.refused(&self.client, used, response.headers()).await;
-            if renewed.map_err(|error| self.explained(error))? == Renewed::Here {
-                left = 1;
+            let renewed = self.renewed(ask, used, &response).await.map_err(|error| self.explained(error))?;
+            match renewed {
+                None => return Ok(response),
+                Some(Renewed::Here) => left = 1,
+                Some(Renewed::Elsewhere) => {}
             }
         }
     }
 
-    async fn send(&self, url: &Url, ask: &Ask<'_>, authorization: Option<HeaderValue>) -> Result<Response> {
-        let mut request = self
+    /// Makes a new header where the answer says, or may mean, that the one of `used` will not do.
+    async fn renewed(&self, ask: &Ask<'_>, used: Generation, response: &Response) -> Result<Option<Renewed>> {
+        match response.status() {
+            StatusCode::UNAUTHORIZED => {
+                ask.auth.refused(&self.client, used, response.headers()).await.map(Some)
+            }
+            StatusCode::FORBIDDEN => ask.auth.suspected(&self.client, used).await,
+            // To what is sent 400 may be the true answer, and it may not be sent twice.
+            StatusCode::BAD_REQUEST if ask.is_question() => ask.auth.suspected(&self.client, used).await,
+            status => {
+                if status.is_success() || status.is_redirection() {
+                    ask.auth.accepted(used);
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    async fn send(&self, url: &Url, ask: &Ask<'_>, headers: HeaderMap) -> Result<Response> {
+        let request = self
             .client
             .request(ask.method.clone(), url.clone())
+            .headers(headers)
             .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
-        }
-        ask.send(request, self.stall).await.map_err(|error| self.elsewhere(url, error))
+        ask.send(request, self.stall)
+            .await
+            .map_err(|error| self.elsewhere(url, self.client.through(url, error)))
     }
 
     /// Names the host where it is not the registry's own.
@@ -274,23 +318,35 @@ impl Registry {
     }
 
     async fn refusal(&self, response: Response) -> Error {
-        let url = response.url().clone();
+        let (url, between) = (response.url().clone(), endpoint::failed_between(response.headers()));
+        let by_proxy = response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
         let error = wire::refusal(response, self.stall).await;
-        self.explained(self.elsewhere(&url, error))
+        match between {
+            None if by_proxy => self.client.through(&url, error),
+            // What stands between failed, whatever the status means where a registry says it.
+            Some(who) => Error::from_source(Kind::Broken, who, error),
+            None => self.explained(self.elsewhere(&url, error)),
+        }
     }
 
     /// Adds the way out that the kind of error has.
     fn explained(&self, error: Error) -> Error {
         match error.kind() {
-            Kind::Denied => error.hint(format!("check the name, or run 'docker login {}'", self.host)),
+            Kind::Denied => {
+                error.hint(format!("check the name, or run 'weightfs login {}'", self.endpoint.host))
+            }
             _ => error,
         }
     }
 
     fn url(&self, path: &str) -> Result<Url> {
-        self.base
-            .join(path)
-            .map_err(|error| Error::from_source(Kind::Invalid, format!("no URL: {path}"), error))
+        let url = self.base.join(path);
+        let mut url =
+            url.map_err(|error| Error::from_source(Kind::Invalid, format!("no URL: {path}"), error))?;
+        if let Some(registry) = &self.endpoint.namespace {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
+        Ok(url)
     }
 
     fn unread(&self, what: &str, error: Error) -> Error {
@@ -336,12 +392,20 @@ impl Repository for Registry {
         Box::pin(read)
     }
 
+    /// No opinion, but where ranges are ignored: what comes in one stream is best asked for in order.
+    fn pace(&self) -> Pace {
+        match self.wholes.are_needed() {
+            true => Pace { requests: 1, ..Pace::default() },
+            false => Pace { requests: usize::MAX, bytes: u64::MAX },
+        }
+    }
+
     fn place(&self) -> String {
-        format!("{}/{}", self.host, self.repository)
+        format!("{}/{}", self.endpoint.host, self.repository)
     }
 
     fn identity(&self) -> String {
-        super::identity_of(&["registry", self.base.as_str(), self.auth.user()])
+        super::identity_of(&["registry", self.known_as.as_str(), &self.who])
     }
 }
 
@@ -351,51 +415,33 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// Whether a place found earlier no longer gives the blob: a signed URL that is over answers any of these.
-fn is_expired(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410)
-}
-
-/// Docker Hub's registry has another host than its references, and its one-word names are in `library`.
-fn names_on_the_wire(host: &str, repository: &str) -> (String, String) {
-    if !credentials::is_hub(host) {
-        return (host.to_owned(), repository.to_owned());
-    }
-    let library = if repository.contains('/') { "" } else { "library/" };
-    ("registry-1.docker.io".to_owned(), format!("{library}{repository}"))
-}
-
-fn base_url(host: &str, repository: &str, plain: PlainHttp) -> Result<Url> {
-    let parse = |scheme: &str| {
-        Url::parse(&format!("{scheme}://{host}/v2/{repository}/")).map_err(|error| {
-            Error::from_source(Kind::Invalid, format!("no registry can be at {host}/{repository}"), error)
-        })
-    };
-    let tls = parse("https")?;
-    if plain == PlainHttp::Allowed || hops::is_loopback(&tls) { parse("http") } else { Ok(tls) }
-}
-
-fn client(config: &Config, base: &Url) -> Result<Client> {
+/// The HTTP client for one side of an endpoint, over HTTP/1.1 alone: with HTTP/2 all ranges of a host would share one
+/// connection, and so one TCP window and the loss of one packet. A connection for each range in flight costs a handshake
+/// once, and is kept.
+fn client(config: &Config, endpoint: &Endpoint, reach: &Arc<Reach>, side: Side) -> Result<Client> {
     let builder = || {
-        Client::builder()
+        let builder = Client::builder()
             .user_agent(concat!("weightfs/", env!("CARGO_PKG_VERSION")))
+            .http1_only()
+            .dns_resolver(Arc::new(Names(Arc::clone(reach))))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .referer(false)
             .no_proxy()
             .tcp_nodelay(true)
-            .connect_timeout(config.connect_timeout)
+            .connect_timeout(endpoint.connect_timeout.unwrap_or(config.connect_timeout))
             .pool_idle_timeout(Duration::from_secs(90))
-            .pool_max_idle_per_host(128)
+            .pool_max_idle_per_host(128);
+        endpoint.trust.apply(config.proxies.apply(builder), config, side)
     };
-    let built = match builder().build() {
+    let built = match builder()?.build() {
         // A machine without root certificates can still ask a plain registry; TLS then trusts nobody.
-        Err(_) if base.scheme() == "http" => builder().tls_certs_only([]).build(),
+        Err(_) if endpoint.root.scheme() == "http" => builder()?.tls_certs_only([]).build(),
         built => built,
     };
     built.map_err(|error| {
-        Error::from_source(Kind::Unreachable, "cannot set up TLS", error)
-            .hint("install the root certificates (Debian: ca-certificates)")
+        Error::from_source(Kind::Untrusted, "cannot set up TLS", error)
+            .hint("install the root certificates (Debian: ca-certificates), or name some with --ca-file")
     })
 }
 
@@ -424,26 +470,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_registry_on_this_machine_is_plain_by_itself() {
-        let scheme = |host, plain| base_url(host, "a", plain).unwrap().scheme().to_owned();
-        for host in ["localhost:5000", "127.0.0.1:5000", "127.8.8.8", "[::1]:5000", "localhost"] {
-            assert_eq!(scheme(host, PlainHttp::Never), "http", "{host}");
-        }
-        for host in ["ghcr.io", "10.0.0.1:5000", "localhost.example", "169.254.1.1"] {
-            assert_eq!(scheme(host, PlainHttp::Never), "https", "{host}");
-            assert_eq!(scheme(host, PlainHttp::Allowed), "http", "{host}");
-        }
-    }
-
-    #[test]
-    fn the_hub_is_asked_under_its_other_name() {
-        let names = names_on_the_wire("docker.io", "busybox");
-        assert_eq!(names, ("registry-1.docker.io".into(), "library/busybox".into()));
-        assert_eq!(names_on_the_wire("docker.io", "me/x").1, "me/x");
-        assert_eq!(names_on_the_wire("ghcr.io", "x").1, "x");
-    }
-
-    #[test]
     fn a_manifest_is_pinned_only_where_its_bytes_agree() {
         let (tag, digest) = (Which::Tag("t".into()), Digest::of(b"{}"));
         let other = Digest::of(b"[]").to_string();
@@ -453,6 +479,22 @@ mod tests {
         let asked = Which::Digest(digest.clone());
         assert_eq!(pinned_digest(&asked, Some(&other), b"{}").unwrap(), digest);
         assert_eq!(pinned_digest(&asked, None, b"[]").unwrap_err().kind(), Kind::Integrity);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_into_this_machine_is_not_connected_to() {
+        let reach = Arc::new(Reach::new(Url::parse("https://r.example/").unwrap(), Vec::new()));
+        let endpoint = Endpoint::at(reach.registry.clone(), "r.example");
+        let asking = client(&Config::default(), &endpoint, &reach, Side::Own).unwrap();
+        let sent = asking.get("http://localhost:9/x?signature=hunter2").send().await;
+        let error = wire::transport(sent.unwrap_err());
+        assert_eq!(error.kind(), Kind::Protocol, "{error}");
+        assert!(error.to_string().contains("registry.redirect_to"), "{error}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        let named = Reach::new(reach.registry.clone(), vec!["localhost".parse().unwrap()]);
+        let asking = client(&Config::default(), &endpoint, &Arc::new(named), Side::Own).unwrap();
+        let error = wire::transport(asking.get("http://localhost:9/").send().await.unwrap_err());
+        assert_eq!(error.kind(), Kind::Unreachable, "only nobody is there: {error}");
     }
 
     #[test]

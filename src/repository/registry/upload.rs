@@ -15,7 +15,7 @@ use reqwest::{Method, Response, StatusCode};
 use super::ask::{Ask, Body, Stretch};
 use super::auth::Auth;
 use super::hops::Hop;
-use super::{CONTENT_DIGEST, Registry, names_on_the_wire, wire};
+use super::{CONTENT_DIGEST, Registry, name_on_the_wire, wire};
 use crate::error::{Error, Kind, Result};
 use crate::oci::digest::Hasher;
 use crate::oci::{Blob, Digest, Which};
@@ -74,7 +74,7 @@ impl Registry {
     /// Whether the registry took the blob over from the repository `from`; an upload that it begins instead is
     /// cancelled. Any refusal is a no: `from` may be missing or not ours to read.
     pub(in crate::repository) async fn mounted(&self, blob: &Blob, from: &str) -> Result<bool> {
-        let (_, from) = names_on_the_wire(&self.host, from);
+        let from = name_on_the_wire(&self.host, from);
         let auth = self.auth_with(&from);
         let mut url = self.url("blobs/uploads/")?;
         url.query_pairs_mut().append_pair("mount", &blob.digest.to_string()).append_pair("from", &from);
@@ -136,7 +136,7 @@ impl Registry {
     fn place_of(&self, hop: &Hop, headers: &HeaderMap) -> Result<Option<Hop>> {
         let Some(location) = headers.get(LOCATION) else { return Ok(None) };
         let location = location.to_str().map_err(|_| wire::protocol("a Location that is no text"))?;
-        hop.next(&self.base, location).map(Some).map_err(|error| error.context("the place of an upload"))
+        hop.next(&self.reach, location).map(Some).map_err(|error| error.context("the place of an upload"))
     }
 
     /// Sends the next part, which begins at the session's offset.

@@ -7,11 +7,15 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
-use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderName, RETRY_AFTER};
+use reqwest::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER,
+};
 use reqwest::{Response, StatusCode};
 use tokio::time::timeout;
 use url::Url;
 
+use super::reach::OutOfReach;
+use super::tls;
 use crate::error::{Error, Kind, Result};
 use crate::range::StoredRange;
 use crate::repository::ByteStream;
@@ -23,39 +27,58 @@ const MESSAGE_LIMIT: usize = 300;
 /// The longest wait that a registry may ask for and be believed.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
+/// What an answer to a request for a range brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Given {
+    /// This range: the one asked for, or the first bytes of it.
+    Range(StoredRange),
+    /// The whole blob.
+    Whole,
+}
+
 /// Accepts the answer to a request for `range` of a blob of `size` bytes, or says what is wrong with it.
-pub(super) fn check_range(
-    status: StatusCode,
-    headers: &HeaderMap,
-    range: StoredRange,
-    size: u64,
-) -> Result<()> {
-    let whole = range == StoredRange::new(0, size);
-    match status {
-        StatusCode::PARTIAL_CONTENT => check_content_range(headers, range, size)?,
-        StatusCode::OK if whole => {}
-        StatusCode::OK => {
-            return Err(protocol("200 OK with the whole blob where a range was asked for")
-                .hint("this registry, or a proxy before it, ignores range requests; weightfs needs them"));
-        }
+pub(super) fn given(status: StatusCode, headers: &HeaderMap, range: StoredRange, size: u64) -> Result<Given> {
+    let whole = StoredRange::new(0, size);
+    let given = match status {
+        StatusCode::PARTIAL_CONTENT => Given::Range(given_range(headers, range, size)?),
+        StatusCode::OK if range == whole => Given::Range(range),
+        StatusCode::OK => Given::Whole,
         other => return Err(protocol(format!("{other} where 206 Partial Content was due"))),
-    }
+    };
     check_encoding(headers)?;
+    let due = if let Given::Range(given) = given { given.len() } else { size };
     match one(headers, &CONTENT_LENGTH)? {
-        Some(length) if length.parse() != Ok(range.len()) => {
-            Err(protocol(format!("Content-Length {length:?} where {} bytes are due", range.len())))
+        Some(length) if length.parse() != Ok(due) => {
+            Err(protocol(format!("Content-Length {length:?} where {due} bytes are due")))
         }
-        _ => Ok(()),
+        _ => Ok(given),
     }
 }
 
-fn check_content_range(headers: &HeaderMap, range: StoredRange, size: u64) -> Result<()> {
-    let due = format!("bytes {range}/{size}");
-    match one(headers, &CONTENT_RANGE)? {
-        Some(given) if given == due => Ok(()),
-        Some(given) => Err(protocol(format!("Content-Range {given:?} where {due:?} is due"))),
-        None => Err(protocol("206 Partial Content without Content-Range")),
-    }
+/// The range of a 206: it begins where it must, and may end early (RFC 9110 §15.3.7).
+fn given_range(headers: &HeaderMap, range: StoredRange, size: u64) -> Result<StoredRange> {
+    let Some(given) = one(headers, &CONTENT_RANGE)? else {
+        let several = one(headers, &CONTENT_TYPE)?.is_some_and(|form| form.starts_with("multipart/"));
+        return Err(protocol(match several {
+            true => "206 Partial Content with several parts where one range was asked for",
+            false => "206 Partial Content without Content-Range",
+        }));
+    };
+    let parsed = content_range(&given).filter(|(found, total)| {
+        found.start() == range.start() && range.covers(*found) && !found.is_empty() && *total == size
+    });
+    let (found, _) = parsed
+        .ok_or_else(|| protocol(format!("Content-Range {given:?} where \"bytes {range}/{size}\" is due")))?;
+    Ok(found)
+}
+
+/// `bytes FIRST-LAST/TOTAL`; `None` for every other form, those of an unknown total among them.
+fn content_range(text: &str) -> Option<(StoredRange, u64)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?;
+    let (first, last, total): (u64, u64, u64) = (number(first)?, number(last)?, number(total)?);
+    (first <= last).then_some((StoredRange::new(first, last.checked_add(1)?), total))
 }
 
 /// Refuses bytes that are encoded: nobody asked for it, and a range of them means nothing.
@@ -103,11 +126,11 @@ pub(super) async fn refused(response: Response, stall: Duration) -> Refused {
     let (status, wait) = (response.status(), retry_after(response.headers(), SystemTime::now()));
     let words = words(response, stall).await.unwrap_or_default();
     let doing = words.text.map_or_else(|| status.to_string(), |words| format!("{status}: {words}"));
-    let error = Error::new(kind_of(status), doing);
+    let error = words.plainly.unwrap_or_else(|| Error::new(kind_of(status), doing));
     let error = match error.kind() {
         Kind::NotFound => error.hint(
             "check repository and tag ('latest' is meant where none is typed); a private one may be said not to exist: \
-             run 'docker login'",
+             run 'weightfs login'",
         ),
         _ => error,
     };
@@ -118,7 +141,9 @@ pub(super) async fn refused(response: Response, stall: Duration) -> Refused {
 
 fn kind_of(status: StatusCode) -> Kind {
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Denied,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            Kind::Denied
+        }
         StatusCode::NOT_FOUND | StatusCode::GONE => Kind::NotFound,
         StatusCode::TOO_MANY_REQUESTS => Kind::Throttled,
         StatusCode::REQUEST_TIMEOUT => Kind::Broken,
@@ -156,20 +181,24 @@ struct Words {
     text: Option<String>,
     codes: Vec<String>,
     no_room: bool,
+    /// That it should have been asked with TLS.
+    plainly: Option<Error>,
 }
 
 /// The `errors[]` of a registry's answer (distribution specification, "Error codes").
 async fn words(response: Response, stall: Duration) -> Option<Words> {
+    let status = response.status();
     let body = limited(response, ERROR_BODY_LIMIT, stall).await.ok()?;
     let no_room = String::from_utf8_lossy(&body).to_ascii_lowercase().contains("no space left");
     let Ok(errors) = serde_json::from_slice::<Errors>(&body) else {
-        return Some(Words { no_room, ..Words::default() });
+        let plainly = tls::asked_plainly(status, &String::from_utf8_lossy(&body));
+        return Some(Words { no_room, plainly, ..Words::default() });
     };
     let codes = errors.errors.iter().map(|one| one.code.clone()).collect();
     let text = |one: OneError| if one.message.is_empty() { one.code } else { one.message };
     let words: Vec<_> = errors.errors.into_iter().take(4).map(text).collect();
     let text = Some(clean(&words.join(", "))).filter(|words| !words.is_empty());
-    Some(Words { text, codes, no_room })
+    Some(Words { text, codes, no_room, plainly: None })
 }
 
 /// The same text without control characters and not too long: it comes from outside and goes to a terminal.
@@ -250,6 +279,12 @@ fn too_long() -> Error {
 
 /// The kind of a failure below HTTP. The URL is left out of its text, since its query may be a signature.
 pub(super) fn transport(error: reqwest::Error) -> Error {
+    if let Some(final_one) = tls::failure(&error) {
+        return final_one;
+    }
+    if let Some(out) = out_of_reach(&error) {
+        return protocol(out.to_string()).hint(OutOfReach::HINT);
+    }
     let (kind, doing) = if error.is_connect() {
         (Kind::Unreachable, "no connection")
     } else if error.is_builder() {
@@ -260,8 +295,19 @@ pub(super) fn transport(error: reqwest::Error) -> Error {
     Error::new(kind, format!("{doing}: {}", causes(&error.without_url())))
 }
 
+fn out_of_reach(error: &reqwest::Error) -> Option<&OutOfReach> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(out) = error.downcast_ref() {
+            return Some(out);
+        }
+        cause = error.source();
+    }
+    None
+}
+
 /// The causes beneath an error of the HTTP client; its own sentence adds nothing for a person.
-fn causes(error: &reqwest::Error) -> String {
+pub(super) fn causes(error: &reqwest::Error) -> String {
     let mut words: Vec<String> = Vec::new();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -291,18 +337,32 @@ mod tests {
         pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
     }
 
-    fn checked(status: u16, pairs: &[(HeaderName, &str)]) -> Result<()> {
+    fn checked(status: u16, pairs: &[(HeaderName, &str)]) -> Result<Given> {
         let status = StatusCode::from_u16(status).unwrap();
-        check_range(status, &headers(pairs), StoredRange::new(10, 20), 100)
+        given(status, &headers(pairs), StoredRange::new(10, 20), 100)
     }
 
     #[test]
-    fn only_the_range_asked_for_is_accepted() {
-        assert!(checked(206, &[(CONTENT_RANGE, "bytes 10-19/100")]).is_ok());
-        assert!(checked(206, &[(CONTENT_RANGE, "bytes 10-19/100"), (CONTENT_LENGTH, "10")]).is_ok());
-        for wrong in
-            ["bytes 10-18/100", "bytes 9-19/100", "bytes 10-19/101", "bytes 10-19/*", "bytes */100", ""]
-        {
+    fn only_the_range_asked_for_or_its_beginning_is_accepted() {
+        let all = Given::Range(StoredRange::new(10, 20));
+        assert_eq!(checked(206, &[(CONTENT_RANGE, "bytes 10-19/100")]).unwrap(), all);
+        assert_eq!(checked(206, &[(CONTENT_RANGE, "bytes 10-19/100"), (CONTENT_LENGTH, "10")]).unwrap(), all);
+        let less = checked(206, &[(CONTENT_RANGE, "bytes 10-18/100"), (CONTENT_LENGTH, "9")]).unwrap();
+        assert_eq!(less, Given::Range(StoredRange::new(10, 19)));
+        assert!(checked(206, &[(CONTENT_RANGE, "bytes 10-18/100"), (CONTENT_LENGTH, "10")]).is_err());
+        for wrong in [
+            "bytes 9-19/100",
+            "bytes 11-19/100",
+            "bytes 10-20/100",
+            "bytes 10-9/100",
+            "bytes 10-19/101",
+            "bytes 10-19/*",
+            "bytes */100",
+            "bytes +10-19/100",
+            "bytes 10-18446744073709551615/100",
+            "items 10-19/100",
+            "",
+        ] {
             assert_eq!(
                 checked(206, &[(CONTENT_RANGE, wrong)]).unwrap_err().kind(),
                 Kind::Protocol,
@@ -310,6 +370,8 @@ mod tests {
             );
         }
         assert_eq!(checked(206, &[]).unwrap_err().kind(), Kind::Protocol);
+        let several = checked(206, &[(CONTENT_TYPE, "multipart/byteranges; boundary=x")]).unwrap_err();
+        assert!(several.to_string().contains("several parts"), "{several}");
         let right = (CONTENT_RANGE, "bytes 10-19/100");
         assert!(checked(206, &[right.clone(), (CONTENT_LENGTH, "11")]).is_err());
         assert!(checked(206, &[right.clone(), (CONTENT_ENCODING, "gzip")]).is_err());
@@ -318,12 +380,15 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_answer_is_accepted_only_where_all_was_asked_for() {
-        let error = checked(200, &[(CONTENT_LENGTH, "100")]).unwrap_err();
-        assert!(error.to_string().contains("ignores range requests"), "{error}");
+    fn a_whole_answer_is_told_apart_and_has_the_blobs_length() {
+        assert_eq!(checked(200, &[(CONTENT_LENGTH, "100")]).unwrap(), Given::Whole);
+        assert_eq!(checked(200, &[]).unwrap(), Given::Whole);
+        assert!(checked(200, &[(CONTENT_LENGTH, "10")]).is_err(), "a part under the wrong status");
+        assert!(checked(200, &[(CONTENT_ENCODING, "gzip")]).is_err());
         let all = StoredRange::new(0, 100);
-        assert!(check_range(StatusCode::OK, &headers(&[(CONTENT_LENGTH, "100")]), all, 100).is_ok());
-        assert!(check_range(StatusCode::OK, &headers(&[(CONTENT_LENGTH, "99")]), all, 100).is_err());
+        let whole = |length| given(StatusCode::OK, &headers(&[(CONTENT_LENGTH, length)]), all, 100);
+        assert_eq!(whole("100").unwrap(), Given::Range(all));
+        assert!(whole("99").is_err());
     }
 
     #[test]

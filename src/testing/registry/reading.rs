@@ -1,10 +1,8 @@
-//! A small read-only registry over an OCI image layout folder, in this process.
+//! What an honest registry answers to who reads: an OCI image layout folder, and blobs that are made as they are read.
 //!
-//! The demo mounts from it, and tests put faults around it. It answers what a reader of the distribution
-//! specification's "pull" category asks: manifests by tag and digest, blobs whole or by one range, each
-//! under any repository's name. It checks no credentials and belongs on loopback.
+//! It answers the distribution specification's "pull" category: manifests by tag and digest, blobs whole or by one
+//! range, referrers, each under any repository's name. It checks no credentials and belongs on loopback.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,18 +10,19 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE,
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, RANGE,
 };
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
-use axum::serve::{Listener, ListenerExt};
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use futures_util::stream::{self, StreamExt};
 
+use super::referrers::{self, Referrers};
+use super::reply::{refusal, response, set};
+use super::synthetic::Synthetic;
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Digest, Which};
 use crate::range::StoredRange;
-use crate::repository::{Layout, Repository, Untagged};
+use crate::repository::{ByteStream, Layout, Repository, Untagged};
 
 /// How much of a file is read and sent at once.
 const PIECE: u64 = 128 << 10;
@@ -33,92 +32,99 @@ const ANY_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// Answers from the image layout folder `layout`, under every repository's name.
-///
-/// # Errors
-/// Those of [`Layout::open`].
-pub fn router(layout: PathBuf) -> Result<Router> {
-    let layout = Layout::open(layout, Untagged::Missing)?;
-    Ok(Router::new().fallback(answer).with_state(Arc::new(layout)))
-}
-
-/// A server that runs until this value is dropped. Then its port is closed, and so is each connection as soon
-/// as it has no answer under way.
+/// What a registry has.
 #[derive(Debug)]
-pub struct Serving {
-    address: SocketAddr,
-    _stop: oneshot::Sender<()>,
+pub struct Source {
+    layout: Layout,
+    folder: PathBuf,
+    synthetic: Vec<Synthetic>,
+    referrers: Referrers,
 }
 
-impl Serving {
-    /// Where it listens.
+impl Source {
+    /// What is in the image layout folder `folder`; it may grow while it is served.
+    ///
+    /// # Errors
+    /// Those of [`Layout::open`].
+    pub fn layout(folder: PathBuf) -> Result<Self> {
+        let layout = Layout::open(&folder, Untagged::Missing)?;
+        Ok(Self { layout, folder, synthetic: Vec::new(), referrers: Referrers::default() })
+    }
+
+    /// The same, with blobs that take no room.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn with(mut self, blobs: impl IntoIterator<Item = Synthetic>) -> Self {
+        self.synthetic.extend(blobs);
+        self
+    }
+
+    /// The same, with another way to say what refers to a manifest.
+    #[must_use]
+    pub fn telling(self, referrers: Referrers) -> Self {
+        Self { referrers, ..self }
+    }
+
+    /// Answers from it, under every repository's name.
+    #[must_use]
+    pub fn router(self) -> Router {
+        Router::new().fallback(answer).with_state(Arc::new(self))
+    }
+
+    fn made(&self, digest: &Digest) -> Option<&Synthetic> {
+        self.synthetic.iter().find(|blob| blob.digest == *digest)
+    }
+
+    fn size(&self, digest: &Digest) -> Result<u64> {
+        self.made(digest).map_or_else(|| self.layout.size(digest), |blob| Ok(blob.size))
+    }
+
+    async fn pieces(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
+        if self.made(&blob.digest).is_none() {
+            return self.layout.pieces(blob, range, PIECE).await;
+        }
+        let pieces = stream::iter(cut(range)).map(|piece| Ok(Synthetic::bytes(piece)));
+        Ok(pieces.boxed())
     }
 }
 
-/// Serves `router` on a free port of 127.0.0.1.
-///
-/// # Errors
-/// `Unreachable` where no port can be had.
-pub async fn serve(router: Router) -> Result<Serving> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(no_port)?;
-    // Otherwise the end of an answer waits for the acknowledgement of its head, 40 ms.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "answers may be late");
-        }
-    });
-    serve_on(listener, router)
+/// The range in pieces.
+fn cut(range: StoredRange) -> impl Iterator<Item = StoredRange> + Send {
+    let next = move |piece: &StoredRange| {
+        let start = piece.end();
+        let end = start.saturating_add(PIECE).min(range.end());
+        (start < end).then(|| StoredRange::new(start, end))
+    };
+    let first = StoredRange::new(range.start(), range.start().saturating_add(PIECE).min(range.end()));
+    std::iter::successors(Some(first).filter(|first| !first.is_empty()), next)
 }
 
-/// Serves `router` to who connects to `listener`. Must be called within a tokio runtime.
-///
-/// # Errors
-/// `Unreachable` where the listener has no address.
-pub fn serve_on<L>(listener: L, router: Router) -> Result<Serving>
-where
-    L: Listener<Addr = SocketAddr>,
-{
-    let address = listener.local_addr().map_err(no_port)?;
-    let (stop, stopped) = oneshot::channel::<()>();
-    tokio::spawn(async move {
-        // The sender is never used, only dropped.
-        let dropped = async move { drop(stopped.await) };
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(dropped).await {
-            tracing::warn!(%error, "the registry on loopback ended");
-        }
-    });
-    Ok(Serving { address, _stop: stop })
-}
-
-fn no_port(error: std::io::Error) -> Error {
-    Error::from_source(Kind::Unreachable, "no free port on 127.0.0.1", error)
-}
-
-async fn answer(State(layout): State<Arc<Layout>>, request: Request) -> Response {
+async fn answer(State(source): State<Arc<Source>>, request: Request) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path());
     if method != Method::GET && method != Method::HEAD {
-        return refusal(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry is read-only");
+        return refusal(405, "UNSUPPORTED", "this registry is read-only");
     }
     let answer = match asked(path) {
-        Some(Asked::Version) => Ok(body(StatusCode::OK, HeaderMap::new(), Body::from("{}"))),
-        Some(Asked::Manifest(which)) => manifest(&layout, &which).await,
-        Some(Asked::Blob(digest)) => blob(&layout, digest, request.headers()).await,
+        Some(Asked::Version) => Ok(response(StatusCode::OK, HeaderMap::new(), Body::from("{}"))),
+        Some(Asked::Manifest(which)) => manifest(&source.layout, &which).await,
+        Some(Asked::Blob(digest)) => blob(&source, digest, request.headers()).await,
+        Some(Asked::Referrers(subject)) if source.referrers == Referrers::Api => {
+            referrers::answer(&source.folder, &subject, request.uri().query())
+        }
+        Some(Asked::Referrers(_)) => Err(Error::new(Kind::NotFound, "this registry has no referrers API")),
         None => Err(Error::new(Kind::NotFound, "no such path")),
     };
-    let mut response = answer.unwrap_or_else(|error| failure(&error));
+    let mut answer = answer.unwrap_or_else(|error| failure(&error));
     if method == Method::HEAD {
-        *response.body_mut() = Body::empty();
+        *answer.body_mut() = Body::empty();
     }
-    response
+    answer
 }
 
 enum Asked {
     Version,
     Manifest(Which),
     Blob(Digest),
+    Referrers(Digest),
 }
 
 fn asked(path: &str) -> Option<Asked> {
@@ -131,6 +137,7 @@ fn asked(path: &str) -> Option<Asked> {
     match what {
         _ if repository.is_empty() => None,
         "blobs" => last.parse().ok().map(Asked::Blob),
+        "referrers" => last.parse().ok().map(Asked::Referrers),
         "manifests" if last.contains(':') => {
             last.parse().ok().map(|digest| Asked::Manifest(Which::Digest(digest)))
         }
@@ -146,11 +153,11 @@ async fn manifest(layout: &Layout, which: &Which) -> Result<Response> {
     set(&mut headers, CONTENT_TYPE, media_type);
     set(&mut headers, CONTENT_DIGEST, &found.digest.to_string());
     set(&mut headers, CONTENT_LENGTH, &found.bytes.len().to_string());
-    Ok(body(StatusCode::OK, headers, Body::from(found.bytes)))
+    Ok(response(StatusCode::OK, headers, Body::from(found.bytes)))
 }
 
-async fn blob(layout: &Layout, digest: Digest, asked: &HeaderMap) -> Result<Response> {
-    let size = layout.size(&digest)?;
+async fn blob(source: &Source, digest: Digest, asked: &HeaderMap) -> Result<Response> {
+    let size = source.size(&digest)?;
     let blob = Blob { digest, size };
     let mut headers = HeaderMap::new();
     set(&mut headers, CONTENT_TYPE, "application/octet-stream");
@@ -164,12 +171,12 @@ async fn blob(layout: &Layout, digest: Digest, asked: &HeaderMap) -> Result<Resp
         }
         Wanted::Nothing => {
             set(&mut headers, CONTENT_RANGE, &format!("bytes */{size}"));
-            return Ok(body(StatusCode::RANGE_NOT_SATISFIABLE, headers, Body::empty()));
+            return Ok(response(StatusCode::RANGE_NOT_SATISFIABLE, headers, Body::empty()));
         }
     };
     set(&mut headers, CONTENT_LENGTH, &range.len().to_string());
-    let pieces = layout.pieces(&blob, range, PIECE).await?;
-    Ok(body(status, headers, Body::from_stream(pieces)))
+    let pieces = source.pieces(&blob, range).await?;
+    Ok(response(status, headers, Body::from_stream(pieces)))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -197,34 +204,15 @@ fn wanted(headers: &HeaderMap, size: u64) -> Wanted {
 
 fn failure(error: &Error) -> Response {
     match error.kind() {
-        Kind::NotFound => refusal(StatusCode::NOT_FOUND, "NOT_FOUND", &error.to_string()),
-        _ => refusal(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", &error.to_string()),
-    }
-}
-
-fn refusal(status: StatusCode, code: &str, message: &str) -> Response {
-    let errors = serde_json::json!({ "errors": [{ "code": code, "message": message }] });
-    let mut headers = HeaderMap::new();
-    set(&mut headers, CONTENT_TYPE, "application/json");
-    body(status, headers, Body::from(errors.to_string()))
-}
-
-fn body(status: StatusCode, headers: HeaderMap, body: Body) -> Response {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
-}
-
-/// Sets a header; a value that cannot be one is left out.
-fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(name, value);
+        Kind::NotFound => refusal(404, "NOT_FOUND", &error.to_string()),
+        _ => refusal(500, "UNKNOWN", &error.to_string()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::http::header::HeaderValue;
+
     use super::*;
 
     fn range(text: &'static str) -> Wanted {

@@ -1,0 +1,293 @@
+//! How many range requests, and how large, serve reading ahead best: found by measuring.
+//!
+//! A few requests are enough on a near and slow line, a far and fast one wants many. So one more is tried from time to
+//! time and kept where more bytes a second came of it; and a request is made as long as its beginning is small beside
+//! it. Who asks for the pace is the loader, whose lanes keep to it; [`Limited`](super::Limited) measures.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// The smallest and the largest request, and what is begun with.
+const LEAST_BYTES: u64 = 1 << 20;
+const FIRST_BYTES: u64 = 4 << 20;
+const MOST_BYTES: u64 = 16 << 20;
+/// How many requests are begun with.
+const FIRST_REQUESTS: usize = 4;
+/// How many times its wait for the first byte a request should last.
+const WORTH: f64 = 8.0;
+/// How long a request may last, so that what is given up half way is little.
+const LONGEST: f64 = 4.0;
+/// How long must have been measured with all requests under way before a number is judged.
+const EPOCH: Duration = Duration::from_millis(250);
+/// What more requests must bring to be kept.
+const GAIN: f64 = 1.08;
+/// For how many epochs a number stays after a larger one brought nothing.
+const HOLD: u32 = 16;
+
+/// How much is to be read ahead at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// How many requests beside one another.
+    pub requests: usize,
+    /// The size of one, in stored bytes.
+    pub bytes: u64,
+}
+
+impl Default for Pace {
+    /// 4 requests of 4 MiB.
+    fn default() -> Self {
+        Self { requests: FIRST_REQUESTS, bytes: FIRST_BYTES }
+    }
+}
+
+/// Measures what is read ahead.
+#[derive(Debug)]
+pub(super) struct Pacer(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    pace: Pace,
+    most: usize,
+    under_way: usize,
+    /// When the numbers below were last brought up to date.
+    at: Instant,
+    /// For how long the requests under way were as many as may be, what came meanwhile, how many ended.
+    full: Duration,
+    bytes: u64,
+    ended: usize,
+    trial: Option<Trial>,
+    hold: u32,
+    /// Seconds to the first byte, and bytes a second after it, of one request; smoothed.
+    latency: Option<f64>,
+    alone: Option<f64>,
+}
+
+/// A larger number that is being tried.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    before: usize,
+    rate: f64,
+}
+
+/// One request that is measured. Dropped before its end, it counts for nothing.
+pub(super) struct Measured {
+    pacer: Arc<Pacer>,
+    began: Instant,
+    first: Option<Instant>,
+    bytes: u64,
+    done: bool,
+}
+
+impl Pacer {
+    /// Nothing is known; at most `most` requests will be advised.
+    pub(super) fn new(most: usize) -> Self {
+        let most = most.max(1);
+        let pace = Pace { requests: FIRST_REQUESTS.min(most), ..Pace::default() };
+        Self(Mutex::new(State {
+            pace,
+            most,
+            under_way: 0,
+            at: Instant::now(),
+            full: Duration::ZERO,
+            bytes: 0,
+            ended: 0,
+            trial: None,
+            hold: 0,
+            latency: None,
+            alone: None,
+        }))
+    }
+
+    /// What is best as far as is known.
+    pub(super) fn pace(&self) -> Pace {
+        self.0.lock().pace
+    }
+
+    /// Begins to measure a request.
+    pub(super) fn begin(self: &Arc<Self>) -> Measured {
+        let mut state = self.0.lock();
+        state.catch_up();
+        state.under_way += 1;
+        drop(state);
+        Measured { pacer: Arc::clone(self), began: Instant::now(), first: None, bytes: 0, done: false }
+    }
+
+    /// Takes down that the registry asks to slow down.
+    pub(super) fn throttled(&self) {
+        let mut state = self.0.lock();
+        let fewer = (state.pace.requests / 2).max(1);
+        state.set_requests(fewer);
+        (state.trial, state.hold) = (None, HOLD);
+    }
+}
+
+impl Measured {
+    /// Takes down bytes that came.
+    pub(super) fn came(&mut self, bytes: u64) {
+        self.first.get_or_insert_with(Instant::now);
+        self.bytes = self.bytes.saturating_add(bytes);
+        let mut state = self.pacer.0.lock();
+        state.catch_up();
+        if state.is_full() {
+            state.bytes = state.bytes.saturating_add(bytes);
+        }
+    }
+
+    /// Takes down that all of it came, where it is as much as `due`.
+    pub(super) fn complete(&mut self, due: u64) {
+        if self.bytes < due || std::mem::replace(&mut self.done, true) {
+            return;
+        }
+        let mut state = self.pacer.0.lock();
+        state.ended += 1;
+        if let Some(first) = self.first {
+            let latency = first.duration_since(self.began).as_secs_f64();
+            let rest = first.elapsed().as_secs_f64();
+            smooth(&mut state.latency, latency);
+            smooth(&mut state.alone, self.bytes as f64 / rest.max(1e-4));
+        }
+        state.judge();
+    }
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        let mut state = self.pacer.0.lock();
+        state.catch_up();
+        state.under_way = state.under_way.saturating_sub(1);
+    }
+}
+
+impl State {
+    fn catch_up(&mut self) {
+        let now = Instant::now();
+        if self.is_full() {
+            self.full += now.duration_since(self.at);
+        }
+        self.at = now;
+    }
+
+    /// Whether as many are under way as may be, but for one that may be somebody's who waits.
+    fn is_full(&self) -> bool {
+        self.under_way > 0 && self.under_way + 1 >= self.pace.requests
+    }
+
+    fn set_requests(&mut self, requests: usize) {
+        self.pace.requests = requests.clamp(1, self.most);
+        (self.full, self.bytes, self.ended) = (Duration::ZERO, 0, 0);
+    }
+
+    /// Judges the present number, where enough was seen of it.
+    fn judge(&mut self) {
+        self.catch_up();
+        if self.full < EPOCH || self.ended < 2 * self.pace.requests {
+            return;
+        }
+        let rate = self.bytes as f64 / self.full.as_secs_f64();
+        self.size();
+        let present = self.pace.requests;
+        let more = present + (present / 2).max(1);
+        match self.trial.take() {
+            Some(trial) if rate < trial.rate * GAIN => {
+                self.hold = HOLD;
+                self.set_requests(trial.before);
+            }
+            None if self.hold > 0 => {
+                self.hold -= 1;
+                self.set_requests(present);
+            }
+            _ if present < self.most => {
+                self.trial = Some(Trial { before: present, rate });
+                self.set_requests(more);
+            }
+            _ => self.set_requests(present),
+        }
+        tracing::debug!(pace = ?self.pace, rate, "the pace of reading ahead");
+    }
+
+    /// Moves the size of a request a step towards what is worth its beginning.
+    fn size(&mut self) {
+        let (Some(latency), Some(alone)) = (self.latency, self.alone) else { return };
+        let worth = (alone * latency * WORTH).min(alone * LONGEST);
+        let present = self.pace.bytes as f64;
+        // Small requests are no aim: what begins fast costs the registry as much as what does not.
+        if worth >= present * 2.0 {
+            self.pace.bytes = (self.pace.bytes * 2).min(MOST_BYTES);
+        } else if alone * LONGEST < present || (worth * 2.0 < present && self.pace.bytes > FIRST_BYTES) {
+            self.pace.bytes = (self.pace.bytes / 2).max(LEAST_BYTES);
+        }
+    }
+}
+
+fn smooth(value: &mut Option<f64>, sample: f64) {
+    *value = Some(value.map_or(sample, |value| value * 0.75 + sample * 0.25));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads ahead over a line for a while: so many bytes a second for one request and for all, and so long to the first.
+    async fn line(pacer: &Arc<Pacer>, alone: f64, all: f64, latency: Duration) -> Pace {
+        for _ in 0..120 {
+            let pace = pacer.pace();
+            let mut requests: Vec<_> = (0..pace.requests).map(|_| pacer.begin()).collect();
+            tokio::time::sleep(latency).await;
+            for request in &mut requests {
+                request.came(1);
+            }
+            let rate = alone.min(all / pace.requests as f64);
+            tokio::time::sleep(Duration::from_secs_f64(pace.bytes as f64 / rate)).await;
+            for request in &mut requests {
+                request.came(pace.bytes - 1);
+            }
+            requests.iter_mut().for_each(|request| request.complete(pace.bytes));
+        }
+        pacer.pace()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_far_line_that_bears_more_gets_more_and_larger_requests() {
+        let pacer = Arc::new(Pacer::new(16));
+        let pace = line(&pacer, 20e6, 1e9, Duration::from_millis(150)).await;
+        assert!(pace.requests >= 13, "{pace:?}");
+        assert_eq!(pace.bytes, MOST_BYTES);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_is_full_gets_no_more_than_it_began_with() {
+        let pacer = Arc::new(Pacer::new(16));
+        let pace = line(&pacer, 100e6, 100e6, Duration::from_millis(1)).await;
+        assert!(pace.requests <= 6, "{pace:?}");
+        assert_eq!(pace.bytes, FIRST_BYTES);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn on_a_slow_line_little_is_asked_for_at_once() {
+        let pacer = Arc::new(Pacer::new(16));
+        let pace = line(&pacer, 1e6, 1e6, Duration::from_millis(20)).await;
+        assert_eq!(pace.bytes, LEAST_BYTES, "{pace:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_asks_to_slow_down_gets_half_and_the_cap_is_kept() {
+        let pacer = Arc::new(Pacer::new(6));
+        let pace = line(&pacer, 20e6, 1e9, Duration::from_millis(150)).await;
+        assert_eq!(pace.requests, 6);
+        pacer.throttled();
+        assert_eq!(pacer.pace().requests, 3);
+        assert_eq!(Pacer::new(0).pace().requests, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_were_given_up_count_for_nothing() {
+        let pacer = Arc::new(Pacer::new(16));
+        for _ in 0..1000 {
+            drop(pacer.begin());
+        }
+        assert_eq!((pacer.pace(), pacer.0.lock().under_way), (Pace::default(), 0));
+    }
+}

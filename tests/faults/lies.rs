@@ -1,0 +1,50 @@
+//! Bytes that are wrong under a right head, of a model that cannot tell at once: seen when the layer is complete, and never kept.
+
+use std::time::{Duration, Instant};
+
+use weightfs::Kind;
+use weightfs::content::Standing;
+use weightfs::testing::registry::{Fault, Habits, Rule};
+
+use super::setting::{Artifact, Form, PATIENCE, Setting, Times};
+use crate::support::pack::Packing;
+use crate::support::wait;
+
+const TIMES: Times = Times { deadline: Duration::from_secs(30), stall: Duration::from_secs(2) };
+const SIZE: usize = (2 << 20) + 777;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plain_layer_of_which_a_chunk_is_a_lie_is_poisoned_when_it_is_complete_and_nothing_of_it_is_kept() {
+    let artifact = Artifact::of(2, SIZE, Packing::Raw, Form::Plain);
+    for lie in [Fault::Flip(77), Fault::Shifted(1), Fault::Zeros, Fault::Swap(artifact.digest(1))] {
+        let setting = Setting::open(artifact.source(), Habits::default(), TIMES, 1 << 30).await;
+        // The middle chunk is asked for once, and the answer is a lie.
+        let path = &artifact.files[0].path;
+        setting.read(path, 0, 1 << 20).await.unwrap();
+        setting.registry.rule(Rule::once(format!("/blobs/{}", artifact.digest(0)), lie.clone()));
+        setting.read(path, 1 << 20, 1 << 20).await.unwrap();
+        // Its end completes the layer; who reads it may be served before the proof has failed.
+        let _either_way = setting.read(path, 2 << 20, 777).await;
+        poisoned(&setting, path, &lie).await;
+        let other = setting.read(&artifact.files[1].path, 0, SIZE as u64).await.unwrap();
+        assert!(other == artifact.bytes(1), "{lie:?}: the other layer is none the worse");
+        // What is kept is written behind the replies, and what is given up goes behind them too.
+        let honest = |image: &Vec<u8>| {
+            let start = image.get(..4096).unwrap_or_default();
+            start.iter().all(|byte| *byte == 0) || artifact.bytes(1).starts_with(start)
+        };
+        wait::until("nothing of it is kept", PATIENCE, || setting.images().iter().all(honest));
+        setting.end(&format!("{lie:?}")).await;
+    }
+}
+
+/// Waits until reads of the file fail, and makes sure that they say why.
+async fn poisoned(setting: &Setting, path: &str, lie: &Fault) {
+    let begun = Instant::now();
+    while setting.model.loader.standing(0) != Standing::Poisoned {
+        assert!(begun.elapsed() < PATIENCE, "{lie:?}: never found out");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let error = setting.read(path, 0, 100).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Integrity, "{lie:?}: {error}");
+}

@@ -1,0 +1,140 @@
+//! TLS: private CAs, certificates of our own, and what is said where it fails.
+
+use weightfs::Kind;
+use weightfs::repository::{Config, PlainHttp};
+
+use super::{Hosts, Model, REPOSITORY};
+use crate::support::authority::{Authority, Issued};
+use crate::support::nginx::{Nginx, free_port, hand_on_to, listen_with_tls};
+use crate::support::place::Place;
+
+const LOOPBACK: &[&str] = &["127.0.0.1", "localhost"];
+
+/// A registry with the model behind TLS with this certificate, with further lines in its `server` block.
+fn behind(issued: &Issued, host: &str, more: &str) -> Nginx {
+    let port = free_port();
+    let lines = listen_with_tls(port, issued);
+    Nginx::start(port, &format!("server {{ {lines} {more} location / {{ {} }} }}", hand_on_to(host)))
+}
+
+fn with_tls() -> Config {
+    Config { plain_http: PlainHttp::Never, ..Config::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_ca_is_trusted_where_it_is_named_and_nowhere_else() {
+    let (model, authority) = (Model::new(), Authority::new());
+    let registry = model.in_registry();
+    let nginx = behind(&authority.issue(LOOPBACK), &registry.direct(), "");
+    let error = model.read_at(&nginx.host(), &with_tls()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Untrusted, "{error}");
+    assert!(error.to_string().contains("--ca-file"), "{error}");
+    assert!(error.to_string().contains(&nginx.host()), "{error}");
+
+    let named = Config { ca_file: Some(authority.root()), ..with_tls() };
+    model.read_at(&nginx.host(), &named).await.unwrap();
+    let text = format!("server = \"https://{}\"\nca = \"{}\"\n", nginx.host(), authority.root().display());
+    let hosts = Hosts::saying(&nginx.host(), &text);
+    model.read_at(&nginx.host(), &hosts.config()).await.unwrap();
+
+    // Docker's way: the certificate alone in the registry's folder.
+    let hosts = Hosts::new();
+    let folder = hosts.path().join(nginx.host());
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(authority.root(), folder.join("ca.crt")).unwrap();
+    model.read_at(&nginx.host(), &Config { plain_http: PlainHttp::Never, ..hosts.config() }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_over_or_anothers_is_refused_with_the_reason() {
+    let (model, authority) = (Model::new(), Authority::new());
+    let registry = model.in_registry();
+    let config = Config { ca_file: Some(authority.root()), ..with_tls() };
+    for (issued, words) in [
+        (authority.issue_expired(LOOPBACK), ["expired", "clock"]),
+        (authority.issue(&["elsewhere.example"]), ["not valid for name", "under a name"]),
+    ] {
+        let nginx = behind(&issued, &registry.direct(), "");
+        let error = model.read_at(&nginx.host(), &config).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Untrusted, "{error}");
+        assert!(words.iter().all(|word| error.to_string().contains(word)), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_speaks_no_tls_is_never_asked_without_it_and_the_way_out_is_named() {
+    let (model, port) = (Model::new(), free_port());
+    let registry = model.in_registry();
+    let plain =
+        format!("server {{ listen 127.0.0.1:{port}; location / {{ {} }} }}", hand_on_to(&registry.direct()));
+    let nginx = Nginx::start(port, &plain);
+    for host in [nginx.host(), registry.direct()] {
+        let error = model.read_at(&host, &with_tls()).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Untrusted, "{error}");
+        assert!(error.to_string().contains("--plain-http"), "{error}");
+    }
+    assert!(nginx.log().iter().all(|line| !line.contains("/v2/")), "{:?}", nginx.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_speaks_tls_and_is_asked_without_is_named_with_the_way_out() {
+    let (model, authority) = (Model::new(), Authority::new());
+    let registry = model.in_registry();
+    let nginx = behind(&authority.issue(LOOPBACK), &registry.direct(), "");
+    let error = model.read_at(&nginx.host(), &Config::default()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Untrusted, "{error}");
+    assert!(error.to_string().contains("--plain-http=false"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_wants_our_certificate_gets_the_one_that_is_named() {
+    let (model, authority) = (Model::new(), Authority::new());
+    let registry = model.in_registry();
+    let wants = format!("ssl_client_certificate {}; ssl_verify_client on;", authority.root().display());
+    let nginx = behind(&authority.issue(LOOPBACK), &registry.direct(), &wants);
+    let config = Config { ca_file: Some(authority.root()), ..with_tls() };
+    assert!(model.read_at(&nginx.host(), &config).await.is_err());
+    let client = authority.issue_to_client();
+    let (certificate, key) = (client.certificate.display(), client.key.display());
+    let text = format!("server = \"https://{}\"\nclient = [[\"{certificate}\", \"{key}\"]]\n", nginx.host());
+    let hosts = Hosts::saying(&nginx.host(), &text);
+    let config = Config { ca_file: Some(authority.root()), ..hosts.config() };
+    model.read_at(&nginx.host(), &config).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_that_is_lifted_for_one_host_holds_for_those_it_sends_us_to() {
+    let (model, authority) = (Model::new(), Authority::new());
+    let registry = model.in_registry();
+    let issued = authority.issue(LOOPBACK);
+    let lifted = |nginx: &Nginx| {
+        let text = format!("server = \"https://{}\"\nskip_verify = true\n", nginx.host());
+        Hosts::saying(&nginx.host(), &text)
+    };
+    let nginx = behind(&issued, &registry.direct(), "");
+    model.read_at(&nginx.host(), &lifted(&nginx).config()).await.unwrap();
+
+    let away = nginx.host().replace("127.0.0.1", "localhost");
+    let sends_away = format!("location ~ /blobs/ {{ return 307 https://{away}$request_uri; }}");
+    let sending = behind(&issued, &registry.direct(), &sends_away);
+    let error = model.read_at(&sending.host(), &lifted(&sending).config()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Untrusted, "{error}");
+    assert!(error.to_string().contains("localhost"), "{error}");
+}
+
+#[test]
+fn the_machines_own_roots_are_those_that_ssl_cert_file_names() {
+    let (model, authority, place) = (Model::new(), Authority::new(), Place::new());
+    let registry = model.in_registry();
+    let nginx = behind(&authority.issue(LOOPBACK), &registry.direct(), "");
+    let reference = format!("{}/{REPOSITORY}:v1", nginx.host());
+    let inspect = |roots: Option<std::path::PathBuf>, more: &[&str]| {
+        let mut command = place.command();
+        command.args(["inspect", &reference, "--plain-http=false"]).args(more);
+        command.envs(roots.map(|roots| ("SSL_CERT_FILE", roots)));
+        place.finish(command, super::PATIENCE)
+    };
+    inspect(None, &[]).failed(5, &["--ca-file", &nginx.host()]);
+    inspect(Some(authority.root()), &[]).ok();
+    inspect(None, &["--ca-file", authority.root().to_str().unwrap()]).ok();
+}
