@@ -65,7 +65,6 @@ impl Source {
     }
 
     /// Answers from it, under every repository's name.
-    #[must_use]
     pub fn router(self) -> Router {
         Router::new().fallback(answer).with_state(Arc::new(self))
     }

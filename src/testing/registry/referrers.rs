@@ -34,7 +34,7 @@ pub(super) fn answer(folder: &Path, subject: &Digest, query: Option<&str>) -> Re
     let wanted = pairs.find(|(name, _)| name == "artifactType").map(|(_, value)| value.into_owned());
     let mut found = referring(folder, subject)?;
     if let Some(wanted) = &wanted {
-        found.retain(|one| one["artifactType"] == **wanted);
+        found.retain(|one| at(one, "/artifactType").as_str() == Some(wanted));
     }
     let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": found });
     let mut headers = HeaderMap::new();
@@ -47,15 +47,16 @@ pub(super) fn answer(folder: &Path, subject: &Digest, query: Option<&str>) -> Re
 
 fn referring(folder: &Path, subject: &Digest) -> Result<Vec<Value>> {
     let index = read(&folder.join("index.json"))?;
-    let manifests = index["manifests"].as_array().cloned().unwrap_or_default();
+    let manifests = at(&index, "/manifests").as_array().cloned().unwrap_or_default();
     let mut found: Vec<Value> = Vec::new();
     for listed in manifests {
-        let Some(digest) = listed["digest"].as_str().and_then(|text| text.parse::<Digest>().ok()) else {
+        let Some(digest) = at(&listed, "/digest").as_str().and_then(|text| text.parse::<Digest>().ok())
+        else {
             continue;
         };
         let manifest = read(&folder.join("blobs").join(digest.algorithm().name()).join(digest.hex()))?;
-        if manifest["subject"]["digest"] == subject.to_string()
-            && found.iter().all(|one| one["digest"] != listed["digest"])
+        if *at(&manifest, "/subject/digest") == subject.to_string()
+            && found.iter().all(|one| at(one, "/digest") != at(&listed, "/digest"))
         {
             found.push(described(&listed, &manifest));
         }
@@ -65,17 +66,22 @@ fn referring(folder: &Path, subject: &Digest) -> Result<Vec<Value>> {
 
 /// The descriptor of a manifest that refers to another, with its artifact type and annotations.
 fn described(listed: &Value, manifest: &Value) -> Value {
-    let artifact_type = match manifest["artifactType"].as_str() {
+    let artifact_type = match at(manifest, "/artifactType").as_str() {
         Some(own) => own,
-        None => manifest["config"]["mediaType"].as_str().unwrap_or_default(),
+        None => at(manifest, "/config/mediaType").as_str().unwrap_or_default(),
     };
     let mut descriptor = json!({
-        "mediaType": listed["mediaType"], "digest": listed["digest"], "size": listed["size"], "artifactType": artifact_type,
+        "mediaType": at(listed, "/mediaType"), "digest": at(listed, "/digest"), "size": at(listed, "/size"), "artifactType": artifact_type,
     });
-    if let Some(annotations) = manifest.get("annotations") {
-        descriptor["annotations"] = annotations.clone();
+    if let (Some(annotations), Some(fields)) = (manifest.get("annotations"), descriptor.as_object_mut()) {
+        fields.insert("annotations".to_owned(), annotations.clone());
     }
     descriptor
+}
+
+/// What lies at the pointer; null where nothing does.
+fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
+    value.pointer(pointer).unwrap_or(&Value::Null)
 }
 
 fn read(path: &Path) -> Result<Value> {

@@ -161,6 +161,7 @@ impl Honest {
 }
 
 /// The script that the fault makes of an honest answer; the answer where it is none for the connection.
+#[allow(clippy::result_large_err, reason = "what comes back is no error but the answer, unspoiled")]
 pub(super) fn script(fault: &Fault, honest: Honest) -> Result<Script, Honest> {
     Ok(match fault {
         Fault::Truncate(at) => Script::new([honest.up_to(*at)], End::Close),

@@ -74,8 +74,10 @@ mod tests {
     fn any_range_is_the_same_part_of_the_whole() {
         let whole = Synthetic::bytes(StoredRange::new(0, 300_000));
         assert_eq!(whole.len(), 300_000);
-        for (start, end) in [(0, 1), (3, 7), (3, 5000), (4095, 4097), (65_530, 140_000), (299_999, 300_000)] {
-            let part = Synthetic::bytes(StoredRange::new(start, end));
+        for (start, end) in
+            [(0_u32, 1_u32), (3, 7), (3, 5000), (4095, 4097), (65_530, 140_000), (299_999, 300_000)]
+        {
+            let part = Synthetic::bytes(StoredRange::new(start.into(), end.into()));
             assert_eq!(part, whole.slice(start as usize..end as usize), "{start}-{end}");
         }
     }
