@@ -274,7 +274,7 @@ enum Work {
     /// They are its content.
     Stored(Layer),
     /// They are decoded.
-    Compressed { described: ModelLayer, diff_id: Option<Digest>, pass: Box<Pass>, spool: Spool },
+    Compressed { described: Box<ModelLayer>, diff_id: Option<Digest>, pass: Box<Pass>, spool: Spool },
 }
 
 impl Work {
@@ -284,7 +284,8 @@ impl Work {
         }
         let pass = Box::new(Pass::new(described, number, making.spacing)?);
         let spool = Spool::new(nameless(&making.scratch)?);
-        Ok(Self::Compressed { described: described.clone(), diff_id: layer.diff_id, pass, spool })
+        let described = Box::new(described.clone());
+        Ok(Self::Compressed { described, diff_id: layer.diff_id, pass, spool })
     }
 
     /// Takes what comes, to its end. Blocks.

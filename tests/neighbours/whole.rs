@@ -57,10 +57,10 @@ fn a_kit_is_mounted_upon_its_parents_of_which_only_the_model_is_taken() {
     place.unmount();
 
     registry.stop();
-    let kept = place.run(&["ls", &top]).ok().stdout;
+    let kept = place.run(["ls", &top]).ok().stdout;
     assert!(kept.contains("model.gguf") && kept.contains("a.bin"), "{kept}");
     registry.restart();
-    let said = place.run(&["inspect", &top, "--json"]).ok().json();
+    let said = place.run(["inspect", &top, "--json"]).ok().json();
     assert_eq!(said["dialect"], "kitops");
     let warnings: Vec<_> = said["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     assert!(warnings.iter().any(|warning| warning.contains(&base)), "{warnings:?}");
@@ -74,9 +74,9 @@ fn parents_that_go_in_a_circle_or_are_too_many_are_refused_by_name() {
     for number in 0..12 {
         push(&registry, &format!("org/kit{number}"), &kit(&[], Some(&reference(number + 1)), Age::Today));
     }
-    place.run(&["ls", &reference(0)]).failed(7, &["more than 10 kits", &reference(11)]);
+    place.run(["ls", &reference(0)]).failed(7, &["more than 10 kits", &reference(11)]);
     push(&registry, "org/kit1", &kit(&[], Some(&reference(0)), Age::Today));
-    place.run(&["ls", &reference(0)]).failed(2, &["circle", &reference(1)]);
+    place.run(["ls", &reference(0)]).failed(2, &["circle", &reference(1)]);
 }
 
 #[test]
@@ -100,15 +100,15 @@ fn a_modelcar_is_mounted_and_its_links_lead_where_a_reader_follows_them() {
     assert_eq!(fs::read_link(place.path("out")).unwrap().to_str(), Some("/proc/self/mounts"));
     assert!(!place.path("models/old").exists() && !place.path("models/.wh.old").exists());
     place.unmount();
-    let listed = place.run(&["ls", &reference, "models"]).ok().stdout;
+    let listed = place.run(["ls", &reference, "models"]).ok().stdout;
     assert!(listed.contains("model.file") && !listed.contains("old"), "{listed}");
-    assert_eq!(place.run(&["cat", &reference, "models/llm/model.gguf"]).ok().stdout, "weights");
-    assert_eq!(place.run(&["inspect", &reference, "--json"]).ok().json()["dialect"], "image");
+    assert_eq!(place.run(["cat", &reference, "models/llm/model.gguf"]).ok().stdout, "weights");
+    assert_eq!(place.run(["inspect", &reference, "--json"]).ok().json()["dialect"], "image");
 
     let folder = place.folder("pulled");
-    place.run(&["pull", &reference, "--output", folder.to_str().unwrap()]).ok();
+    place.run(["pull", &reference, "--output", folder.to_str().unwrap()]).ok();
     assert_eq!(fs::read_to_string(folder.join("models/model.file")).unwrap(), "weights");
     assert_eq!(fs::read_link(folder.join("out")).unwrap().to_str(), Some("/proc/self/mounts"));
     assert!(!folder.join("models/old").exists());
-    place.run(&["index", "add", &reference]).failed(7, &["image", "no place for an index"]);
+    place.run(["index", "add", &reference]).failed(7, &["image", "no place for an index"]);
 }
