@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use super::{ByteStream, Config, Pinned, Repository, connect};
+use super::{ByteStream, Config, Pace, Pinned, Repository, connect};
 use crate::error::{Error, Kind, Result};
-use crate::oci::{Blob, Place, Reference, Which};
+use crate::oci::{Blob, Descriptor, Digest, Place, Reference, Which};
 use crate::range::StoredRange;
 
 /// `R` and the settings it was made by.
@@ -31,6 +31,26 @@ impl<R: Repository> Repository for Connected<R> {
 
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
         self.inner.read(blob, range)
+    }
+
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        self.inner.read_ahead(blob, range)
+    }
+
+    fn pace(&self) -> Pace {
+        self.inner.pace()
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        self.inner.referrers(subject, artifact_type)
+    }
+
+    fn distrust(&self, blob: &Blob) {
+        self.inner.distrust(blob);
     }
 
     fn place(&self) -> String {

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 
-use super::{ByteStream, Pinned, Repository, identity_of};
+use super::{ByteStream, Pace, Pinned, Repository, identity_of};
 use crate::error::{Error, Kind, Result};
-use crate::oci::{Blob, Digest, Reference, Which};
+use crate::oci::{Blob, Descriptor, Digest, Reference, Which};
 use crate::range::StoredRange;
 
 /// A repository, and where else blobs are.
@@ -71,6 +71,35 @@ impl Repository for Joined {
                 Box::pin(async { Ok(stream::iter([Ok(piece?)]).boxed()) })
             }
             None => self.first.read(blob, range),
+        }
+    }
+
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        match self.blobs.get(&blob.digest) {
+            Some(Source::Repository(other)) => other.read_ahead(blob, range),
+            Some(Source::Memory(_)) => self.read(blob, range),
+            None => self.first.read_ahead(blob, range),
+        }
+    }
+
+    fn pace(&self) -> Pace {
+        self.first.pace()
+    }
+
+    /// Of the artifact itself: what others refer to is in their repositories.
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        self.first.referrers(subject, artifact_type)
+    }
+
+    fn distrust(&self, blob: &Blob) {
+        match self.blobs.get(&blob.digest) {
+            Some(Source::Repository(other)) => other.distrust(blob),
+            Some(Source::Memory(_)) => {}
+            None => self.first.distrust(blob),
         }
     }
 

@@ -325,13 +325,6 @@ fn a_registry_where_nobody_listens_is_unreachable() {
 }
 
 #[test]
-fn a_plain_image_is_unsupported() {
-    let (registry, place) = (Registry::start(), Place::new());
-    registry.push("acme/image", "v1", &pack::image());
-    place.try_mount(&registry.reference("acme/image:v1"), &[]).failed(7, &["image"]);
-}
-
-#[test]
 fn a_name_that_climbs_out_is_refused_by_name() {
     let place = Place::new();
     for path in ["../escape", "/absolute", "a/../../b", "./a", "a//b", "a\u{0}b", &"x".repeat(256)] {

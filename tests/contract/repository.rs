@@ -6,7 +6,9 @@ use futures_util::StreamExt;
 use weightfs::Kind;
 use weightfs::oci::{Blob, Digest, Which};
 use weightfs::range::StoredRange;
-use weightfs::repository::{Config, Hedging, Limited, Memory, Repository, Retrying, connect, read_all};
+use weightfs::repository::{
+    Config, Hedging, Joined, Limited, Memory, Repository, Retrying, connect, read_all,
+};
 
 use crate::registry::sample::{MEDIA_TYPE, REFERRER_TYPE, Sample};
 use crate::registry::server::Server;
@@ -127,6 +129,7 @@ async fn whatever_goes_around_a_repository_keeps_the_contract() {
     holds(Arc::new(Limited::new(memory(&sample), &config)), &sample).await;
     holds(Arc::new(Hedging::new(memory(&sample), &config)), &sample).await;
     holds(Arc::new(Retrying::new(memory(&sample), &config)), &sample).await;
+    holds(Arc::new(Joined::new(Arc::new(memory(&sample)))), &sample).await;
     let all = Hedging::new(Limited::new(memory(&sample), &config), &config);
     holds(Arc::new(Retrying::new(all, &config)), &sample).await;
 }

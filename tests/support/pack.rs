@@ -151,25 +151,6 @@ pub fn pack(files: &[File], packing: Packing, dialect: Dialect, work: &Path) -> 
 /// The media type of an OCI image manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// An ordinary container image: nothing that can be mounted as a model.
-pub fn image() -> Artifact {
-    let config = Content::Bytes(
-        br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#.into(),
-    );
-    let layer = Content::Bytes(
-        b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00".into(),
-    );
-    let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST,
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config.digest(), "size": config.size()},
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": layer.digest(), "size": layer.size()}]});
-    let blobs = [layer, config].map(|content| Blob { digest: content.digest(), content });
-    Artifact {
-        blobs: blobs.into(),
-        manifest: manifest.to_string().into_bytes(),
-        media_type: MANIFEST.to_owned(),
-    }
-}
-
 fn prefix(dialect: Dialect) -> &'static str {
     match dialect {
         Dialect::Upstream => "application/vnd.cncf.model",

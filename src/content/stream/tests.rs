@@ -444,10 +444,9 @@ async fn what_there_was_no_room_for_is_read_by_span_once_the_layer_has_gone_by()
     loader.let_pass(0).await.unwrap();
     assert!(loader.share().kept < loader.share().total, "there was no room");
     assert!(loader.streaming(0).is_none(), "it has spans");
-    assert!(loader.read(id(1), ContentRange::new(0, u64::MAX)).await.unwrap() == model.files[1]);
-    let asked = model.line.asked.lock().split_off(1);
-    assert!(!asked.is_empty() && asked.iter().all(|range| range.start() > 4 * CHUNK), "{asked:?}");
     model.assert_all(&loader).await;
+    let (asked, whole) = (model.line.asked.lock().split_off(1), model.blob().size);
+    assert!(!asked.is_empty() && asked.iter().all(|range| range.len() < whole), "by span: {asked:?}");
     loader.close().await;
 }
 
