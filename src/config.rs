@@ -326,7 +326,11 @@ impl Settings {
     fn apply_file(&mut self, path: &Path, text: &str) -> Result<()> {
         let file = path.display();
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-            Error::from_source(Kind::Invalid, format!("cannot read {file}"), error)
+            // The library's own words show the line, which may have a password.
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count().saturating_add(1);
+            let doing = format!("cannot read {file}: no valid TOML at line {line}: {}", error.message());
+            Error::new(Kind::Invalid, doing)
         })?;
         for (section, values) in &table {
             let toml::Value::Table(values) = values else {

@@ -382,7 +382,8 @@ async fn find(
     let subject = Subject { digest: &found.pinned.digest, trust };
     let attached = (found.from == pin::Source::Repository).then_some(subject);
     let indexes = pin::kept_indexes(repository, store, artifact).await;
-    let local = |blob: &Blob| indexes.get(&blob.digest).cloned();
+    let local =
+        |layer: &ModelLayer| indexes.get(&(layer.descriptor.digest.clone(), layer.reading())).cloned();
     let sources = Sources { bound, local: &local, attached, known };
     let index = crate::index::find_in(repository, artifact, sources).await?;
     Ok((index, opened))

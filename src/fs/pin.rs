@@ -179,16 +179,18 @@ pub(super) async fn kept_head(
     blocking(store, repository, move |store, who| store.small(who, &digest)).await?
 }
 
-/// The indexes of compressed layers that were made here, by layer.
+/// The indexes of compressed layers that were made here, by layer and how it is read.
 pub(super) async fn kept_indexes(
     repository: &dyn Repository,
     store: &Arc<Store>,
     artifact: &Artifact,
-) -> HashMap<Digest, Arc<File>> {
+) -> HashMap<(Digest, String), Arc<File>> {
     let compressed = artifact.visible().filter(|layer| compression(layer.packaging).is_some());
-    let compressed: Vec<Digest> = compressed.map(|layer| layer.descriptor.digest.clone()).collect();
+    let compressed = compressed.map(|layer| (layer.descriptor.digest.clone(), layer.reading()));
+    let compressed: Vec<(Digest, String)> = compressed.collect();
     let open = move |store: &Store, who: &str| {
-        let opened = compressed.into_iter().filter_map(|layer| Some((store.index(who, &layer)?, layer)));
+        let opened =
+            compressed.into_iter().filter_map(|layer| Some((store.index(who, &layer.0, &layer.1)?, layer)));
         opened.map(|(file, layer)| (layer, Arc::new(file))).collect()
     };
     blocking(store, repository, open).await.unwrap_or_default()

@@ -19,7 +19,7 @@ use super::window::Allowance;
 use super::{Coding, Entry, EntryKind, Index, bound, compression, cover, local, union};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::ModelLayer;
-use crate::oci::{Artifact, Blob, Digest};
+use crate::oci::{Artifact, Digest};
 use crate::range::StoredRange;
 use crate::repository::Repository;
 
@@ -34,7 +34,7 @@ pub(super) const LARGEST_LAYER: u64 = 16 << 40;
 pub type Known<'a> = dyn Fn(&Digest) -> Vec<(StoredRange, Bytes)> + Sync + 'a;
 
 /// The file of an index that was made on this machine of a layer, opened for reading; `None` where there is none.
-pub type Local<'a> = dyn Fn(&Blob) -> Option<Arc<File>> + Sync + 'a;
+pub type Local<'a> = dyn Fn(&ModelLayer) -> Option<Arc<File>> + Sync + 'a;
 
 /// Where the index of an artifact's layers is looked for, in this order but for `known`, which saves asking.
 pub struct Sources<'a> {
@@ -162,7 +162,7 @@ async fn covered(
 
 fn of_this_machine(layer: &ModelLayer, number: usize, local: &Local<'_>) -> Option<Derived> {
     let blob = layer.descriptor.blob();
-    let opened = local::open(local(&blob)?, &blob, number);
+    let opened = local::open(local(layer)?, &blob, number);
     let covered = opened.and_then(|(said, entries)| cover::place(said, entries, layer, number));
     let wrong = |error: &Error| tracing::warn!("the index kept of {} can't be used: {error}", layer.name());
     covered.inspect_err(wrong).ok()

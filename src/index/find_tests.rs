@@ -507,7 +507,7 @@ fn an_index_of_this_machine_is_used_unless_it_is_wrong() {
     let artifact = Artifact::read(Manifest { layers: model.layers.clone(), ..Manifest::default() }).unwrap();
     let find = |file: File| {
         let file = Arc::new(file);
-        let local = |_: &Blob| Some(file.clone());
+        let local = |_: &ModelLayer| Some(file.clone());
         let sources = Sources { bound: None, local: &local, attached: None, known: &|_| Vec::new() };
         find_in(&model.repository, &artifact, sources).now_or_never().unwrap().unwrap()
     };

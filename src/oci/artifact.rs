@@ -255,6 +255,15 @@ impl Artifact {
 }
 
 impl ModelLayer {
+    /// A name for how this artifact reads the layer: what the layer's index says of names is right for those who read it so,
+    /// and for nobody else.
+    #[must_use]
+    pub fn reading(&self) -> String {
+        let Members { below, manner, skipped } = &self.members;
+        let parts = format!("{:?}\n{:?}\n{below:?}\n{manner:?}\n{skipped:?}", self.packaging, self.path);
+        Digest::of(parts.as_bytes()).hex().chars().take(16).collect()
+    }
+
     /// How errors call the layer: `layer sha256:… (model.safetensors)`.
     #[must_use]
     pub fn name(&self) -> String {

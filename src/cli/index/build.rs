@@ -75,7 +75,7 @@ pub(super) fn run(command: &Build, settings: &Settings) -> Result<()> {
     let (source, built) = runtime()?.block_on(built(&source, settings, &making))?;
     match &command.output {
         Some(path) => write(&built.encoded, path)?,
-        None => keep(&built, &source.repository.identity(), settings)?,
+        None => keep(&built, &source, settings)?,
     }
     let content = built.index.layers.iter().filter_map(crate::index::Layer::content);
     let report = Report {
@@ -116,17 +116,20 @@ pub(super) async fn built(
 
 /// Keeps the index of each compressed layer for the mounts of this machine. The layers' own bytes have just been proved by
 /// who asks.
-fn keep(built: &Built, who: &str, settings: &Settings) -> Result<()> {
-    let store = Store::open(&settings.store)?;
-    for (number, (layer, digests)) in built.index.layers.iter().zip(&built.digests).enumerate() {
+fn keep(built: &Built, source: &Source, settings: &Settings) -> Result<()> {
+    let (store, who) = (Store::open(&settings.store)?, source.repository.identity());
+    let layers = built.index.layers.iter().zip(&built.digests).zip(source.artifact.visible());
+    for (number, ((layer, digests), described)) in layers.enumerate() {
         if matches!(layer.coding, Coding::Stored) {
             continue;
         }
         let own = built.index.entries.iter().filter(|entry| entry.layer == number);
         let own: Vec<Entry> = own.cloned().collect();
         let digest = &layer.blob.digest;
-        store.keep_index(who, digest, |file| local::write(file, layer, &own, digests.clone()))?;
-        store.set_proved(who, digest);
+        store.keep_index(&who, digest, &described.reading(), |file| {
+            local::write(file, layer, &own, digests.clone())
+        })?;
+        store.set_proved(&who, digest);
     }
     Ok(())
 }

@@ -12,20 +12,23 @@ use nix::libc;
 use super::{Store, private};
 use crate::error::{Error, Kind, Result};
 use crate::oci::Digest;
+#[cfg(doc)]
+use crate::oci::artifact::ModelLayer;
 
-/// The file's name in the layer's folder.
-const NAME: &str = "index";
+/// What the file's name in the layer's folder begins with; how the layer is read follows.
+const NAME: &str = "index-";
 
 impl Store {
-    /// The index of a layer that was made here, where `who` may see it: `None` where there is none. Not checked.
+    /// The index of a layer that was made here by one who read it so ([`ModelLayer::reading`]), where `who` may see it: `None`
+    /// where there is none. Not checked.
     #[must_use]
-    pub fn index(&self, who: &str, layer: &Digest) -> Option<File> {
-        let path = self.shared(layer).join(NAME);
+    pub fn index(&self, who: &str, layer: &Digest, reading: &str) -> Option<File> {
+        let path = self.shared(layer).join(format!("{NAME}{reading}"));
         let open = || OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).ok();
         self.proved(who, layer).then(open).flatten()
     }
 
-    /// Keeps the index of a layer beside what is kept of it for `who`, in place of an earlier one, and gives it to be read.
+    /// Keeps the index of a layer, read so, beside what is kept of it for `who`, in place of an earlier one, and gives it to be read.
     ///
     /// # Errors
     /// Those of `write`; `Storage` where the store fails.
@@ -33,12 +36,13 @@ impl Store {
         &self,
         who: &str,
         layer: &Digest,
+        reading: &str,
         write: impl FnOnce(&File) -> Result<()>,
     ) -> Result<File> {
         let failed = |error| Error::from_source(Kind::Storage, "cannot keep an index", error);
         let home = self.home(who, layer);
         private::make_dir(&home).map_err(failed)?;
-        private::write_whole(&home.join(NAME), failed, write)
+        private::write_whole(&home.join(format!("{NAME}{reading}")), failed, write)
     }
 
     /// An empty file without a name, on the store's disk, for what is put aside while a layer goes by.
@@ -68,16 +72,17 @@ mod tests {
                 file.write_all_at(bytes, 0).map_err(|error| Error::from_source(Kind::Storage, "", error))
             }
         };
-        store.keep_index(WHO, &layer, write(b"one")).unwrap();
-        assert!(store.index(WHO, &layer).is_none(), "nobody has proved it");
+        store.keep_index(WHO, &layer, "so", write(b"one")).unwrap();
+        assert!(store.index(WHO, &layer, "so").is_none(), "nobody has proved it");
         store.set_proved(WHO, &layer);
         let failing = |_: &File| Err(Error::new(Kind::Storage, "full"));
-        assert!(store.keep_index(WHO, &layer, failing).is_err());
+        assert!(store.keep_index(WHO, &layer, "so", failing).is_err());
         let read = |file: File| io::read_to_string(file).unwrap();
-        assert_eq!(read(store.index(WHO, &layer).unwrap()), "one");
-        assert_eq!(read(store.keep_index(WHO, &layer, write(b"two")).unwrap()), "two");
-        assert_eq!(read(store.index(WHO, &layer).unwrap()), "two");
-        assert!(store.index("somebody else", &layer).is_none());
+        assert_eq!(read(store.index(WHO, &layer, "so").unwrap()), "one");
+        assert_eq!(read(store.keep_index(WHO, &layer, "so", write(b"two")).unwrap()), "two");
+        assert_eq!(read(store.index(WHO, &layer, "so").unwrap()), "two");
+        assert!(store.index("somebody else", &layer, "so").is_none());
+        assert!(store.index(WHO, &layer, "otherwise").is_none(), "other names");
         let left = std::fs::read_dir(store.shared(&layer)).unwrap().count();
         assert_eq!(left, 3, "index, origins, proved, and nothing temporary");
     }

@@ -77,7 +77,7 @@ impl Loader {
         let layer = windows.layer(&stream.layer, &passed);
         let write = |file: &File| local::write(file, &layer, &passed.entries, digests.clone());
         let (store, who) = (&self.shelf.store, &self.shelf.who);
-        let kept = store.keep_index(who, &layer.blob.digest, write).or_else(|error| {
+        let kept = store.keep_index(who, &layer.blob.digest, &stream.layer.reading(), write).or_else(|error| {
             tracing::warn!(layer = %layer.blob.digest, %error, "its index is kept in memory, for this mount");
             let file = in_memory()?;
             write(&file).map(|()| file)

@@ -153,6 +153,13 @@ impl Model {
         &self.index.layers[0].blob
     }
 
+    fn reading(&self) -> String {
+        match &self.index.layers[0].coding {
+            Coding::Streamed(layer) => layer.reading(),
+            other => unreachable!("{other:?}"),
+        }
+    }
+
     /// Lets everything through from now on.
     fn open(&self) {
         self.line.flow.close();
@@ -221,7 +228,7 @@ async fn every_file_is_right_as_it_goes_by_and_what_was_found_out_is_kept() {
         assert_eq!(loader.share().kept, loader.share().total);
         loader.close().await;
 
-        let index = Arc::new(model.store().index("me", &model.blob().digest).unwrap());
+        let index = Arc::new(model.store().index("me", &model.blob().digest, &model.reading()).unwrap());
         let (layer, entries) = local::open(index, model.blob(), 0).unwrap();
         assert_eq!((layer.extents.len(), entries.len()), (5, 5));
         assert_eq!(layer.kept_as(), &model.blob().digest);
@@ -297,7 +304,7 @@ async fn a_layer_that_is_not_what_its_digest_says_is_poisoned_when_it_has_gone_b
     named(&loader, 1).await;
     standing(&loader, Standing::Poisoned).await;
     assert_eq!(loader.read(id(0), ContentRange::new(0, 1)).await.unwrap_err().kind(), Kind::Integrity);
-    assert!(model.store().index("me", &model.blob().digest).is_none());
+    assert!(model.store().index("me", &model.blob().digest, &model.reading()).is_none());
     drop(poisonings);
     loader.close().await;
 }
@@ -430,7 +437,7 @@ async fn two_who_take_in_the_same_layer_at_once_are_both_right() {
     model.assert_all(&one).await;
     model.assert_all(&other).await;
     assert_eq!(model.line.asked.lock().len(), 2);
-    assert!(model.store().index("me", &model.blob().digest).is_some());
+    assert!(model.store().index("me", &model.blob().digest, &model.reading()).is_some());
     one.close().await;
     other.close().await;
 }
@@ -478,6 +485,6 @@ async fn a_layer_whose_index_was_lost_goes_by_again_and_fetches_its_files_once_m
     named(&loader, 5).await;
     model.assert_all(&loader).await;
     loader.let_pass(0).await.unwrap();
-    assert!(model.store().index("me", &model.blob().digest).is_some());
+    assert!(model.store().index("me", &model.blob().digest, &model.reading()).is_some());
     loader.close().await;
 }

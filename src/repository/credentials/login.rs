@@ -56,12 +56,19 @@ pub async fn log_in(sources: &Sources, host: &str, credentials: &Credentials) ->
     if let Some(name) = file.helper(wanted) {
         sources.helper(name, host).map_err(|why| unusable(&path, &why))?.store(credentials).await?;
         // As Docker does: an empty entry says that the helper has some, and no older secret stays beside it.
-        edit(&path, |auths| drop(auths.insert(key, json!({}))))?;
+        edit(&path, |auths| put(auths, host, key, json!({})))?;
         return Ok(Keeper::Helper { name: name.to_owned(), file: path });
     }
     let entry = entry(credentials);
-    edit(&path, |auths| drop(auths.insert(key, entry)))?;
+    edit(&path, |auths| put(auths, host, key, entry))?;
     Ok(Keeper::File(path))
+}
+
+/// Puts the entry in the place of all that other tools may have written for the host by another of its names, which could
+/// be found first.
+fn put(auths: &mut Map<String, Value>, host: &str, key: String, entry: Value) {
+    auths.retain(|other, _| !is_plainly(other, host));
+    auths.insert(key, entry);
 }
 
 /// Takes out the credentials for `host`; `None` where there were none.

@@ -248,7 +248,7 @@ impl Keychain {
         let found = answer.auths.find(wanted);
         // One that says nothing of a time is asked each time (`cacheDuration`, kubelet credential providers).
         if !answer.life.is_zero() {
-            let end = now + answer.life;
+            let end = now.checked_add(answer.life).unwrap_or(now);
             self.remembered.lock().providers.insert(answer.key, (end, answer.auths));
         }
         Ok(found)
