@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{Hosts, Model, NAME, PATIENCE, REPOSITORY, docker_config};
 use crate::support::authority::Authority;
@@ -185,6 +186,8 @@ fn a_pull_through_mirror_is_killed_and_restarted_under_a_reader() {
         if at < 95 {
             part(at, at + 1);
             at += 1;
+            // A mirror that has failed some times is left alone for seconds, which nothing outside shows the end of.
+            std::thread::sleep(Duration::from_secs(1));
         }
         blobs(&mirror) > before || at >= 95
     });
