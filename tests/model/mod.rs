@@ -157,7 +157,7 @@ impl Twin<'_> {
             }
             // A mapping of nothing is an error everywhere.
             Step::Map { .. } if right.is_empty() => {}
-            // All of the file is read at once then, and the kernel reads what fails again and again.
+            // All of the file is read at once then; one such run asked for the page that fails without end, and why is not found out.
             Step::Map { how: Mapping::Populated, .. } if self.is_wrong(number, 0, right.len() as u64) => {}
             // It would raise SIGBUS.
             Step::Map { offset, size, .. } if self.is_wrong(number, offset, size) => {}

@@ -4,7 +4,7 @@
 //! STORE/layers/ALGORITHM/HEX/            a layer that was proved, or that is bound: shared by all who can have it
 //!     OFFSET-LEN.{data,digests,kept}     one file's content (see [`kept`])
 //!     gaps                               archive headers (see [`gaps`])
-//!     index                              of a compressed layer that went by here (see [`Store::index`])
+//!     index-READING                      of a compressed layer that went by here (see [`Store::index`])
 //!     proved                             says so
 //!     origins                            who can have it (see [`Store::origin`])
 //! STORE/layers/ALGORITHM/HEX.lock        held by who changes what is shared
