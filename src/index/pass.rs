@@ -128,6 +128,11 @@ impl Pass {
         }
     }
 
+    /// Whether the layer turned out to be the one file that its annotation names.
+    pub(super) fn is_one_file(&self) -> bool {
+        self.walk.names.is_one_file()
+    }
+
     /// Ends the layer: all its stored bytes have been given.
     ///
     /// # Errors
