@@ -228,7 +228,10 @@ fn a_layer_that_its_annotation_says_is_its_first_file_shows_no_other_and_says_so
                 run(&artifact(suffix, Some(annotation), &stored), &stored, 100).unwrap();
             let [entry] = &passed.entries[..] else { panic!("{:?}", passed.entries) };
             assert_eq!(entry.path, shown);
-            assert_eq!(entry.kind, EntryKind::File { extent: Some(ExtentId { layer: 0, extent: 0 }), size: 5 });
+            assert_eq!(
+                entry.kind,
+                EntryKind::File { extent: Some(ExtentId { layer: 0, extent: 0 }), size: 5 }
+            );
             assert_eq!(seen.entries, passed.entries);
             assert_eq!((passed.extents.len(), digests.len()), (3, 3), "what is not shown is still there");
             let [warning] = &passed.warnings[..] else { panic!("{:?}", passed.warnings) };

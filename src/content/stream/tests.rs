@@ -292,6 +292,42 @@ async fn nothing_is_named_or_served_before_the_proof_where_that_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn names_that_were_proved_stay_when_the_proof_is_lost() {
+    let model = Model::new(some_files(), gzip);
+    model.open();
+    let loader = model.loader(Config { integrity: Integrity::Strict, ..plain() });
+    loader.let_pass(0).await.unwrap();
+    loader.set_unproved(0);
+    loader.more_names(0, 0).await.unwrap();
+    assert_eq!(loader.coming(0).count(), 5);
+    assert!(matches!(loader.coming(0).names, Names::Known));
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_not_said_for_a_proof_of_earlier_before_their_own_bytes_are_proved() {
+    let model = Model::new(some_files(), gzip);
+    model.open();
+    let loader = model.loader(plain());
+    loader.let_pass(0).await.unwrap();
+    loader.close().await;
+    let home = model.dir.path().join("store/layers/sha256").join(model.blob().digest.hex());
+    std::fs::remove_file(home.join(format!("index-{}", model.reading()))).unwrap();
+    let (_, other) = gzip(&[some_files(), vec![b"one more".to_vec()]].concat());
+    let again = Model::of(some_files(), "tar+gzip", &other, &other);
+    *model.line.blob.lock() = again.line.blob.lock().clone();
+    let mut index = (*model.index).clone();
+    index.layers[0].blob.size = other.len() as u64;
+    let model = Model { index: Arc::new(index), ..model };
+    let loader = model.loader(Config { integrity: Integrity::Strict, ..plain() });
+    assert_eq!(loader.standing(0), Standing::Proved, "by the process before");
+    let _ = loader.more_names(0, 0).await;
+    assert_eq!(loader.coming(0).count(), 0);
+    standing(&loader, Standing::Poisoned).await;
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_is_not_what_its_digest_says_is_poisoned_when_it_has_gone_by() {
     let (suffix, stored) = gzip(&some_files());
     let model = Model::of(some_files(), suffix, b"something else of another size", &stored);
