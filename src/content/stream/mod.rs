@@ -4,11 +4,12 @@
 //! from its start to its end, in the background: its files become known as their headers go by, their chunks are verified,
 //! handed out and kept as they come, and at the end its digest is compared and the spans are known that serve any later
 //! read. A read waits until its chunk goes by, a name until its header does. [`feed`] brings the bytes,
-//! [`drive`] makes chunks of them, [`finish`] ends it. Floor 4 asks for names; the loader's requests for chunks.
+//! [`drive`] makes chunks of them, [`finish`] ends it; [`turns`] says how many do so at once. Floor 4 asks for names; the loader's requests for chunks.
 
 mod drive;
 mod feed;
 mod finish;
+pub(super) mod turns;
 mod wait;
 
 use std::sync::atomic::{AtomicBool, Ordering};
