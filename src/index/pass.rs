@@ -258,4 +258,4 @@ fn length(len: usize) -> u64 {
 
 #[cfg(test)]
 #[path = "pass_tests.rs"]
-pub(in crate::index) mod tests;
+pub(crate) mod tests;

@@ -62,7 +62,7 @@ fn run(artifact: &Artifact, stored: &[u8], piece: usize) -> Result<(Passed, Seen
 }
 
 /// The digests of the chunks of a layer of these stored bytes.
-pub(in crate::index) fn digested(suffix: &str, stored: &[u8]) -> Vec<ChunkDigest> {
+pub(crate) fn digested(suffix: &str, stored: &[u8]) -> Vec<ChunkDigest> {
     run(&artifact(suffix, None, stored), stored, 1 << 20).unwrap().2
 }
 
