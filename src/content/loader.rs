@@ -27,6 +27,7 @@ use super::shelf::Shelf;
 use super::store::Store;
 use super::store::kept::KeptFile;
 use super::stream::Stream;
+use super::stream::turns::Turns;
 use super::{Config, Integrity};
 use crate::error::{Error, Kind, Result};
 use crate::index::{CHUNK, EntryKind, ExtentId, Grid, Index, Layer};
@@ -85,6 +86,7 @@ pub struct Loader {
     pub(super) metrics: Arc<Metrics>,
     pub(super) board: Board,
     pub(super) lanes: Lanes,
+    pub(super) turns: Turns,
     pub(super) pool: Pool,
     pub(super) desk: Desk,
     pub(super) parts: Parts,
@@ -161,6 +163,7 @@ impl Loader {
         let loader = Arc::new(Self {
             board: Board::new(config.memory),
             lanes: Lanes::default(),
+            turns: Turns::default(),
             pool: Pool::default(),
             desk: Desk::new(config.memory / 2),
             parts: Parts::default(),

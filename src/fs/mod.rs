@@ -8,5 +8,8 @@ pub mod model;
 mod pin;
 pub mod tree;
 
+#[cfg(test)]
+mod mutation_tests;
+
 pub use model::Model;
 pub use tree::{Child, Node, NodeId, NodeKind, Tree};

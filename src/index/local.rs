@@ -96,4 +96,4 @@ fn read(file: &File, at: u64, len: u64) -> Result<Bytes> {
 
 #[cfg(test)]
 #[path = "local_tests.rs"]
-pub(in crate::index) mod tests;
+pub(crate) mod tests;

@@ -10,7 +10,7 @@ use crate::oci::manifest::Manifest;
 use crate::oci::{Artifact, Descriptor};
 
 /// The layer of these stored bytes gone by, and its index in a file.
-pub(in crate::index) fn indexed(suffix: &str, stored: &[u8]) -> (Layer, Vec<Entry>, File) {
+pub(crate) fn indexed(suffix: &str, stored: &[u8]) -> (Layer, Vec<Entry>, File) {
     let descriptor = Descriptor {
         media_type: format!("application/vnd.cncf.model.weight.v1.{suffix}"),
         digest: Digest::of(stored),

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Entry, EntryKind, ExtentId, layered};
+use super::{Entry, EntryKind, ExtentId, compression, layered};
 use crate::codec::tar::{Member, MemberKind};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::{Manner, ModelLayer};
@@ -25,6 +25,8 @@ pub(super) struct Names {
     places: HashMap<String, usize>,
     /// Paths that hard links lead to.
     linked: HashSet<String>,
+    /// Whether the annotation names the first member, so that it is the layer's one file.
+    is_one_file: bool,
     warnings: Vec<String>,
 }
 
@@ -37,13 +39,15 @@ impl Names {
             entries: Vec::new(),
             places: HashMap::new(),
             linked: HashSet::new(),
+            is_one_file: false,
             warnings: Vec::new(),
         }
     }
 
     /// The entry that a member is, which takes the place of an earlier one of the same path; `None` for one that is no part
     /// of the tree, as the root itself. Of a layer that lies on others each member stays, marks too, for the [union](super::union)
-    /// of all layers.
+    /// of all layers. Of a compressed layer whose annotation names its first member, a file, no other one is part of the tree:
+    /// who mounts it is told so before the others have gone by, and is told the same when they have.
     ///
     /// # Errors
     /// `Invalid` for names and links that are refused.
@@ -67,7 +71,14 @@ impl Names {
             _ => path::of_member(&member.name)?,
         };
         let Some(path) = path.filter(|path| !self.layer.members.skips(path)) else { return Ok(None) };
-        let path = self.below(path)?;
+        let mut path = self.below(path)?;
+        if self.is_one_file {
+            self.pass_over(&path);
+            return Ok(None);
+        }
+        if self.entries.is_empty() && member.kind == MemberKind::File {
+            path = self.first_file(path)?;
+        }
         let kind = match member.kind {
             MemberKind::File => EntryKind::File { extent, size: member.size },
             MemberKind::Directory => EntryKind::Directory,
@@ -77,6 +88,31 @@ impl Names {
         let entry = Entry { path, kind, mode: member.mode, mtime: member.mtime, layer: self.number };
         self.keep(entry)?;
         Ok(self.entries.last().and_then(Option::as_ref))
+    }
+
+    /// Whether the annotation names the first member, so that no other is part of the tree.
+    pub(super) fn is_one_file(&self) -> bool {
+        self.is_one_file
+    }
+
+    /// The path of the first member, a file: the annotation's, where the layer is compressed and that is what it names.
+    fn first_file(&mut self, path: String) -> Result<String> {
+        if compression(self.layer.packaging).is_none() {
+            return Ok(path);
+        }
+        let fuller = fuller_path(&path, self.layer.path.as_deref())?;
+        self.is_one_file = fuller.is_some() || self.layer.path.as_ref() == Some(&path);
+        Ok(fuller.unwrap_or(path))
+    }
+
+    /// Says once that there are members that are not shown.
+    fn pass_over(&mut self, path: &str) {
+        if let (true, [Some(file)]) = (self.warnings.is_empty(), self.entries.as_slice()) {
+            let (layer, file) = (self.layer.name(), &file.path);
+            self.warnings.push(format!(
+                "{layer}: its annotation says that it is {file:?}; {path:?} and what follows it are not shown"
+            ));
+        }
     }
 
     /// The path in the folder that the archive is unpacked into.

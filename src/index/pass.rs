@@ -128,6 +128,11 @@ impl Pass {
         }
     }
 
+    /// Whether the layer turned out to be the one file that its annotation names.
+    pub(super) fn is_one_file(&self) -> bool {
+        self.walk.names.is_one_file()
+    }
+
     /// Ends the layer: all its stored bytes have been given.
     ///
     /// # Errors
@@ -253,4 +258,4 @@ fn length(len: usize) -> u64 {
 
 #[cfg(test)]
 #[path = "pass_tests.rs"]
-pub(in crate::index) mod tests;
+pub(crate) mod tests;

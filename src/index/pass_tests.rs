@@ -62,7 +62,7 @@ fn run(artifact: &Artifact, stored: &[u8], piece: usize) -> Result<(Passed, Seen
 }
 
 /// The digests of the chunks of a layer of these stored bytes.
-pub(in crate::index) fn digested(suffix: &str, stored: &[u8]) -> Vec<ChunkDigest> {
+pub(crate) fn digested(suffix: &str, stored: &[u8]) -> Vec<ChunkDigest> {
     run(&artifact(suffix, None, stored), stored, 1 << 20).unwrap().2
 }
 
@@ -214,6 +214,34 @@ fn the_only_file_of_an_archive_takes_the_path_of_the_annotation() {
     let content = [file("w.bin", b"bytes"), vec![0; 1024]].concat();
     for (suffix, stored) in stored_forms(&content) {
         check(suffix, Some("sub/w.bin"), &stored, &content, 100);
+    }
+}
+
+#[test]
+fn a_layer_that_its_annotation_says_is_its_first_file_shows_no_other_and_says_so() {
+    let (first, other) = (file("w.bin", b"bytes"), file("v.bin", b"others"));
+    let link = special("l.bin", b'1', "w.bin");
+    let content = [&first[..], &first, &other, &link, &[0; 1024]].concat();
+    for (suffix, stored) in stored_forms(&content) {
+        for (annotation, shown) in [("w.bin", "w.bin"), ("sub/w.bin", "sub/w.bin")] {
+            let (passed, seen, digests) =
+                run(&artifact(suffix, Some(annotation), &stored), &stored, 100).unwrap();
+            let [entry] = &passed.entries[..] else { panic!("{:?}", passed.entries) };
+            assert_eq!(entry.path, shown);
+            assert_eq!(
+                entry.kind,
+                EntryKind::File { extent: Some(ExtentId { layer: 0, extent: 0 }), size: 5 }
+            );
+            assert_eq!(seen.entries, passed.entries);
+            assert_eq!((passed.extents.len(), digests.len()), (3, 3), "what is not shown is still there");
+            let [warning] = &passed.warnings[..] else { panic!("{:?}", passed.warnings) };
+            assert!(warning.contains(&format!("it is {shown:?}; \"w.bin\" and what")), "{warning}");
+        }
+        for annotation in ["sub/v.bin", "v.bin", "sub"] {
+            let (passed, ..) = run(&artifact(suffix, Some(annotation), &stored), &stored, 100).unwrap();
+            let paths: Vec<_> = passed.entries.iter().map(|entry| &*entry.path).collect();
+            assert_eq!(paths, ["w.bin", "v.bin", "l.bin"], "{annotation}");
+        }
     }
 }
 

@@ -5,10 +5,9 @@
 
 use std::sync::Arc;
 
-use super::names::fuller_path;
 use super::pass::{Event, Pass, Spacing};
 use super::plain::{Derived, Task};
-use super::{Coding, Entry, EntryKind, Layer};
+use super::{Coding, Entry, Layer};
 use crate::error::{Error, Kind, Result};
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::read_all;
@@ -29,7 +28,7 @@ pub(super) async fn derive(task: Task<'_>, mut layer: Layer) -> Result<Derived> 
     if task.layer.path.is_some() && layer.blob.size > 0 {
         let start = StoredRange::new(0, START.min(layer.blob.size));
         let start = read_all(task.repository, &layer.blob, start).await?;
-        if let Some((entry, extent)) = first(&task, &start).and_then(|found| named(&task, found)) {
+        if let Some((entry, extent)) = first(&task, &start) {
             layer.extents.extend(extent);
             entries.push(entry);
         }
@@ -40,7 +39,7 @@ pub(super) async fn derive(task: Task<'_>, mut layer: Layer) -> Result<Derived> 
 /// A file and where it lies in the content; `None` where it is empty.
 type Found = (Entry, Option<ContentRange>);
 
-/// The first entry of the layer whose stored bytes begin so.
+/// The one file of the layer whose stored bytes begin so; `None` where the annotation does not name it.
 fn first(task: &Task<'_>, start: &[u8]) -> Option<Found> {
     let mut pass = Pass::new(task.layer, task.number, Spacing::default()).ok()?;
     let (mut extent, mut entry) = (None, None);
@@ -61,20 +60,10 @@ fn first(task: &Task<'_>, start: &[u8]) -> Option<Found> {
             break;
         }
     }
-    entry.map(|entry| (entry, extent))
+    entry.filter(|_| pass.is_one_file()).map(|entry| (entry, extent))
 }
 
 /// Ends a pass that has shown what it was begun for.
 fn enough() -> Error {
     Error::new(Kind::Invalid, "the first file is known")
-}
-
-/// The entry under the path of the annotation, where that is its path, or ends with it.
-fn named(task: &Task<'_>, (mut entry, extent): Found) -> Option<Found> {
-    let annotation = task.layer.path.as_deref()?;
-    let is_file = matches!(entry.kind, EntryKind::File { .. });
-    if entry.path != annotation {
-        entry.path = fuller_path(&entry.path, Some(annotation)).ok()??;
-    }
-    is_file.then_some((entry, extent))
 }

@@ -112,6 +112,27 @@ fn is_there_before_it_is_here(form: Form) {
 }
 
 #[test]
+fn a_layer_whose_annotation_names_its_first_file_is_that_file_on_every_mount() {
+    let files = files();
+    let mut artifact = compressed::pack(&files, Form::Gzip);
+    let mut manifest: serde_json::Value = serde_json::from_slice(&artifact.manifest).unwrap();
+    manifest["layers"][0]["annotations"] = serde_json::json!({"org.cncf.model.filepath": "text/config.json"});
+    artifact.manifest = manifest.to_string().into_bytes();
+    let packed = Packed::of(files, artifact);
+    let look = |place: &Place, arguments: &[&str]| {
+        place.mount(&packed.reference(), arguments);
+        assert_eq!(names(&place.dir()), ["text"]);
+        assert_eq!(names(&place.path("text")), ["config.json"]);
+        assert_eq!(fs::read(place.path("text/config.json")).unwrap(), packed.right("config.json"));
+        place.wait_until_complete();
+        place.unmount();
+    };
+    look(&packed.place, &[]);
+    look(&packed.place, &[]);
+    look(&Place::new(), &["--integrity", "strict"]);
+}
+
+#[test]
 fn a_gzip_layer_is_mounted_before_it_is_here_and_fetched_once() {
     is_there_before_it_is_here(Form::Gzip);
 }

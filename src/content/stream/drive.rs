@@ -102,6 +102,7 @@ impl Driver<'_> {
         }
         let passed = pass.finish(&mut |event| self.take(event))?;
         self.extent_without_name()?;
+        passed.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         Ok(passed)
     }
 
@@ -149,16 +150,7 @@ impl Driver<'_> {
         }
         let at = self.named;
         self.named += 1;
-        if self.stream.is_named {
-            if at == 1 {
-                tracing::warn!(
-                    path = entry.path,
-                    "a layer of one file has more of them; the others are not shown"
-                );
-            }
-            return Ok(());
-        }
-        if at >= self.stream.entries.count() {
+        if !self.stream.is_named && at >= self.stream.entries.count() {
             self.stream.entries.push(entry.clone());
             self.stream.change(|now| now.named = at.saturating_add(1));
         }

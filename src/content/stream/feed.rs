@@ -1,7 +1,8 @@
 //! The task that reads a layer from its start to its end, for who makes chunks of it and for who digests it.
 //!
 //! What fails on the way is asked for again by the repository itself; when that gives up, the task rests until somebody
-//! wants more of the layer, and goes on where it was. It is nobody's request, so a reader who is gone stops nothing.
+//! wants more of the layer, and goes on where it was, or from the start where it has had to make room for others meanwhile.
+//! It is nobody's request, so a reader who is gone stops nothing.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -11,6 +12,7 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use super::finish::Gone;
+use super::turns::Turn;
 use super::{State, Stream};
 use crate::content::lanes::Lane;
 use crate::content::loader::Loader;
@@ -29,6 +31,14 @@ struct Takers {
     digesting: mpsc::Sender<Bytes>,
 }
 
+/// How much of a layer was given to those who take it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fed {
+    Whole,
+    /// The rest does not come, and there is no waiting for it.
+    InPart,
+}
+
 impl Loader {
     /// Starts the task of a layer that is to go by; it waits until somebody asks. Does nothing for other layers.
     pub(in crate::content) fn stand_by(self: &Arc<Self>, layer: usize) {
@@ -42,18 +52,20 @@ impl Loader {
         let Some(blob) = self.index.layers.get(layer).map(|layer| layer.blob.clone()) else { return };
         stream.set_going();
         stream.change(|now| now.settled = 0);
-        let _turn =
-            self.lanes.enter(Lane::Background, &stream.urgency, self.repository.pace().requests).await;
+        let turn = self.turns.enter(&stream.urgency, || stream.change(|_| ())).await;
         let (decoding, pieces) = mpsc::channel(PIECES);
         let (digesting, copies) = mpsc::channel(PIECES);
         let (loader, of) = (Arc::clone(self), Arc::clone(stream));
         let decoded = tokio::task::spawn_blocking(move || super::drive::drive(&loader, layer, &of, pieces));
         let hasher = Hasher::new(blob.digest.algorithm());
         let digested = tokio::task::spawn_blocking(move || digest(hasher, copies));
-        self.feed(&blob, stream, &Takers { decoding, digesting }).await;
+        let fed = self.feed(&blob, stream, Takers { decoding, digesting }, &turn).await;
         let interrupted = |error| Error::from_source(Kind::Storage, "decoding was interrupted", error);
         let decoded = decoded.await.map_err(interrupted).flatten();
         let digest = digested.await.map_err(interrupted);
+        if fed == Fed::InPart {
+            return;
+        }
         let (loader, of) = (Arc::clone(self), Arc::clone(stream));
         let finish = move || loader.finish_pass(layer, &of, Gone { decoded, digest });
         // Fails only in a panic, which is told by then; nobody is left waiting.
@@ -63,22 +75,29 @@ impl Loader {
         }
     }
 
-    /// Gives all of the blob to the takers, however often it takes to read on.
-    async fn feed(&self, blob: &Blob, stream: &Stream, takers: &Takers) {
+    /// Gives all of the blob to the takers, however often it takes to read on. Where nothing comes and another layer could go
+    /// on in its place, it is left at that.
+    async fn feed(&self, blob: &Blob, stream: &Stream, takers: Takers, turn: &Turn<'_>) -> Fed {
         let mut at = 0;
         while at < blob.size {
-            let Err(error) = self.forward(blob, &mut at, stream, takers).await else { continue };
+            let Err(error) = self.forward(blob, &mut at, stream, &takers).await else { continue };
             // What has come is let through first: who waits for that is not told of what has not.
             let _ = takers.decoding.send(Bytes::new()).await;
             let _ = takers.decoding.reserve_many(PIECES).await;
             tracing::warn!(layer = %blob.digest, %error, "a compressed layer stops coming; it goes on when somebody asks");
             stream.change(|now| now.state = State::Halted(error));
-            stream.asked.notified().await;
-            stream.set_going();
+            tokio::select! {
+                biased;
+                () = stream.asked.notified() => stream.set_going(),
+                () = turn.wanted() => return Fed::InPart,
+            }
         }
+        Fed::Whole
     }
 
     async fn forward(&self, blob: &Blob, at: &mut u64, stream: &Stream, takers: &Takers) -> Result<()> {
+        let width = self.repository.pace().requests;
+        let _turn = self.lanes.enter(Lane::Background, &stream.urgency, width).await;
         self.metrics.fetched_ranges.add(1);
         if stream.urgency.is_raised() {
             self.metrics.demand_ranges.add(1);
@@ -89,6 +108,7 @@ impl Loader {
             let piece = pieces.next().await.unwrap_or_else(ended)?;
             let len = piece.len() as u64;
             self.metrics.fetched_bytes.add(len);
+            self.turns.beat();
             *at = at.saturating_add(len);
             stream.change(|now| now.arrived = now.arrived.saturating_add(len));
             // Closed where there is nothing to be made of them.
@@ -112,9 +132,9 @@ impl Stream {
 async fn stand(loader: Weak<Loader>, stream: Arc<Stream>, layer: usize) {
     loop {
         stream.asked.notified().await;
-        let begun = !matches!(stream.progress.borrow().state, State::Idle);
+        let rests = matches!(stream.progress.borrow().state, State::Idle | State::Halted(_));
         // Of who asks a second time while it begins, there may be word left when it is over.
-        if begun && !stream.again.swap(false, Ordering::AcqRel) {
+        if !stream.again.swap(false, Ordering::AcqRel) && !rests {
             continue;
         }
         let Some(loader) = loader.upgrade().filter(|_| stream.passed().is_none()) else { return };

@@ -53,12 +53,13 @@ impl Loader {
             return self.refuse_poisoned(layer);
         }
         let driven = gone.decoded?;
+        self.set_proved(layer);
+        // Names last: who waits for them in strict finds the layer proved.
         stream.change(|now| {
             if matches!(now.names, Names::Coming) {
                 now.names = Names::Known;
             }
         });
-        self.set_proved(layer);
         match self.keep_index(layer, stream, driven) {
             Ok(passed) => drop(stream.passed.set(passed)),
             Err(error) => {
@@ -68,6 +69,7 @@ impl Loader {
         Ok(())
     }
 }
+
 impl Loader {
     /// Writes the index of a layer that was proved, and gives the layer as the index has it. Blocks.
     fn keep_index(&self, number: usize, stream: &Stream, driven: Driven) -> Result<Layer> {

@@ -4,11 +4,12 @@
 //! from its start to its end, in the background: its files become known as their headers go by, their chunks are verified,
 //! handed out and kept as they come, and at the end its digest is compared and the spans are known that serve any later
 //! read. A read waits until its chunk goes by, a name until its header does. [`feed`] brings the bytes,
-//! [`drive`] makes chunks of them, [`finish`] ends it. Floor 4 asks for names; the loader's requests for chunks.
+//! [`drive`] makes chunks of them, [`finish`] ends it; [`turns`] says how many do so at once. Floor 4 asks for names; the loader's requests for chunks.
 
 mod drive;
 mod feed;
 mod finish;
+pub(super) mod turns;
 mod wait;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -214,8 +215,8 @@ impl Progress {
 }
 
 impl Loader {
-    /// The names of a layer whose index did not know them, as far as they are known. Under
-    /// [`Integrity::Strict`] there are none before the layer is proved.
+    /// The names of a layer whose index did not know them, as far as they are known. Under [`Integrity::Strict`] there are
+    /// none before the layer's digest was found over the bytes that they were in; should that proof be lost later, they stay.
     #[must_use]
     pub fn coming(&self, layer: usize) -> Coming<'_> {
         let Some(stream) = self.layers.get(layer).and_then(|layer| layer.stream.as_deref()) else {
@@ -223,15 +224,14 @@ impl Loader {
         };
         // In this order: when these are all, the last of them is there.
         let names = stream.progress.borrow().names.clone();
-        let withheld = !matches!(names, Names::Lost(_)) && !self.may_name(layer);
-        match withheld {
-            true => Coming { names: Names::Coming, entries: None },
-            false => Coming { names, entries: Some(&stream.entries).filter(|_| self.may_name(layer)) },
-        }
+        let entries = Some(&stream.entries).filter(|_| self.may_name(&names));
+        Coming { names, entries }
     }
 
-    fn may_name(&self, layer: usize) -> bool {
-        self.config.integrity != Integrity::Strict || self.standing(layer) == Standing::Proved
+    /// Whether names may be said that are known so far. What an earlier process has proved counts for nothing here: the
+    /// headers have come anew, and nothing but the layer's digest says that they are the same.
+    fn may_name(&self, names: &Names) -> bool {
+        self.config.integrity != Integrity::Strict || matches!(names, Names::Known)
     }
 
     /// Waits until more names of a layer are known than `have`, or it is known that there will be none.
@@ -243,8 +243,7 @@ impl Loader {
             return Ok(());
         };
         let more = |now: &Progress| {
-            let ended = !matches!(now.names, Names::Coming) && self.may_name(layer);
-            ended || matches!(now.names, Names::Lost(_)) || (now.named > have && self.may_name(layer))
+            !matches!(now.names, Names::Coming) || (now.named > have && self.may_name(&now.names))
         };
         stream.wait(self.config.read_deadline + GRACE, more).await
     }

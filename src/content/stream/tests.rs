@@ -22,6 +22,7 @@ use crate::oci::artifact::ModelLayer;
 use crate::oci::manifest::Manifest;
 use crate::oci::{Artifact, Blob, Descriptor, Digest, Which};
 use crate::range::{ContentRange, StoredRange};
+use crate::repository::memory::Memory;
 use crate::repository::{ByteStream, Pinned, Repository};
 
 /// How much of a layer comes at once.
@@ -118,16 +119,7 @@ impl Model {
 
     /// One whose repository gives `given` for what should be `stored`.
     fn of(files: Vec<Vec<u8>>, suffix: &str, stored: &[u8], given: &[u8]) -> Self {
-        let layer = layer(suffix, stored);
-        let described = Layer {
-            blob: layer.descriptor.blob(),
-            media_type: layer.descriptor.media_type.clone(),
-            diff_id: None,
-            coding: Coding::Streamed(Arc::new(layer)),
-            extents: Vec::new(),
-            gaps: Vec::new(),
-            bound: None,
-        };
+        let described = Self::described(layer(suffix, stored));
         let line = Line {
             blob: Mutex::new(Bytes::copy_from_slice(given)),
             flow: Semaphore::new(0),
@@ -137,6 +129,18 @@ impl Model {
         let index = Index { layers: vec![described], ..Index::default() };
         let dir = tempfile::tempdir().unwrap();
         Self { files, line: Arc::new(line), index: Arc::new(index), dir, room: 1 << 30 }
+    }
+
+    fn described(layer: ModelLayer) -> Layer {
+        Layer {
+            blob: layer.descriptor.blob(),
+            media_type: layer.descriptor.media_type.clone(),
+            diff_id: None,
+            coding: Coding::Streamed(Arc::new(layer)),
+            extents: Vec::new(),
+            gaps: Vec::new(),
+            bound: None,
+        }
     }
 
     fn store(&self) -> Arc<Store> {
@@ -288,6 +292,42 @@ async fn nothing_is_named_or_served_before_the_proof_where_that_is_asked_for() {
     assert_eq!(standing, Standing::Proved);
     assert!(read.unwrap() == model.files[0]);
     model.assert_all(&loader).await;
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_were_proved_stay_when_the_proof_is_lost() {
+    let model = Model::new(some_files(), gzip);
+    model.open();
+    let loader = model.loader(Config { integrity: Integrity::Strict, ..plain() });
+    loader.let_pass(0).await.unwrap();
+    loader.set_unproved(0);
+    loader.more_names(0, 0).await.unwrap();
+    assert_eq!(loader.coming(0).count(), 5);
+    assert!(matches!(loader.coming(0).names, Names::Known));
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_not_said_for_a_proof_of_earlier_before_their_own_bytes_are_proved() {
+    let model = Model::new(some_files(), gzip);
+    model.open();
+    let loader = model.loader(plain());
+    loader.let_pass(0).await.unwrap();
+    loader.close().await;
+    let home = model.dir.path().join("store/layers/sha256").join(model.blob().digest.hex());
+    std::fs::remove_file(home.join(format!("index-{}", model.reading()))).unwrap();
+    let (_, other) = gzip(&[some_files(), vec![b"one more".to_vec()]].concat());
+    let again = Model::of(some_files(), "tar+gzip", &other, &other);
+    *model.line.blob.lock() = again.line.blob.lock().clone();
+    let mut index = (*model.index).clone();
+    index.layers[0].blob.size = other.len() as u64;
+    let model = Model { index: Arc::new(index), ..model };
+    let loader = model.loader(Config { integrity: Integrity::Strict, ..plain() });
+    assert_eq!(loader.standing(0), Standing::Proved, "by the process before");
+    let _ = loader.more_names(0, 0).await;
+    assert_eq!(loader.coming(0).count(), 0);
+    standing(&loader, Standing::Poisoned).await;
     loader.close().await;
 }
 
@@ -486,5 +526,53 @@ async fn a_layer_whose_index_was_lost_goes_by_again_and_fetches_its_files_once_m
     model.assert_all(&loader).await;
     loader.let_pass(0).await.unwrap();
     assert!(model.store().index("me", &model.blob().digest, &model.reading()).is_some());
+    loader.close().await;
+}
+
+/// The loader of so many layers of one file each, and where they come from.
+fn many(layers: u64, dir: &tempfile::TempDir) -> (Arc<Memory>, Arc<Loader>) {
+    let memory = Arc::new(Memory::new());
+    let described = |seed| {
+        let (suffix, stored) = gzip(&[content(seed, 100_000)]);
+        memory.put(stored.clone());
+        Model::described(layer(suffix, &stored))
+    };
+    let index = Index { layers: (1..=layers).map(described).collect(), ..Index::default() };
+    let store = Store::open(&StoreConfig { folder: dir.path().join("store"), size: Some(1 << 30) }).unwrap();
+    let metrics = Arc::new(Metrics::default());
+    let loader = Loader::new(Arc::clone(&memory) as _, Arc::new(index), store, plain(), metrics);
+    (memory, loader)
+}
+
+async fn proved(loader: &Loader, layer: usize) {
+    let mut standing = loader.layers[layer].standing.subscribe();
+    let proved = standing.wait_for(|standing| *standing == Standing::Proved);
+    tokio::time::timeout(Duration::from_secs(30), proved).await.expect("never came").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_which_nothing_comes_keep_no_other_one_from_going_by_and_go_by_later_themselves() {
+    const STUCK: usize = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let (memory, loader) = many(STUCK as u64 + 2, &dir);
+    let stuck: Vec<_> = loader.index.layers.iter().take(STUCK).map(|layer| layer.blob.clone()).collect();
+    memory.fail_with(move |blob, range| {
+        let fails = range.start() == 0 && stuck.contains(blob);
+        fails.then(|| Error::new(Kind::Unreachable, "nobody answers"))
+    });
+    let stream = |layer: usize| loader.layers[layer].stream.as_ref().unwrap();
+    (0..STUCK / 2).for_each(|layer| stream(layer).begin());
+    stream(STUCK).begin();
+    proved(&loader, STUCK).await;
+    let asked = (0..STUCK).map(|layer| loader.more_names(layer, 0));
+    for failed in futures_util::future::join_all(asked).await {
+        assert_eq!(failed.unwrap_err().kind(), Kind::Unreachable);
+    }
+    loader.let_pass(STUCK + 1).await.unwrap();
+    memory.fail_with(|_, _| None);
+    let asked = (0..STUCK).map(|layer| loader.let_pass(layer));
+    futures_util::future::join_all(asked).await.into_iter().collect::<Result<()>>().unwrap();
+    let read = loader.read(ExtentId { layer: 3, extent: 0 }, ContentRange::new(0, u64::MAX)).await.unwrap();
+    assert!(read == content(4, 100_000));
     loader.close().await;
 }
