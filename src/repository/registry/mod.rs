@@ -232,10 +232,15 @@ impl Registry {
     }
 
     async fn follow_up_to(&self, most: usize, mut hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
+        let mut been = Vec::new();
         for _ in 0..=most {
             match self.step(&hop, ask).await? {
                 Step::Answer(response) => return Ok((hop, response)),
-                Step::Away(next, _) => hop = next,
+                Step::Away(next, _) => been.push(std::mem::replace(&mut hop, next)),
+            }
+            // It would be asked the same again, and nothing says that it would know better.
+            if been.contains(&hop) {
+                return Err(wire::protocol(format!("a redirect back to {}", wire::shown(&hop.url))));
             }
         }
         Err(wire::protocol(format!("more than {} redirects", hops::MOST)))
@@ -258,6 +263,9 @@ impl Registry {
         let location =
             location.ok_or_else(|| wire::protocol(format!("{status} without a usable Location")))?;
         let next = hop.next(&self.reach, location)?;
+        if next == *hop {
+            return Err(wire::protocol(format!("a redirect of {} to itself", wire::shown(&next.url))));
+        }
         let life = expiry::life(&next.url, response.headers(), SystemTime::now());
         Ok(Step::Away(next, life))
     }
