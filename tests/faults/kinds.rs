@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::http::header::{CONTENT_ENCODING, CONTENT_RANGE};
+use weightfs::oci::Digest;
 use weightfs::testing::registry::Fault;
 
 /// What a reader may see of a fault.
@@ -31,9 +32,11 @@ pub(super) enum At {
     Registry,
     /// In the storage that the registry sends its readers to.
     Storage,
+    /// In a registry that wants a token.
+    Door,
 }
 
-use At::{Registry, Storage};
+use At::{Door, Registry, Storage};
 
 /// A fault, where it happens and what it may cost.
 #[derive(Clone, Debug)]
@@ -46,10 +49,9 @@ pub(super) struct Row {
 /// How many of the [`TAIL`](super::setting::TAIL) bytes come before a body breaks.
 const PART: usize = 8_000;
 
-/// Every kind of fault. Ranges in headers are those of the second chunk of a file of the matrix.
+/// Every kind of fault that shows. Ranges in headers are those of the second chunk of a file of the matrix.
 pub(super) fn rows() -> Vec<Row> {
-    let all = [connection(), head(), body(), other(), statuses(), redirects(), storage(), lies(Registry)];
-    all.concat()
+    [connection(), head(), body(), other(), statuses(), redirects(), storage(), door()].concat()
 }
 
 /// Those that the mixture is made of: a reader sees none of them as long as they pass. Of those that ask everybody to wait
@@ -61,10 +63,9 @@ pub(super) fn passing() -> Vec<Fault> {
     faults.filter(|fault| !waits(fault)).chain([Fault::RetryAfter(429, "1")]).collect()
 }
 
-/// Those that only a digest can tell.
-pub(super) fn lies(at: At) -> Vec<Row> {
-    let faults = [Fault::Flip(77), Fault::Shifted(1), Fault::Zeros];
-    rows_of(at, Lie, faults)
+/// Those that only a digest can tell; `other` is a blob that the bytes may come from.
+pub(super) fn lies(other: Digest) -> Vec<Row> {
+    rows_of(Registry, Lie, [Fault::Flip(77), Fault::Shifted(1), Fault::Zeros, Fault::Swap(other)])
 }
 
 fn rows_of(at: At, fate: Fate, faults: impl IntoIterator<Item = Fault>) -> Vec<Row> {
@@ -155,10 +156,14 @@ fn statuses() -> Vec<Row> {
 fn redirects() -> Vec<Row> {
     let harmless = [Fault::RedirectChain(3)];
     let passing = [
-        Fault::RedirectChain(1_000),
+        Fault::RedirectChain(20),
+        Fault::RedirectLoop,
         Fault::RedirectTo("file:///etc/passwd"),
         Fault::RedirectTo("http://user:password@127.0.0.1/"),
         Fault::RedirectTo("http://"),
+        Fault::RedirectTo("http://169.254.169.254/latest/meta-data/"),
+        Fault::RedirectTo("http://[fe80::1]/latest/meta-data/"),
+        Fault::RedirectTo("ftp://127.0.0.1/"),
         Fault::RedirectTo("http://127.0.0.1:1/nobody-there"),
     ];
     [rows_of(Registry, Harmless, harmless), rows_of(Registry, Passing, passing)].concat()
@@ -181,4 +186,10 @@ fn storage() -> Vec<Row> {
         rows_of(Storage, Once, once),
     ]
     .concat()
+}
+
+/// Tokens that end at once are asked for anew; where that helps nobody, the registry means it.
+fn door() -> Vec<Row> {
+    let passing = [Fault::Status(503), Fault::Reset, Fault::RetryAfter(429, "1")];
+    [rows_of(Door, Once, [Fault::Revoke, Fault::Unauthorized]), rows_of(Door, Passing, passing)].concat()
 }
