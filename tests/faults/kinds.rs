@@ -15,15 +15,14 @@ pub(super) enum Fate {
     Passing,
     /// Nothing where it passes; where it stays it is chance whether some bytes come each time.
     Lossy,
-    /// An error at once: it is a refusal, and asking again would be importunate.
-    Refusal,
-    /// Nothing where it happens once, and an error at once where it happens again.
+    /// Nothing where it happens once, and an error soon where it happens again: it is a refusal, and asking on would be
+    /// importunate.
     Once,
     /// The same; and only a digest can tell.
     Lie,
 }
 
-use Fate::{Harmless, Lie, Lossy, Once, Passing, Refusal};
+use Fate::{Harmless, Lie, Lossy, Once, Passing};
 
 /// Where the fault happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +146,7 @@ fn statuses() -> Vec<Row> {
     [
         rows_of(Registry, Passing, passing),
         rows_of(Registry, Passing, waits),
-        rows_of(Registry, Refusal, refusals),
+        rows_of(Registry, Once, refusals),
         rows_of(Registry, Once, [Fault::Unauthorized]),
     ]
     .concat()

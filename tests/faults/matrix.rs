@@ -103,9 +103,7 @@ impl Cell {
             _ => Rule::always("/blobs/", self.row.fault.clone()).first_of_each(),
         });
         for outcome in self.read(0).await {
-            if self.row.fate != Fate::Refusal {
-                outcome.right(&format!("{what}, at first"));
-            }
+            outcome.right(&format!("{what}, at first"));
         }
         self.faulty().heal();
     }
