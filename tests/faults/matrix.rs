@@ -112,10 +112,8 @@ impl Cell {
         let what = format!("{what}, every time");
         self.faulty().rule(Rule::always("/blobs/", self.row.fault.clone()));
         let begun = Instant::now();
-        if self.row.fate != Fate::Refusal {
-            for outcome in self.read(0).await {
-                outcome.right(&format!("{what}, read before"));
-            }
+        for outcome in self.read(0).await {
+            outcome.right(&format!("{what}, read before"));
         }
         for outcome in self.read(1).await {
             match self.row.fate {

@@ -205,10 +205,9 @@ impl<'a> Args<'a> {
     fn time(&mut self) -> Result<Duration, String> {
         let word = self.next("a time")?;
         let (number, unit) = word.split_at(word.find(|c: char| !c.is_ascii_digit()).unwrap_or(word.len()));
-        let number = read(number, "a time as 20ms or 2s")?;
-        match unit {
-            "ms" => Ok(Duration::from_millis(number)),
-            "s" => Ok(Duration::from_secs(number)),
+        match (number.parse(), unit) {
+            (Ok(number), "ms") => Ok(Duration::from_millis(number)),
+            (Ok(number), "s") => Ok(Duration::from_secs(number)),
             _ => Err(format!("{word:?} is no time as 20ms or 2s")),
         }
     }
