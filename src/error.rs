@@ -103,19 +103,22 @@ struct Inner {
     hint: Option<String>,
     source: Option<Source>,
     retry_after: Option<std::time::Duration>,
+    unasked: bool,
 }
 
 impl Error {
     /// An error without a cause beneath it; `doing` says what failed, as `no such tag: llama:9b`.
     pub fn new(kind: Kind, doing: impl Into<String>) -> Self {
-        Self(Inner { kind, doing: doing.into(), hint: None, source: None, retry_after: None }.into())
+        Self::from_parts(kind, doing.into(), None)
     }
 
     /// An error with the cause beneath it, which prints after a colon.
     pub fn from_source(kind: Kind, doing: impl Into<String>, source: impl Into<Source>) -> Self {
-        let inner =
-            Inner { kind, doing: doing.into(), hint: None, source: Some(source.into()), retry_after: None };
-        Self(inner.into())
+        Self::from_parts(kind, doing.into(), Some(source.into()))
+    }
+
+    fn from_parts(kind: Kind, doing: String, source: Option<Source>) -> Self {
+        Self(Inner { kind, doing, hint: None, source, retry_after: None, unasked: false }.into())
     }
 
     /// The same error with the way out, which prints last, after a semicolon.
@@ -130,12 +133,18 @@ impl Error {
         self.with(|inner| inner.retry_after = Some(wait))
     }
 
+    /// The same error where nothing was asked for at all, since it is too early to ask.
+    #[must_use]
+    pub fn unasked(self) -> Self {
+        self.with(|inner| inner.unasked = true)
+    }
+
     /// The same kind and hint under another sentence: `doing: self`.
     #[must_use]
     pub fn context(self, doing: impl Into<String>) -> Self {
-        let (kind, wait) = (self.kind(), self.wait());
-        let outer = Self::from_source(kind, doing, self);
-        wait.map_or(outer.clone(), |wait| outer.retry_after(wait))
+        let (kind, wait, unasked) = (self.kind(), self.wait(), !self.was_asked());
+        Self::from_source(kind, doing, self)
+            .with(|inner| (inner.retry_after, inner.unasked) = (wait, unasked))
     }
 
     /// What kind of failure this is.
@@ -144,10 +153,16 @@ impl Error {
         self.0.kind
     }
 
-    /// How long the registry asked to wait, if it said so.
+    /// How long the registry asked to wait, if it said so; or how long it is until it may be asked.
     #[must_use]
     pub fn wait(&self) -> Option<std::time::Duration> {
         self.0.retry_after
+    }
+
+    /// Whether the other side was asked; `false` only of what was held back before that.
+    #[must_use]
+    pub fn was_asked(&self) -> bool {
+        !self.0.unasked
     }
 
     fn with(self, change: impl FnOnce(&mut Inner)) -> Self {
@@ -159,6 +174,7 @@ impl Error {
                 hint: shared.hint.clone(),
                 source: shared.source.as_ref().map(|cause| cause.to_string().into()),
                 retry_after: shared.retry_after,
+                unasked: shared.unasked,
             },
         };
         change(&mut inner);

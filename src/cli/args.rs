@@ -231,7 +231,12 @@ pub(super) struct Inspect {
 }
 
 #[derive(Debug, Args)]
+#[command(after_long_help = crate::testing::registry::grammar())]
 pub(super) struct Demo {
+    /// Have the registry fail as this rule says, and say at the end what it saw weightfs do against the rules; may be given
+    /// several times, as 'GET */blobs/* 503 30%'. All that can be said is below, with --help
+    #[arg(long = "fault", value_name = "RULE")]
+    pub(super) faults: Vec<crate::testing::registry::Rule>,
     /// Answer with a JSON object
     #[arg(long)]
     pub(super) json: bool,

@@ -79,7 +79,7 @@ fn run(line: &CommandLine, begun: Instant) -> Result<ExitCode> {
         Command::Verify(command) => verify::run(command, &settings),
         Command::Login(command) => login::run(command, &settings),
         Command::Logout(command) => login::run_logout(command, &settings),
-        Command::Demo(command) => demo::run(command.json, &environment),
+        Command::Demo(command) => demo::run(command, &environment),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

@@ -4,16 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 
 use super::{Config, Held, Integrity, Loader, Standing, Store, StoreConfig, Warm};
 use crate::error::Kind;
 use crate::index::{CHUNK, Coding, Entry, EntryKind, ExtentId, Gap, Index, Layer};
 use crate::metrics::Metrics;
-use crate::oci::{Blob, Which};
-use crate::range::{ContentRange, StoredRange};
+use crate::range::ContentRange;
+use crate::repository::Repository;
+use crate::repository::around::Around;
 use crate::repository::memory::Memory;
-use crate::repository::{ByteStream, Pinned, Repository};
 
 /// Bytes that repeat nowhere within a test.
 pub(super) fn content(seed: u64, len: u64) -> Vec<u8> {
@@ -567,13 +566,9 @@ async fn descriptors_stay_few_and_idle_files_are_closed() {
 #[derive(Debug)]
 pub(super) struct Elsewhere(pub(super) Arc<Memory>);
 
-impl Repository for Elsewhere {
-    fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, crate::Result<Pinned>> {
-        self.0.manifest(which)
-    }
-
-    fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, crate::Result<ByteStream>> {
-        self.0.read(blob, range)
+impl Around for Elsewhere {
+    fn inner(&self) -> &dyn Repository {
+        &*self.0
     }
 
     fn place(&self) -> String {

@@ -237,7 +237,7 @@ mod tests {
     use super::*;
     use crate::content::StoreConfig;
     use crate::oci::Blob;
-    use crate::repository::ByteStream;
+    use crate::repository::{ByteStream, Pace};
 
     const MANIFEST: &[u8] = br#"{"schemaVersion":2,"layers":[]}"#;
 
@@ -256,6 +256,20 @@ mod tests {
         fn read<'a>(&'a self, _: &'a Blob, _: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
             unreachable!("no blob is read")
         }
+
+        fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+            self.read(blob, range)
+        }
+
+        fn pace(&self) -> Pace {
+            Pace::default()
+        }
+
+        fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+            Box::pin(async { Ok(Vec::new()) })
+        }
+
+        fn distrust(&self, _: &Blob) {}
 
         fn place(&self) -> String {
             "here".to_owned()

@@ -14,7 +14,7 @@ use crate::oci::artifact::Packaging;
 use crate::oci::manifest::Manifest;
 use crate::oci::{Blob, Descriptor, Which};
 use crate::range::ContentRange;
-use crate::repository::{ByteStream, Pinned};
+use crate::repository::{ByteStream, Pace, Pinned};
 
 /// Blobs in memory; a blob that is not there reads as zeros, so that it may be large.
 #[derive(Debug, Default)]
@@ -38,6 +38,20 @@ impl Repository for Memory {
         let stream: ByteStream = stream::iter([Ok(Bytes::from(bytes))]).boxed();
         async { Ok(stream) }.boxed()
     }
+
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        self.read(blob, range)
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
+
+    fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn distrust(&self, _: &Blob) {}
 
     fn place(&self) -> String {
         "memory".to_owned()

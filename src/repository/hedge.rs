@@ -13,11 +13,11 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::pace::Pace;
-use super::{ByteStream, Config, Pinned, Repository};
+use super::around::Around;
+use super::{ByteStream, Config, Repository};
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
-use crate::oci::{Blob, Descriptor, Digest, Which};
+use crate::oci::Blob;
 use crate::range::StoredRange;
 
 /// Reads larger than this take their time and are not asked for twice.
@@ -77,41 +77,13 @@ impl<R: Repository + 'static> Hedging<R> {
     }
 }
 
-impl<R: Repository + 'static> Repository for Hedging<R> {
-    fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
-        self.inner.manifest(which)
+impl<R: Repository + 'static> Around for Hedging<R> {
+    fn inner(&self) -> &dyn Repository {
+        &*self.inner
     }
 
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
         Box::pin(self.open(blob, range))
-    }
-
-    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
-        self.inner.read_ahead(blob, range)
-    }
-
-    fn referrers<'a>(
-        &'a self,
-        subject: &'a Digest,
-        artifact_type: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
-        self.inner.referrers(subject, artifact_type)
-    }
-
-    fn pace(&self) -> Pace {
-        self.inner.pace()
-    }
-
-    fn distrust(&self, blob: &Blob) {
-        self.inner.distrust(blob);
-    }
-
-    fn place(&self) -> String {
-        self.inner.place()
-    }
-
-    fn identity(&self) -> String {
-        self.inner.identity()
     }
 }
 
@@ -223,8 +195,13 @@ impl<R: Repository + 'static> Race<R> {
             return Err(Error::new(Kind::Protocol, "more bytes than asked for"));
         }
         self.rest = StoredRange::new(self.rest.start().saturating_add(len), self.rest.end());
-        if self.rest.is_empty() && self.len >= TELLING {
-            self.times.note(self.waited);
+        if self.rest.is_empty() {
+            // The reader may keep what is left of this for long, and what nobody polls may hold what others wait for.
+            self.second = None;
+            self.first = Leg::over();
+            if self.len >= TELLING {
+                self.times.note(self.waited);
+            }
         }
         Ok(bytes)
     }
@@ -235,6 +212,11 @@ impl Leg {
         let (inner, blob) = (Arc::clone(inner), blob.clone());
         let opening = async move { inner.read(&blob, range).await };
         Self { stream: stream::once(opening).try_flatten().boxed(), at: range.start() }
+    }
+
+    /// One that brings nothing more.
+    fn over() -> Self {
+        Self { stream: stream::empty().boxed(), at: u64::MAX }
     }
 
     /// The part of what it brought that lies at `place` and after; `None` where there is none.
@@ -318,9 +300,9 @@ mod tests {
         slow: Slowness,
     }
 
-    impl Repository for Slow {
-        fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
-            self.memory.manifest(which)
+    impl Around for Slow {
+        fn inner(&self) -> &dyn Repository {
+            &self.memory
         }
 
         fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
@@ -335,14 +317,6 @@ mod tests {
                 });
                 Ok(dribbling.boxed())
             })
-        }
-
-        fn place(&self) -> String {
-            "here".into()
-        }
-
-        fn identity(&self) -> String {
-            "me".into()
         }
     }
 

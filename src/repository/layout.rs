@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 
 use super::referrers::REFERRERS_LIMIT;
-use super::{ByteStream, MANIFEST_LIMIT, Pinned, Repository, referrers};
+use super::{ByteStream, MANIFEST_LIMIT, Pace, Pinned, Repository, referrers};
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
@@ -192,6 +192,16 @@ impl Repository for Layout {
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
         Box::pin(self.pieces(blob, range, PIECE))
     }
+
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        self.read(blob, range)
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
+
+    fn distrust(&self, _: &Blob) {}
 
     fn referrers<'a>(
         &'a self,

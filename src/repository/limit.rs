@@ -9,11 +9,12 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 
+use super::around::Around;
 use super::pace::{Pace, Pacer};
 use super::rate::Rate;
-use super::{ByteStream, Config, Pinned, Purpose, Repository};
+use super::{ByteStream, Config, Purpose, Repository};
 use crate::error::{Kind, Result};
-use crate::oci::{Blob, Descriptor, Digest, Which};
+use crate::oci::Blob;
 use crate::range::StoredRange;
 
 /// Measures what `R` gives, and holds it to a rate.
@@ -43,7 +44,8 @@ impl<R: Repository> Limited<R> {
     async fn open_ahead(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
         let mut measured = self.pacer.begin();
         let opened = self.inner.read_ahead(blob, range).await.inspect_err(|error| {
-            if error.kind() == Kind::Throttled {
+            // What was held back says nothing new.
+            if error.kind() == Kind::Throttled && error.was_asked() {
                 self.pacer.throttled();
             }
         });
@@ -74,9 +76,9 @@ fn len(bytes: &Bytes) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
-impl<R: Repository> Repository for Limited<R> {
-    fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
-        self.inner.manifest(which)
+impl<R: Repository> Around for Limited<R> {
+    fn inner(&self) -> &dyn Repository {
+        &self.inner
     }
 
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
@@ -87,28 +89,8 @@ impl<R: Repository> Repository for Limited<R> {
         Box::pin(self.open(blob, range, Purpose::Ahead))
     }
 
-    fn referrers<'a>(
-        &'a self,
-        subject: &'a Digest,
-        artifact_type: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
-        self.inner.referrers(subject, artifact_type)
-    }
-
     fn pace(&self) -> Pace {
         let (found, most) = (self.pacer.pace(), self.inner.pace());
         Pace { requests: found.requests.min(most.requests), bytes: found.bytes.min(most.bytes) }
-    }
-
-    fn distrust(&self, blob: &Blob) {
-        self.inner.distrust(blob);
-    }
-
-    fn place(&self) -> String {
-        self.inner.place()
-    }
-
-    fn identity(&self) -> String {
-        self.inner.identity()
     }
 }

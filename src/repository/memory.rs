@@ -13,7 +13,7 @@ use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
-use super::{ByteStream, Pinned, Repository, referrers};
+use super::{ByteStream, Pace, Pinned, Repository, referrers};
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
@@ -201,6 +201,16 @@ impl Repository for Memory {
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
         Box::pin(self.answer(blob, range))
     }
+
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        self.read(blob, range)
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
+
+    fn distrust(&self, _: &Blob) {}
 
     fn referrers<'a>(
         &'a self,

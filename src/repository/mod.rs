@@ -4,9 +4,11 @@
 //! them (mirrors, trying again, limits) implements it by wrapping another. [`push`] is the other direction. Nothing here
 //! knows what a blob means.
 
+pub(crate) mod around;
 mod budget;
 mod connected;
 pub mod credentials;
+mod guard;
 pub mod hedge;
 mod hosts;
 pub mod joined;
@@ -37,6 +39,7 @@ use crate::metrics::Metrics;
 use crate::oci::{Blob, Descriptor, Digest, Place, Reference, Which};
 use crate::range::StoredRange;
 
+pub use budget::Budgets;
 use connected::Connected;
 use credentials::Credentials;
 pub use hedge::Hedging;
@@ -72,8 +75,8 @@ pub const MANIFEST_LIMIT: u64 = 4 << 20;
 
 /// A place that has manifests and blobs, under their digests.
 ///
-/// Every implementation passes the contract suite in `tests/contract/repository.rs`. What wraps another hands on all
-/// six questions, those with an answer of their own too.
+/// Every implementation passes the contract suite in `tests/contract/repository.rs`. What wraps another is an
+/// [`Around`](around::Around), which hands on what it does not change.
 pub trait Repository: Send + Sync + fmt::Debug {
     /// The manifest or index, its digest verified.
     ///
@@ -98,14 +101,10 @@ pub trait Repository: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Those of [`read`](Self::read).
-    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
-        self.read(blob, range)
-    }
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>>;
 
     /// How much is best read ahead at once, as measured so far. Costs no request.
-    fn pace(&self) -> Pace {
-        Pace::default()
-    }
+    fn pace(&self) -> Pace;
 
     /// The manifests of `artifact_type` that refer to the manifest `subject`, in the repository's order, at most
     /// [`REFERRERS_LIMIT`]; none where the repository keeps no such lists. Anybody who may push there may refer to anything, so
@@ -119,15 +118,11 @@ pub trait Repository: Send + Sync + fmt::Debug {
         &'a self,
         subject: &'a Digest,
         artifact_type: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
-        // Of those that have none. What wraps another repository asks it.
-        let _ = (subject, artifact_type);
-        Box::pin(std::future::ready(Ok(Vec::new())))
-    }
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>>>;
 
     /// Is told that bytes of `blob` were not what their digest says, so that another place than the one that gave them is
     /// asked for them next, where there is one. Waits for nothing, and changes nothing where there is one place only.
-    fn distrust(&self, _blob: &Blob) {}
+    fn distrust(&self, blob: &Blob);
 
     /// Where this is, as error messages name it: `ghcr.io/acme/llm` or `oci:/models/llm`.
     fn place(&self) -> String;
@@ -213,6 +208,9 @@ pub struct Config {
     pub requests: usize,
     /// How many bytes a second are read from a registry. Default: as many as come.
     pub rate: Option<u64>,
+    /// What is known of the hosts that are asked. Shared by all repositories of these settings, so that one that is left
+    /// alone is left alone by all.
+    pub budgets: Arc<Budgets>,
     /// Where what a registry may do besides is counted. Shared with the loader by who puts settings together.
     pub metrics: Arc<Metrics>,
 }
@@ -232,6 +230,7 @@ impl Default for Config {
             redirect_to: Vec::new(),
             requests: 16,
             rate: None,
+            budgets: Arc::default(),
             metrics: Arc::default(),
         }
     }

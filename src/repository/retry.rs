@@ -2,29 +2,41 @@
 //!
 //! A stream that breaks goes on at the byte where it broke, so that its reader sees one unbroken stream. What
 //! may be asked again is [`Kind::may_retry`](crate::error::Kind::may_retry)'s to say; when, and when to give up, is
-//! [`Tries`]'; how much asking again a registry in trouble bears is [`Budget`]'s, which all readers share. It wraps
-//! the registry in [`super::connect`]; folders and memory need none of it.
+//! [`Tries`]'; how much asking again a host in trouble bears is its [`Budget`](super::budget)'s, which stands around each
+//! host within. It wraps the registry in [`super::connect`]; folders and memory need none of it.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
 
-use super::budget::Budget;
-use super::pace::Pace;
+use super::around::Around;
+use super::budget::Budgets;
 use super::tries::{Tries, UNREACHABLE_PATIENCE};
 use super::{ByteStream, Config, Pinned, Purpose, Repository};
 use crate::error::{Error, Kind, Result};
+use crate::metrics::Metrics;
 use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
+
+/// How long after a refusal a blob is asked for once more, at the least; twice that at the most.
+const SECOND_THOUGHT: Duration = Duration::from_millis(200);
+/// For how long two refusals in a row are the last word on a blob: nobody asks twice meanwhile.
+const LAST_WORD: Duration = Duration::from_secs(5);
+/// Of how many blobs that is remembered.
+const REFUSED: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// Asks `R` again after failures that may pass, until a deadline without progress.
 #[derive(Debug)]
 pub struct Retrying<R> {
     inner: Arc<R>,
-    budget: Arc<Budget>,
+    shared: Arc<Shared>,
     read_deadline: Duration,
     setup_deadline: Duration,
 }
@@ -34,28 +46,26 @@ impl<R: Repository + 'static> Retrying<R> {
     #[must_use]
     pub fn new(inner: R, config: &Config) -> Self {
         let (read_deadline, setup_deadline) = (config.read_deadline, config.setup_deadline);
-        let budget = Arc::new(Budget::new(Arc::clone(&config.metrics)));
-        Self { inner: Arc::new(inner), budget, read_deadline, setup_deadline }
+        Self { inner: Arc::new(inner), shared: Arc::new(Shared::new(config)), read_deadline, setup_deadline }
     }
 
     async fn pin(&self, which: &Which) -> Result<Pinned> {
         let doing = format!("reading the manifest {which} of {}", self.inner.place());
-        let mut tries = Tries::new(self.setup_deadline, UNREACHABLE_PATIENCE);
-        loop {
-            match tries.within(&self.budget, self.inner.manifest(which)).await {
-                Ok(pinned) => return Ok(pinned),
-                Err(error) => tries.pause(error, &doing).await?,
-            }
-        }
+        self.answered(&doing, || self.inner.manifest(which)).await
     }
 
     async fn list(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>> {
         let doing = format!("listing what refers to {subject} in {}", self.inner.place());
+        self.answered(&doing, || self.inner.referrers(subject, artifact_type)).await
+    }
+
+    /// Asks until there is an answer, for a person who waits.
+    async fn answered<'a, T>(&self, doing: &str, ask: impl Fn() -> BoxFuture<'a, Result<T>>) -> Result<T> {
         let mut tries = Tries::new(self.setup_deadline, UNREACHABLE_PATIENCE);
         loop {
-            match tries.within(&self.budget, self.inner.referrers(subject, artifact_type)).await {
-                Ok(found) => return Ok(found),
-                Err(error) => tries.pause(error, &doing).await?,
+            match tries.bounded(ask()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => self.shared.pause(&mut tries, error, doing).await?,
             }
         }
     }
@@ -63,11 +73,12 @@ impl<R: Repository + 'static> Retrying<R> {
     async fn open(&self, blob: &Blob, range: StoredRange, purpose: Purpose) -> Result<ByteStream> {
         let mut reading = Reading {
             inner: self.inner.clone(),
-            budget: self.budget.clone(),
+            shared: self.shared.clone(),
             purpose,
             blob: blob.clone(),
             rest: range,
             stream: None,
+            refused: false,
             deadline: self.read_deadline,
         };
         super::inside(blob, range)?;
@@ -81,7 +92,11 @@ impl<R: Repository + 'static> Retrying<R> {
     }
 }
 
-impl<R: Repository + 'static> Repository for Retrying<R> {
+impl<R: Repository + 'static> Around for Retrying<R> {
+    fn inner(&self) -> &dyn Repository {
+        &*self.inner
+    }
+
     fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
         Box::pin(self.pin(which))
     }
@@ -94,10 +109,6 @@ impl<R: Repository + 'static> Repository for Retrying<R> {
         Box::pin(self.open(blob, range, Purpose::Ahead))
     }
 
-    fn pace(&self) -> Pace {
-        self.inner.pace()
-    }
-
     fn referrers<'a>(
         &'a self,
         subject: &'a Digest,
@@ -105,28 +116,58 @@ impl<R: Repository + 'static> Repository for Retrying<R> {
     ) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
         Box::pin(self.list(subject, artifact_type))
     }
+}
 
-    fn distrust(&self, blob: &Blob) {
-        self.inner.distrust(blob);
+/// What all who read a repository share.
+#[derive(Debug)]
+struct Shared {
+    budgets: Arc<Budgets>,
+    metrics: Arc<Metrics>,
+    /// Blobs that were refused twice in a row, and until when that is taken for the last word.
+    refused: Mutex<LruCache<Digest, Instant>>,
+}
+
+impl Shared {
+    fn new(config: &Config) -> Self {
+        let (budgets, metrics) = (Arc::clone(&config.budgets), Arc::clone(&config.metrics));
+        Self { budgets, metrics, refused: Mutex::new(LruCache::new(REFUSED)) }
     }
 
-    fn place(&self) -> String {
-        self.inner.place()
+    /// Waits until the next attempt is due, or gives up with the reason.
+    async fn pause(&self, tries: &mut Tries, error: Error, doing: &str) -> Result<()> {
+        let asked = error.was_asked();
+        tries.pause_within(&self.budgets, error, doing).await?;
+        self.metrics.retries.add(u64::from(asked));
+        Ok(())
     }
 
-    fn identity(&self) -> String {
-        self.inner.identity()
+    /// Waits until a blob that was refused is to be asked for once more, unless it has just been refused twice. A manifest
+    /// has named it, so that it was there: what says otherwise may be a storage or a token service that is a moment behind.
+    async fn second_thought(&self, digest: &Digest, error: Error) -> Result<()> {
+        if self.refused.lock().get(digest).is_some_and(|until| Instant::now() < *until) {
+            return Err(error);
+        }
+        tracing::debug!(%error, "asking once more");
+        self.metrics.retries.add(1);
+        sleep(SECOND_THOUGHT.mul_f64(1.0 + fastrand::f64())).await;
+        Ok(())
+    }
+
+    fn refused_for_good(&self, digest: &Digest) {
+        self.refused.lock().put(digest.clone(), Instant::now() + LAST_WORD);
     }
 }
 
 /// A read under way: what is still owed to the reader, and the stream that brings it, if one is open.
 struct Reading<R> {
     inner: Arc<R>,
-    budget: Arc<Budget>,
+    shared: Arc<Shared>,
     purpose: Purpose,
     blob: Blob,
     rest: StoredRange,
     stream: Option<ByteStream>,
+    /// Whether it was refused, and asked once more.
+    refused: bool,
     deadline: Duration,
 }
 
@@ -148,7 +189,7 @@ impl<R: Repository + 'static> Reading<R> {
                 }
                 Err(error) => {
                     drop(stream);
-                    tries.pause(error, &self.doing()).await?;
+                    self.bear(&mut tries, error).await?;
                 }
             }
         }
@@ -157,12 +198,23 @@ impl<R: Repository + 'static> Reading<R> {
 
     /// Asks once for the rest; a failure that may pass has been waited out when this returns.
     async fn attempt(&mut self, tries: &mut Tries) -> Result<()> {
-        let asked = self.purpose.read(&*self.inner, &self.blob, self.rest);
-        match tries.within(&self.budget, asked).await {
+        match tries.bounded(self.purpose.read(&*self.inner, &self.blob, self.rest)).await {
             Ok(stream) => self.stream = Some(stream),
-            Err(error) => tries.pause(error, &self.doing()).await?,
+            Err(error) => self.bear(tries, error).await?,
         }
         Ok(())
+    }
+
+    /// Waits out a failure that may pass.
+    async fn bear(&mut self, tries: &mut Tries, error: Error) -> Result<()> {
+        if !matches!(error.kind(), Kind::Denied | Kind::NotFound) {
+            return self.shared.pause(tries, error, &self.doing()).await;
+        }
+        if std::mem::replace(&mut self.refused, true) {
+            self.shared.refused_for_good(&self.blob.digest);
+            return Err(error);
+        }
+        self.shared.second_thought(&self.blob.digest, error).await
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<()> {
@@ -198,16 +250,28 @@ async fn some_bytes(stream: &mut ByteStream, at: u64) -> Result<Bytes> {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use tokio::time::{Instant, sleep};
+    use url::Url;
 
     use super::*;
-    use crate::repository::{Memory, read_all};
+    use crate::repository::guard::Guarded;
+    use crate::repository::{Memory, Pace, read_all};
 
     fn config() -> Config {
         Config { read_deadline: Duration::from_secs(60), ..Config::default() }
     }
 
-    fn failing(kind: Kind, times: u32) -> (Retrying<Memory>, Blob) {
+    /// One host that is asked as its budget allows, and again.
+    fn guarded<R: Repository + 'static>(inner: R) -> Retrying<Guarded<R>> {
+        let config = config();
+        let budget = config.budgets.of(&Url::parse("https://r.io/").unwrap(), &config.metrics);
+        Retrying::new(Guarded::new(inner, budget, &config), &config)
+    }
+
+    fn requests(repository: &Retrying<Guarded<Memory>>) -> u64 {
+        repository.inner.within().requests()
+    }
+
+    fn failing(kind: Kind, times: u32) -> (Retrying<Guarded<Memory>>, Blob) {
         let memory = Memory::new();
         let blob = memory.put(vec![7; 1 << 20]);
         let left = AtomicU32::new(times);
@@ -216,7 +280,7 @@ mod tests {
                 left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
             fails.then(|| Error::new(kind, "refused for a while"))
         });
-        (Retrying::new(memory, &config()), blob)
+        (guarded(memory), blob)
     }
 
     #[tokio::test(start_paused = true)]
@@ -260,9 +324,9 @@ mod tests {
             };
             let readers: Vec<_> = (0..32).map(|_| read()).collect();
             sleep(Duration::from_secs(10)).await;
-            let before = repository.inner.requests();
+            let before = requests(&repository);
             sleep(Duration::from_secs(30)).await;
-            let asked = repository.inner.requests() - before;
+            let asked = requests(&repository) - before;
             assert!((25..=31).contains(&asked), "{kind:?}: {asked} requests in 30 s");
             for reader in readers {
                 let error = reader.await.unwrap().unwrap_err();
@@ -281,7 +345,7 @@ mod tests {
         memory.fail_with(move |_, _| {
             (Instant::now() < back).then(|| Error::new(Kind::Unreachable, "connection refused"))
         });
-        let repository = Arc::new(Retrying::new(memory, &config()));
+        let repository = Arc::new(guarded(memory));
         let readers: Vec<_> = (0..32)
             .map(|_| {
                 let (repository, blob) = (Arc::clone(&repository), blob.clone());
@@ -295,16 +359,43 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_is_not_asked_about_again() {
-        let (repository, blob) = failing(Kind::Denied, u32::MAX);
-        let error = read_all(&repository, &blob, StoredRange::new(0, 5)).await.unwrap_err();
-        assert_eq!((error.kind(), repository.inner.requests()), (Kind::Denied, 1));
+    async fn a_refusal_is_asked_about_once_more_and_is_then_the_last_word_for_a_time() {
+        for kind in [Kind::Denied, Kind::NotFound] {
+            let (repository, blob) = failing(kind, 1);
+            read_all(&repository, &blob, StoredRange::new(0, 5)).await.unwrap();
+            let (repository, blob) = failing(kind, u32::MAX);
+            for asked in [2, 3, 4] {
+                let error = read_all(&repository, &blob, StoredRange::new(0, 5)).await.unwrap_err();
+                assert_eq!((error.kind(), requests(&repository)), (kind, asked));
+            }
+            tokio::time::advance(LAST_WORD).await;
+            repository.inner.within().fail_with(|_, _| None);
+            read_all(&repository, &blob, StoredRange::new(0, 5)).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_that_break_after_a_byte_are_no_storm() {
+        let memory = Memory::new();
+        let blob = memory.put(vec![7; 1 << 20]);
+        let repository = Arc::new(guarded(Brittle(memory)));
+        let read = || {
+            let (repository, blob) = (Arc::clone(&repository), blob.clone());
+            tokio::spawn(async move { read_all(&*repository, &blob, StoredRange::new(0, blob.size)).await })
+        };
+        let readers: Vec<_> = (0..32).map(|_| read()).collect();
+        sleep(Duration::from_secs(10)).await;
+        let before = repository.inner.within().0.requests();
+        sleep(Duration::from_secs(30)).await;
+        let asked = repository.inner.within().0.requests() - before;
+        assert!((25..=31).contains(&asked), "{asked} requests in 30 s");
+        readers.iter().for_each(tokio::task::JoinHandle::abort);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_read_that_hangs_ends_at_the_deadline() {
         let (repository, blob) = failing(Kind::Broken, 0);
-        let _gate = repository.inner.gate();
+        let _gate = repository.inner.within().gate();
         let error = read_all(&repository, &blob, StoredRange::new(0, 5)).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Deadline);
     }
@@ -319,7 +410,7 @@ mod tests {
             asks.then(|| Error::new(Kind::Throttled, "429").retry_after(Duration::from_secs(20)))
         });
         let start = Instant::now();
-        let repository = Retrying::new(memory, &config());
+        let repository = guarded(memory);
         read_all(&repository, &blob, StoredRange::new(0, 1)).await.unwrap();
         assert!(start.elapsed() >= Duration::from_secs(20), "{:?}", start.elapsed());
     }
@@ -328,7 +419,11 @@ mod tests {
     #[derive(Debug)]
     struct Brittle(Memory);
 
-    impl Repository for Brittle {
+    impl Around for Brittle {
+        fn inner(&self) -> &dyn Repository {
+            &self.0
+        }
+
         fn manifest<'a>(&'a self, _: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
             Box::pin(async { Err(Error::new(Kind::Unreachable, "connection refused")) })
         }
@@ -341,24 +436,17 @@ mod tests {
                 Ok(bytes.chain(stream::iter([broken])).boxed())
             })
         }
-
-        fn place(&self) -> String {
-            "here".into()
-        }
-
-        fn identity(&self) -> String {
-            "me".into()
-        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_broken_stream_goes_on_at_the_byte_where_it_broke() {
         let memory = Memory::new();
         let blob = memory.put(&b"0123456789"[..]);
-        let repository = Retrying::new(Brittle(memory), &config());
+        let repository = guarded(Brittle(memory));
         let all = read_all(&repository, &blob, StoredRange::new(1, 9)).await.unwrap();
         assert_eq!(all, &b"12345678"[..]);
-        let starts: Vec<_> = repository.inner.0.ranges().iter().map(|(_, range)| range.start()).collect();
+        let starts: Vec<_> =
+            repository.inner.within().0.ranges().iter().map(|(_, range)| range.start()).collect();
         assert_eq!(starts, [1, 4, 7]);
     }
 
@@ -379,6 +467,20 @@ mod tests {
             Box::pin(async move { Ok(stream::unfold((), piece).boxed()) })
         }
 
+        fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+            self.read(blob, range)
+        }
+
+        fn pace(&self) -> Pace {
+            Pace::default()
+        }
+
+        fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+            Box::pin(async { Ok(Vec::new()) })
+        }
+
+        fn distrust(&self, _: &Blob) {}
+
         fn place(&self) -> String {
             "here".into()
         }
@@ -391,7 +493,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn pieces_without_bytes_are_no_progress() {
         let start = Instant::now();
-        let repository = Retrying::new(Empty, &config());
+        let repository = guarded(Empty);
         let blob = Memory::new().put(&b"x"[..]);
         let error = read_all(&repository, &blob, StoredRange::new(0, 1)).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Deadline);
@@ -401,8 +503,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_manifest_that_nobody_serves_is_given_up_after_seconds() {
         let start = Instant::now();
-        let repository = Retrying::new(Brittle(Memory::new()), &config());
-        let error = repository.manifest(&Which::Tag("t".into())).await.unwrap_err();
+        let repository = guarded(Brittle(Memory::new()));
+        let error = Repository::manifest(&repository, &Which::Tag("t".into())).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Unreachable);
         // The last attempt is begun before five are over, and waits a second at most for the leave of the budget.
         assert!(start.elapsed() <= Duration::from_secs(6), "{:?}", start.elapsed());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::budget::{Attempt, Budget};
+use super::budget::{Budgets, SPREAD};
 use crate::error::{Error, Kind, Result};
 
 /// How often in a row an answer against the rules is asked for again where a person waits: a proxy's page comes and
@@ -22,6 +22,11 @@ const UNREACHABLE_ATTEMPTS: u32 = 3;
 /// A pause is drawn between nothing and this ("full jitter"), which doubles with each failure up to the other.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+
+/// How long one who has failed before lets those go first who have not tried yet, where one a second goes.
+const COURTESY: Duration = Duration::from_millis(20);
+/// How often who is held back looks whether a mirror can be asked again. It costs no request.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// The attempts at one thing since its last progress.
 pub(super) struct Tries {
@@ -61,31 +66,6 @@ impl Tries {
         }
     }
 
-    /// The same, once `budget` gives leave, which learns what came of it.
-    pub(super) async fn within<T>(
-        &mut self,
-        budget: &Budget,
-        attempt: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
-        let which = if self.attempts == 0 { Attempt::First } else { Attempt::Again };
-        // As late as `wait_before_next` leaves room for one.
-        let latest = self.at(self.deadline.saturating_sub(self.deadline / 10));
-        let asked = async {
-            budget.leave(which, latest).await;
-            attempt.await
-        };
-        let done = self.bounded(asked).await;
-        match &done {
-            Ok(_) => budget.succeeded(),
-            Err(error) => budget.failed(error),
-        }
-        if self.last.is_none() && matches!(&done, Err(error) if error.kind() == Kind::Deadline) {
-            // It never came to an attempt of its own: what others met is the reason.
-            self.last = budget.trouble();
-        }
-        done
-    }
-
     /// How many attempts have failed.
     pub(super) fn failed(&self) -> u32 {
         self.attempts
@@ -99,6 +79,15 @@ impl Tries {
 
     /// Waits until the next attempt is due, or gives up with the reason.
     pub(super) async fn pause(&mut self, error: Error, doing: &str) -> Result<()> {
+        self.rest(error, doing, Self::wait_before_next).await
+    }
+
+    async fn rest(
+        &mut self,
+        error: Error,
+        doing: &str,
+        wait: fn(&Self, Option<Duration>) -> Duration,
+    ) -> Result<()> {
         if error.kind() == Kind::Deadline {
             return Err(self.overdue(doing));
         }
@@ -108,7 +97,7 @@ impl Tries {
         if !error.kind().may_retry() || self.protocol_in_row > self.protocol_retries {
             return Err(error);
         }
-        let wait = self.wait_before_next(error.wait());
+        let wait = wait(self, error.wait());
         if self.nobody_there(&error, wait) {
             return Err(error);
         }
@@ -119,6 +108,26 @@ impl Tries {
         }
         sleep(wait).await;
         Ok(())
+    }
+
+    /// The same where `budgets` keep what hosts ask for, so that what others can give meanwhile is not waited for. Of what
+    /// was held back waits until its turn may come, or a host answers again.
+    pub(super) async fn pause_within(&mut self, budgets: &Budgets, error: Error, doing: &str) -> Result<()> {
+        if error.was_asked() {
+            return self.rest(error, doing, |tries, _| pause_before(tries.attempts)).await;
+        }
+        let unreachable = error.kind() == Kind::Unreachable && self.unreachable_patience < self.deadline;
+        if unreachable && self.since.elapsed() >= self.unreachable_patience {
+            return Err(error);
+        }
+        // Those who have not tried yet go first: theirs may be about something else.
+        let courtesy = if self.attempts == 0 { Duration::ZERO } else { COURTESY };
+        let due = Instant::now() + error.wait().unwrap_or_default().saturating_add(courtesy).min(LOOK);
+        let end = self.at(self.deadline);
+        // It never came to an attempt of its own: what others met is the reason.
+        self.last.get_or_insert(error);
+        let _ = timeout_at(due.min(end), budgets.relief()).await;
+        if Instant::now() >= end { Err(self.overdue(doing)) } else { Ok(()) }
     }
 
     fn nobody_there(&self, error: &Error, wait: Duration) -> bool {
@@ -134,7 +143,9 @@ impl Tries {
         let own = pause_before(self.attempts);
         let reserve = self.deadline / 10;
         let latest = self.deadline.saturating_sub(self.since.elapsed()).saturating_sub(reserve);
-        asked.map_or(own, |asked| asked.min(latest).max(own))
+        // Never earlier than asked, and not all together after that.
+        let spread = |asked: Duration| asked.saturating_add((asked / 4).min(SPREAD).mul_f64(fastrand::f64()));
+        asked.map_or(own, |asked| spread(asked).min(latest).max(own))
     }
 
     fn at(&self, after: Duration) -> Instant {

@@ -427,3 +427,38 @@ fn the_demo_shows_a_tensor_long_before_the_download_and_leaves_nothing() {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!table.contains(temporary.to_str().unwrap()), "{table}");
 }
+
+#[test]
+fn the_demo_over_a_registry_that_fails_says_what_was_met_and_that_no_rule_was_broken() {
+    let _alone = heavy();
+    let place = Place::new();
+    let mut command: Command = place.command();
+    let rules = [
+        "GET */blobs/* 503 30%",
+        "GET */blobs/* truncate 9000 10%",
+        "GET */manifests/* reset once",
+        "GET /token 500 once",
+    ];
+    command.args(["demo", "--json"]).env("TMPDIR", place.folder("tmp"));
+    command.args(rules.iter().flat_map(|rule| ["--fault", *rule]));
+    let measured = place.finish(command, Duration::from_secs(400)).ok().json();
+    assert!(measured["faults"]["status"].as_u64() > Some(0), "{measured}");
+    assert_eq!(
+        (&measured["faults"]["reset"], &measured["violations"]),
+        (&1.into(), &serde_json::json!([])),
+        "{measured}"
+    );
+    place.run(["demo", "--fault", "GET * sometimes"]).failed(2, &["sometimes", "is no fault"]);
+}
+
+#[test]
+fn every_fault_of_the_demo_is_in_its_help_and_in_the_documentation() {
+    let help = Place::new().run(["demo", "--help"]).ok().stdout;
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/faults.md")).unwrap();
+    let grammar = weightfs::testing::registry::grammar();
+    for line in grammar.lines().filter(|line| !line.is_empty()) {
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words(&help).contains(&words(line)), "{line} in {help}");
+        assert!(page.contains(line), "docs/faults.md has no line: {line}");
+    }
+}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::http::header::{CONTENT_ENCODING, CONTENT_RANGE};
+use weightfs::oci::Digest;
 use weightfs::testing::registry::Fault;
 
 /// What a reader may see of a fault.
@@ -14,15 +15,14 @@ pub(super) enum Fate {
     Passing,
     /// Nothing where it passes; where it stays it is chance whether some bytes come each time.
     Lossy,
-    /// An error at once: it is a refusal, and asking again would be importunate.
-    Refusal,
-    /// Nothing where it happens once, and an error at once where it happens again.
+    /// Nothing where it happens once, and an error soon where it happens again: it is a refusal, and asking on would be
+    /// importunate.
     Once,
     /// The same; and only a digest can tell.
     Lie,
 }
 
-use Fate::{Harmless, Lie, Lossy, Once, Passing, Refusal};
+use Fate::{Harmless, Lie, Lossy, Once, Passing};
 
 /// Where the fault happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +31,11 @@ pub(super) enum At {
     Registry,
     /// In the storage that the registry sends its readers to.
     Storage,
+    /// In a registry that wants a token.
+    Door,
 }
 
-use At::{Registry, Storage};
+use At::{Door, Registry, Storage};
 
 /// A fault, where it happens and what it may cost.
 #[derive(Clone, Debug)]
@@ -46,10 +48,9 @@ pub(super) struct Row {
 /// How many of the [`TAIL`](super::setting::TAIL) bytes come before a body breaks.
 const PART: usize = 8_000;
 
-/// Every kind of fault. Ranges in headers are those of the second chunk of a file of the matrix.
+/// Every kind of fault that shows. Ranges in headers are those of the second chunk of a file of the matrix.
 pub(super) fn rows() -> Vec<Row> {
-    let all = [connection(), head(), body(), other(), statuses(), redirects(), storage(), lies(Registry)];
-    all.concat()
+    [connection(), head(), body(), other(), statuses(), redirects(), storage(), door()].concat()
 }
 
 /// Those that the mixture is made of: a reader sees none of them as long as they pass. Of those that ask everybody to wait
@@ -61,10 +62,9 @@ pub(super) fn passing() -> Vec<Fault> {
     faults.filter(|fault| !waits(fault)).chain([Fault::RetryAfter(429, "1")]).collect()
 }
 
-/// Those that only a digest can tell.
-pub(super) fn lies(at: At) -> Vec<Row> {
-    let faults = [Fault::Flip(77), Fault::Shifted(1), Fault::Zeros];
-    rows_of(at, Lie, faults)
+/// Those that only a digest can tell; `other` is a blob that the bytes may come from.
+pub(super) fn lies(other: Digest) -> Vec<Row> {
+    rows_of(Registry, Lie, [Fault::Flip(77), Fault::Shifted(1), Fault::Zeros, Fault::Swap(other)])
 }
 
 fn rows_of(at: At, fate: Fate, faults: impl IntoIterator<Item = Fault>) -> Vec<Row> {
@@ -146,7 +146,7 @@ fn statuses() -> Vec<Row> {
     [
         rows_of(Registry, Passing, passing),
         rows_of(Registry, Passing, waits),
-        rows_of(Registry, Refusal, refusals),
+        rows_of(Registry, Once, refusals),
         rows_of(Registry, Once, [Fault::Unauthorized]),
     ]
     .concat()
@@ -155,10 +155,14 @@ fn statuses() -> Vec<Row> {
 fn redirects() -> Vec<Row> {
     let harmless = [Fault::RedirectChain(3)];
     let passing = [
-        Fault::RedirectChain(1_000),
+        Fault::RedirectChain(20),
+        Fault::RedirectLoop,
         Fault::RedirectTo("file:///etc/passwd"),
         Fault::RedirectTo("http://user:password@127.0.0.1/"),
         Fault::RedirectTo("http://"),
+        Fault::RedirectTo("http://169.254.169.254/latest/meta-data/"),
+        Fault::RedirectTo("http://[fe80::1]/latest/meta-data/"),
+        Fault::RedirectTo("ftp://127.0.0.1/"),
         Fault::RedirectTo("http://127.0.0.1:1/nobody-there"),
     ];
     [rows_of(Registry, Harmless, harmless), rows_of(Registry, Passing, passing)].concat()
@@ -181,4 +185,10 @@ fn storage() -> Vec<Row> {
         rows_of(Storage, Once, once),
     ]
     .concat()
+}
+
+/// Tokens that end at once are asked for anew; where that helps nobody, the registry means it.
+fn door() -> Vec<Row> {
+    let passing = [Fault::Status(503), Fault::Reset, Fault::RetryAfter(429, "1")];
+    [rows_of(Door, Once, [Fault::Revoke, Fault::Unauthorized]), rows_of(Door, Passing, passing)].concat()
 }

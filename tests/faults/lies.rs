@@ -1,9 +1,8 @@
 //! Bytes that are wrong under a right head, of a model that cannot tell at once: seen when the layer is complete, and never kept.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use weightfs::Kind;
-use weightfs::content::Standing;
 use weightfs::testing::registry::{Fault, Habits, Rule};
 
 use super::setting::{Artifact, Form, PATIENCE, Setting, Times};
@@ -38,13 +37,11 @@ async fn a_plain_layer_of_which_a_chunk_is_a_lie_is_poisoned_when_it_is_complete
     }
 }
 
-/// Waits until reads of the file fail, and makes sure that they say why.
+/// Waits until the layer is given up, and makes sure that reads of its file say why.
 async fn poisoned(setting: &Setting, path: &str, lie: &Fault) {
-    let begun = Instant::now();
-    while setting.model.loader.standing(0) != Standing::Poisoned {
-        assert!(begun.elapsed() < PATIENCE, "{lie:?}: never found out");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let mut told = setting.model.loader.poisonings();
+    let layer = tokio::time::timeout(PATIENCE, told.recv()).await;
+    assert_eq!(layer.unwrap_or_else(|_| panic!("{lie:?}: never found out")), Some(0));
     let error = setting.read(path, 0, 100).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Integrity, "{lie:?}: {error}");
 }

@@ -3,11 +3,13 @@
 //!
 //! [`kinds`] lists the faults and what each may cost; [`setting`] opens a model over a registry that has them. The other
 //! modules go through them: [`matrix`] one by one, [`mixture`] all at once, [`stream`] over a long time with short-lived
-//! tokens and addresses, [`outage`] with nobody there, [`mounted`] through the kernel, [`wire`] the faults themselves.
+//! tokens and addresses, [`outage`] with nobody there, [`names`] with a name that leads nowhere, [`moved`] with a tag that
+//! names something else, [`mounted`] through the kernel, [`wire`] the faults themselves.
 //!
-//! Scaled down by default. `WEIGHTFS_TEST_READS=100000`, `WEIGHTFS_TEST_STREAM_MIB=20480` and `WEIGHTFS_TEST_OUTAGE=300`
-//! (seconds) are the full sizes.
+//! Scaled down by default. `WEIGHTFS_TEST_FAULT_SECONDS=30`, `WEIGHTFS_TEST_READS=100000`, `WEIGHTFS_TEST_STREAM_MIB=20480`
+//! and `WEIGHTFS_TEST_OUTAGE=300` (seconds) are the full sizes; what takes long says its figures in one line at its end.
 
+mod figures;
 mod kinds;
 mod setting;
 
@@ -15,6 +17,8 @@ mod lies;
 mod matrix;
 mod mixture;
 mod mounted;
+mod moved;
+mod names;
 mod outage;
 mod stream;
 mod wire;

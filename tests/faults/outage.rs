@@ -28,7 +28,7 @@ async fn while_the_registry_is_gone_kept_bytes_are_read_as_ever_and_new_ones_soo
     while begun.elapsed() < outage {
         let (times, new) = tokio::join!(kept_reads(&setting), new_read(&setting, KEPT));
         during.extend(times);
-        is_clear(&new.unwrap_err(), "file-", "nobody there");
+        is_clear(&new.unwrap_err(), "file-", "127.0.0.1", "nobody there");
         failed += 1;
     }
     println!("kept reads: {:?} before, {:?} during; {failed} new reads failed", p99(before), p99(during));
@@ -40,11 +40,14 @@ async fn while_the_registry_is_gone_kept_bytes_are_read_as_ever_and_new_ones_soo
             }
         }
     };
-    // Somebody waits already when it comes back.
+    // Somebody waits already when it comes back, and has asked in vain.
     let address = setting.registry.host().parse().unwrap();
     let router = shared(Form::Packed).source().router();
+    let asked = setting.metrics.probes.value();
     let back = async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        while setting.metrics.probes.value() < asked + 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         let registry =
             weightfs::testing::registry::Registry::over_at(address, router, Habits::default()).await.unwrap();
         (registry, Instant::now())
@@ -74,7 +77,7 @@ async fn readers_of_a_registry_that_breaks_every_connection_make_no_storm() {
     let begun = Instant::now();
     let readers = (0..32).map(|reader| new_read(&setting, reader % FILES));
     for outcome in futures_util::future::join_all(readers).await {
-        is_clear(&outcome.unwrap_err(), "file-", "broken off");
+        is_clear(&outcome.unwrap_err(), "file-", "127.0.0.1", "broken off");
     }
     let (took, knocks) = (begun.elapsed(), knocks.load(Ordering::SeqCst));
     println!("{knocks} connections in {took:?}");

@@ -7,7 +7,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use weightfs::content::{self, Store, StoreConfig, Warm};
 use weightfs::fs::Model;
-use weightfs::repository::{self, connect};
+use weightfs::metrics::Metrics;
+use weightfs::oci::Digest;
+use weightfs::repository::{self, PlainHttp, connect};
 use weightfs::testing::registry::{Habits, Registry, Source};
 use weightfs::{Kind, Result};
 
@@ -54,6 +56,23 @@ impl Artifact {
         Self::new((0..count).map(file).collect(), packing, form)
     }
 
+    /// The same in a folder of its own, with the manifest and the blobs of `other` beside it, which no tag names.
+    pub(super) fn with(&self, other: &Self) -> Self {
+        let folder = scratch::roomy();
+        for artifact in [other, self] {
+            let blobs = Path::new("blobs/sha256");
+            std::fs::create_dir_all(folder.path().join(blobs)).unwrap();
+            for blob in std::fs::read_dir(artifact.folder.path().join(blobs)).unwrap() {
+                let blob = blob.unwrap();
+                std::fs::copy(blob.path(), folder.path().join(blobs).join(blob.file_name())).unwrap();
+            }
+            for name in ["oci-layout", "index.json"] {
+                std::fs::copy(artifact.folder.path().join(name), folder.path().join(name)).unwrap();
+            }
+        }
+        Self { folder, files: self.files.clone() }
+    }
+
     /// What a registry serves of it.
     pub(super) fn source(&self) -> Source {
         Source::layout(self.folder.path().to_owned()).unwrap()
@@ -67,8 +86,23 @@ impl Artifact {
         }
     }
 
+    /// The digest of the manifest that `v1` names.
+    pub(super) fn manifest(&self) -> Digest {
+        let index = std::fs::read(self.folder.path().join("index.json")).unwrap();
+        let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+        index["manifests"][0]["digest"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// The digest of the config, a blob that no reader of files asks for.
+    pub(super) fn config(&self) -> Digest {
+        let manifest =
+            std::fs::read(self.folder.path().join("blobs/sha256").join(self.manifest().hex())).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        manifest["config"]["digest"].as_str().unwrap().parse().unwrap()
+    }
+
     /// The digest of the raw layer that is this file.
-    pub(super) fn digest(&self, file: usize) -> weightfs::oci::Digest {
+    pub(super) fn digest(&self, file: usize) -> Digest {
         self.files[file].content.digest().parse().unwrap()
     }
 }
@@ -77,7 +111,7 @@ impl Artifact {
 pub(super) const HEAD: usize = 1 << 20;
 /// See [`HEAD`].
 pub(super) const TAIL: usize = 20_000;
-/// How many of them there are.
+/// How many of them are read. There is one more, whose bytes stand in for theirs where a registry confuses them.
 pub(super) const FILES: usize = 24;
 
 /// The artifact that the matrix reads, made once.
@@ -85,7 +119,7 @@ pub(super) fn shared(form: Form) -> &'static Artifact {
     static PACKED: OnceLock<Artifact> = OnceLock::new();
     static PLAIN: OnceLock<Artifact> = OnceLock::new();
     let made = if form == Form::Packed { &PACKED } else { &PLAIN };
-    made.get_or_init(|| Artifact::of(FILES, HEAD + TAIL, Packing::Raw, form))
+    made.get_or_init(|| Artifact::of(FILES + 1, HEAD + TAIL, Packing::Raw, form))
 }
 
 /// How long things may take.
@@ -98,12 +132,19 @@ pub(super) struct Times {
 }
 
 impl Times {
+    /// How long anything may take beside these.
+    pub(super) fn patience(self) -> Duration {
+        self.deadline + PATIENCE
+    }
+
     pub(super) fn repository(self) -> repository::Config {
         repository::Config {
             read_deadline: self.deadline,
             setup_deadline: self.deadline,
             stall: self.stall,
             connect_timeout: Duration::from_secs(2),
+            // Those that have a name are on this machine all the same.
+            plain_http: PlainHttp::Allowed,
             ..repository::Config::default()
         }
     }
@@ -113,6 +154,8 @@ impl Times {
 pub(super) struct Setting {
     pub(super) registry: Registry,
     pub(super) model: Arc<Model>,
+    pub(super) metrics: Arc<Metrics>,
+    times: Times,
     store: TempDir,
 }
 
@@ -120,16 +163,30 @@ impl Setting {
     /// A model with a store of its own, which may keep `room` bytes.
     pub(super) async fn open(source: Source, habits: Habits, times: Times, room: u64) -> Self {
         let registry = Registry::start(source, habits).await.unwrap();
-        let store = scratch::roomy();
-        let model = open(&registry, store.path(), times, room).await.unwrap();
-        Self { registry, model, store }
+        let host = registry.host();
+        Self::of(registry, &host, times, room).await
+    }
+
+    /// The same, of a registry that is there already and is asked at `host`.
+    pub(super) async fn of(registry: Registry, host: &str, times: Times, room: u64) -> Self {
+        let (store, config) = (scratch::roomy(), times.repository());
+        let metrics = config.metrics.clone();
+        let model = open(host, store.path(), config, room).await.unwrap();
+        Self { registry, model, metrics, times, store }
     }
 
     /// The bytes of a file from `offset` on.
     pub(super) async fn read(&self, path: &str, offset: u64, len: u64) -> Result<bytes::Bytes> {
         let node = self.model.tree.find(path).unwrap();
         let read = self.model.read(node, offset, len);
-        tokio::time::timeout(PATIENCE, read).await.unwrap_or_else(|_| panic!("{path}: no answer at all"))
+        let patience = self.times.patience();
+        tokio::time::timeout(patience, read).await.unwrap_or_else(|_| panic!("{path}: no answer at all"))
+    }
+
+    /// The model as whoever opens it now gets it, with an empty store.
+    pub(super) async fn anew(&self) -> Result<(Arc<Model>, TempDir)> {
+        let store = scratch::roomy();
+        Ok((open(&self.registry.host(), store.path(), self.times.repository(), 1 << 30).await?, store))
     }
 
     /// What the store's images hold.
@@ -161,19 +218,22 @@ fn list<T: std::fmt::Display>(all: &[T]) -> String {
     all.iter().take(20).map(|one| format!("\n  {one}")).collect()
 }
 
-/// Opens `test/model:v1`.
-pub(super) async fn open(registry: &Registry, store: &Path, times: Times, room: u64) -> Result<Arc<Model>> {
-    let reference = format!("{}/test/model:v1", registry.host()).parse()?;
-    let repository = connect(&reference, &times.repository())?;
+/// Opens `test/model:v1` of the registry at `host`.
+async fn open(host: &str, store: &Path, asking: repository::Config, room: u64) -> Result<Arc<Model>> {
+    let reference = format!("{host}/test/model:v1").parse()?;
+    let repository = connect(&reference, &asking)?;
     let store = Store::open(&StoreConfig { folder: store.join("store"), size: Some(room) })?;
-    let config =
-        content::Config { warm: Warm::None, read_deadline: times.deadline, ..content::Config::default() };
+    let config = content::Config {
+        warm: Warm::None,
+        read_deadline: asking.read_deadline,
+        ..content::Config::default()
+    };
     Ok(Arc::new(Model::open(repository, reference, store, config).await?))
 }
 
 /// Makes sure that an error is one that a reader may get from a registry with a fault: of a kind that says what is wrong
-/// with the network, with the file and the registry in it, and no secret.
-pub(super) fn is_clear(error: &weightfs::Error, file: &str, what: &str) {
+/// with the network, with the file and the registry (`host`) in it, and no secret.
+pub(super) fn is_clear(error: &weightfs::Error, file: &str, host: &str, what: &str) {
     const KINDS: [Kind; 8] = [
         Kind::Deadline,
         Kind::Protocol,
@@ -187,6 +247,6 @@ pub(super) fn is_clear(error: &weightfs::Error, file: &str, what: &str) {
     let text = error.to_string();
     assert!(KINDS.contains(&error.kind()), "{what}: {error:?}");
     assert_eq!(error.kind().errno(), nix::libc::EIO, "{what}");
-    assert!(text.contains(file) && text.contains("127.0.0.1"), "{what}: {text}");
+    assert!(text.contains(file) && text.contains(host), "{what}: {text}");
     crate::support::canary::absent(what, &text);
 }

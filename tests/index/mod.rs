@@ -12,9 +12,9 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use weightfs::index::{self, EntryKind, Index};
 use weightfs::oci::manifest::Document;
-use weightfs::oci::{Artifact as Read, Blob, Digest, Which};
+use weightfs::oci::{Artifact as Read, Blob, Descriptor, Digest, Which};
 use weightfs::range::StoredRange;
-use weightfs::repository::{ByteStream, Pinned, Repository};
+use weightfs::repository::{ByteStream, Pace, Pinned, Repository};
 
 use crate::support::artifacts::{self, Artifact, File, Layer, file, sample};
 use crate::support::tar_writers::Writer;
@@ -59,6 +59,28 @@ impl Repository for Memory<'_> {
         let stream: ByteStream = stream::iter([Ok(piece)]).boxed();
         async { Ok(stream) }.boxed()
     }
+
+    fn read_ahead<'a>(
+        &'a self,
+        blob: &'a Blob,
+        range: StoredRange,
+    ) -> BoxFuture<'a, weightfs::Result<ByteStream>> {
+        self.read(blob, range)
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        _: &'a Digest,
+        _: &'a str,
+    ) -> BoxFuture<'a, weightfs::Result<Vec<Descriptor>>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn distrust(&self, _: &Blob) {}
 
     fn place(&self) -> String {
         "memory".to_owned()

@@ -149,14 +149,19 @@ async fn progress_however_small_keeps_a_read_alive() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_reported_at_once_with_the_way_out() {
+async fn a_refusal_is_asked_about_once_more_and_reported_with_the_way_out() {
     for (status, kind) in [(403, Kind::Denied), (404, Kind::NotFound), (410, Kind::NotFound)] {
         let setting = Setting::new(&Config::default()).await;
         setting.server.rule(Rule::always("/blobs/", Fault::Status(status)));
         let error = setting.read().await.unwrap_err();
         assert_eq!(error.kind(), kind);
         assert_eq!(error.to_string().contains("weightfs login 127.0.0.1"), status == 403, "{error}");
-        assert_eq!(setting.server.log("/blobs/").len(), 1, "{status}");
+        assert_eq!(setting.server.log("/blobs/").len(), 2, "{status}");
+        setting.server.heal();
+        setting.server.rule(Rule::once("/blobs/", Fault::Status(status)));
+        let other = connect(&setting.server.reference(), &Config::default()).unwrap();
+        let bytes = read_all(&*other, &setting.sample.large, RANGE).await.unwrap();
+        assert!(bytes == setting.sample.bytes_of(RANGE), "{status}");
     }
 }
 

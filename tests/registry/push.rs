@@ -9,10 +9,10 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use weightfs::oci::{Blob, Digest, Reference, Which};
+use weightfs::oci::{Blob, Descriptor, Digest, Reference, Which};
 use weightfs::range::StoredRange;
 use weightfs::repository::push::{Piece, Target, Upload};
-use weightfs::repository::{ByteStream, Config, Memory, Pinned, Repository};
+use weightfs::repository::{ByteStream, Config, Memory, Pace, Pinned, Repository};
 use weightfs::{Error, Kind, Result};
 
 use super::sample::Sample;
@@ -501,6 +501,20 @@ impl Repository for Watched {
             Ok(self.memory.read(blob, range).await?.inspect(count).boxed())
         })
     }
+
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        self.read(blob, range)
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
+
+    fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn distrust(&self, _: &Blob) {}
 
     fn place(&self) -> String {
         self.memory.place()

@@ -12,6 +12,7 @@ pub mod child;
 pub mod compressed;
 mod dialects;
 pub mod http;
+pub mod names;
 pub(crate) mod neighbours;
 pub mod nginx;
 pub mod pack;

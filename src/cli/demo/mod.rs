@@ -1,9 +1,10 @@
 //! `weightfs demo`: the point of it all on one machine, without a network, in a few seconds.
 //!
 //! Makes a sample model, serves it from a registry in this process behind a slow line, mounts it as any user would, and
-//! measures when the first tensor is there against a download of everything over the same line. What it makes
-//! lies in one temporary folder, which goes away in any case.
+//! measures when the first tensor is there against a download of everything over the same line. The registry fails
+//! meanwhile as it is told to (`faults`). What it makes lies in one temporary folder, which goes away in any case.
 
+mod faults;
 mod relay;
 mod sample;
 
@@ -15,8 +16,10 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
+use self::faults::Met;
 use self::relay::Relay;
 use self::sample::Sample;
+use super::args::Demo;
 use super::mount::Asked;
 use super::{print, runtime};
 use crate::config::Environment;
@@ -27,7 +30,7 @@ use crate::mount::{Mapping, Mount, Options};
 use crate::oci::{Blob, Reference};
 use crate::range::StoredRange;
 use crate::repository::{self, Repository};
-use crate::testing::registry::{self, Source};
+use crate::testing::registry::{Registry, Source};
 
 /// How many streams the full download has at once.
 const STREAMS: usize = 4;
@@ -45,27 +48,30 @@ struct Measured {
     model_bytes: u64,
     /// How many times sooner the tensor is there than the download is done.
     ratio: f64,
+    /// What the registry did on purpose and saw, where it was told to fail.
+    #[serde(flatten)]
+    met: Option<Met>,
 }
 
 /// Runs the demo.
 ///
 /// # Errors
 /// Whatever stands in the way; `Integrity` where the tensor is not the one that was made.
-pub(super) fn run(json: bool, environment: &Environment) -> Result<()> {
+pub(super) fn run(asked: &Demo, environment: &Environment) -> Result<()> {
     let place = Temporary::make(&environment.temporary())?;
     let runtime = runtime()?;
     let measured = runtime.block_on(async {
-        let mut asked = Asked::listen()?;
+        let mut end = Asked::listen()?;
         tokio::select! {
-            measured = measure(&place.0) => measured,
-            () = asked.end() => Err(Error::new(Kind::Kernel, "interrupted")),
+            measured = measure(&place.0, asked) => measured,
+            () = end.end() => Err(Error::new(Kind::Kernel, "interrupted")),
         }
     });
     // What a task still holds of the folder is let go before the folder goes.
     runtime.shutdown_timeout(Duration::from_secs(2));
     drop(place);
     let measured = measured?;
-    if json { print::json(&measured) } else { print::line(text(&measured)) }
+    if asked.json { print::json(&measured) } else { print::line(text(&measured)) }
 }
 
 fn text(measured: &Measured) -> String {
@@ -80,23 +86,41 @@ fn text(measured: &Measured) -> String {
             format!("{} of {}", megabytes(measured.tensor_bytes), megabytes(measured.model_bytes)),
         ),
     ];
-    let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    let met = measured.met.iter().flat_map(Met::rows);
+    let rows: Vec<_> =
+        rows.into_iter().chain(met).map(|(name, value)| vec![name.to_owned(), value]).collect();
     print::table(&rows)
 }
 
-async fn measure(place: &Path) -> Result<Measured> {
+async fn measure(place: &Path, asked: &Demo) -> Result<Measured> {
     print::complain("making a sample model in a temporary folder");
     let layout = place.join("layout");
     let sample = blocking(move || sample::make(&layout)).await?;
-    let serving = registry::serve(Source::layout(place.join("layout"))?.router()).await?;
-    let relay = Relay::start(serving.address()).await?;
+    let source = Source::layout(place.join("layout"))?;
+    let registry = faults::registry(source, &asked.faults).await?;
+    let measured = over(&registry, place, &sample).await;
+    let met = (!asked.faults.is_empty()).then(|| Met::at(&registry));
+    match measured {
+        Ok(measured) => Ok(Measured { met, ..measured }),
+        Err(error) => {
+            met.iter()
+                .flat_map(Met::rows)
+                .for_each(|(name, what)| print::complain(format_args!("{name}: {what}")));
+            Err(error)
+        }
+    }
+}
+
+/// Measures with a registry that serves the sample.
+async fn over(registry: &Registry, place: &Path, sample: &Sample) -> Result<Measured> {
+    let relay = Relay::start(registry.address()).await?;
     print::complain(format_args!(
         "serving it at 1 Gbit/s with {} ms each round trip",
         2 * relay::ONE_WAY.as_millis()
     ));
     let first = first_tensor(place, &relay).await?;
     print::complain(format_args!("downloading all of it with {STREAMS} streams"));
-    let download_seconds = download(&sample, relay.address()).await?.as_secs_f64();
+    let download_seconds = download(sample, relay.address()).await?.as_secs_f64();
     Ok(Measured {
         mount_seconds: first.mount.as_secs_f64(),
         tensor_seconds: first.tensor.as_secs_f64(),
@@ -104,6 +128,7 @@ async fn measure(place: &Path) -> Result<Measured> {
         download_seconds,
         model_bytes: sample.size(),
         ratio: download_seconds / first.tensor.as_secs_f64(),
+        met: None,
     })
 }
 

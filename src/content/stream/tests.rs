@@ -23,7 +23,7 @@ use crate::oci::manifest::Manifest;
 use crate::oci::{Artifact, Blob, Descriptor, Digest, Which};
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::memory::Memory;
-use crate::repository::{ByteStream, Pinned, Repository};
+use crate::repository::{ByteStream, Pace, Pinned, Repository};
 
 /// How much of a layer comes at once.
 const PIECE: u64 = 100_000;
@@ -70,6 +70,20 @@ impl Repository for Arc<Line> {
         });
         Box::pin(async move { Ok(Box::pin(pieces) as ByteStream) })
     }
+
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        self.read(blob, range)
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
+
+    fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn distrust(&self, _: &Blob) {}
 
     fn place(&self) -> String {
         "the line".to_owned()

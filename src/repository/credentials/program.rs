@@ -80,7 +80,10 @@ impl Running {
         let mut complaints = Vec::new();
         let heed = async {
             if let Some(stderr) = stderr {
-                let _ = stderr.take(COMPLAINTS).read_to_end(&mut complaints).await;
+                let mut stderr = stderr.take(COMPLAINTS);
+                let _ = stderr.read_to_end(&mut complaints).await;
+                // Heard to its end: one that finds nobody there to complain to ends for that.
+                let _ = tokio::io::copy(&mut stderr.into_inner(), &mut tokio::io::sink()).await;
             }
         };
         let ((), length, ()) = tokio::join!(write, read, heed);
@@ -135,6 +138,14 @@ mod tests {
         assert_eq!((&said.answer[..], said.status.success()), (&b"hello"[..], true));
         let deaf = shell("echo hello", &vec![7; 1 << 20], LONG).await.unwrap();
         assert_eq!(&deaf.answer[..], b"hello\n");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_complains_at_length_is_heard_all_the_same() {
+        let script = "head -c 300000 /dev/zero >&2 || exit 7; echo hello";
+        let said = shell(script, b"", LONG).await.unwrap();
+        assert_eq!((&said.answer[..], said.status.success()), (&b"hello\n"[..], true));
+        assert_eq!(said.complaints.len() as u64, COMPLAINTS);
     }
 
     #[tokio::test]

@@ -18,6 +18,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio::time::timeout;
 
 use self::health::{Health, Turn};
+use super::guard::Guarded;
 use super::hosts::{Can, Host};
 use super::registry::Role;
 use super::{ByteStream, Config, Pace, Pinned, Registry, Repository};
@@ -30,13 +31,13 @@ use crate::range::StoredRange;
 const TRIAL: Duration = Duration::from_secs(3);
 
 /// A repository of a registry, at any of its hosts.
-pub(super) struct Mirrored {
-    hosts: Arc<Hosts<Registry>>,
+pub(super) struct Mirrored<R> {
+    hosts: Arc<Hosts<R>>,
     /// As the reference names it.
     place: String,
 }
 
-impl Mirrored {
+impl Mirrored<Guarded<Registry>> {
     /// The repository of a registry, both `named` as a reference names them, at `hosts` in this order. Reads
     /// credentials and certificates; asks no network.
     ///
@@ -47,7 +48,8 @@ impl Mirrored {
         let last = hosts.len().saturating_sub(1);
         let ask = |(at, mut host): (usize, Host)| {
             host.endpoint.role = if at < last { Role::Mirror } else { Role::Last };
-            Ok((Registry::at(host.endpoint, named, config)?, host.can))
+            let budget = config.budgets.of(&host.endpoint.root, &config.metrics);
+            Ok((Guarded::new(Registry::at(host.endpoint, named, config)?, budget, config), host.can))
         };
         let asked = hosts.into_iter().enumerate().map(ask).collect::<Result<_>>()?;
         let hosts = Hosts::new(asked, Arc::clone(&config.metrics))
@@ -56,7 +58,7 @@ impl Mirrored {
     }
 }
 
-impl Repository for Mirrored {
+impl<R: Repository + 'static> Repository for Mirrored<R> {
     fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
         Box::pin(self.hosts.pin(which))
     }
@@ -69,6 +71,11 @@ impl Repository for Mirrored {
             }
             self.hosts.clone().open(blob, range).await
         })
+    }
+
+    /// As a read: a host that fails is as bad for either.
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        self.read(blob, range)
     }
 
     /// The registry's own: what refers to a manifest is no content that others might keep a copy of.
@@ -97,7 +104,7 @@ impl Repository for Mirrored {
     }
 }
 
-impl fmt::Debug for Mirrored {
+impl<R: fmt::Debug> fmt::Debug for Mirrored<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Mirrored").field(&self.hosts).finish()
     }
@@ -167,7 +174,7 @@ impl<R: Repository + 'static> Hosts<R> {
 
     /// Notes the failure of a host that was asked for a blob, or for a manifest.
     fn went_wrong(&self, at: usize, error: &Error, digest: Option<&Digest>) {
-        let Some(mirror) = self.mirrors.get(at) else { return };
+        let Some(mirror) = self.mirrors.get(at).filter(|_| error.was_asked()) else { return };
         let place = mirror.repository.place();
         match (error.kind(), digest) {
             // It answers, and has not got this, or not as it must be.

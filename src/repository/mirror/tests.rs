@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
+use crate::repository::around::Around;
 use crate::repository::{Memory, PlainHttp, Retrying, read_all};
 
 const ALL: Can = Can { pull: true, resolve: true, push: true };
@@ -138,6 +139,36 @@ async fn a_mirror_on_trial_that_hangs_holds_one_reader_up_and_not_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_registry_that_asks_to_be_left_alone_keeps_nobody_from_its_mirror() {
+    let config = Config::default();
+    let guarded = |memory, host: &str| {
+        let root = url::Url::parse(&format!("https://{host}/v2/")).unwrap();
+        Guarded::new(memory, config.budgets.of(&root, &config.metrics), &config)
+    };
+    let (mirror, own, mirror_of_another) = (Memory::new(), Memory::new(), Memory::new());
+    let (here, there) = (mirror.put(&b"here"[..]), own.put(&b"there"[..]));
+    mirror_of_another.put(&b"there"[..]);
+    own.fail_with(|_, _| Some(Error::new(Kind::Throttled, "429").retry_after(Duration::from_secs(3600))));
+    let hosts = vec![(guarded(mirror, "m.io"), ALL), (guarded(own, "r.io"), ALL)];
+    let hosts = Arc::new(Hosts::new(hosts, Arc::default()).unwrap());
+    let repository = Retrying::new(Mirrored { hosts: hosts.clone(), place: "r.io/a".into() }, &config);
+    let start = tokio::time::Instant::now();
+    let error = read_all(&repository, &there, whole(&there)).await.unwrap_err();
+    assert!(error.kind() == Kind::Deadline && error.to_string().contains("429"), "{error}");
+    assert_eq!(hosts.own.repository.within().requests(), 2, "at first, and before the reader fails");
+    let start = (start.elapsed(), tokio::time::Instant::now());
+    read_all(&repository, &here, whole(&here)).await.unwrap();
+    assert_eq!((start.0 <= config.read_deadline, start.1.elapsed()), (true, Duration::ZERO));
+
+    // Another repository of the same hosts knows of it too, and does without.
+    let hosts = vec![(guarded(mirror_of_another, "r.io"), ALL), (guarded(Memory::new(), "n.io"), ALL)];
+    let other = Arc::new(Hosts::new(hosts, Arc::default()).unwrap());
+    let error = other.clone().open(&there, whole(&there)).await.err().unwrap();
+    assert_eq!(error.kind(), Kind::NotFound, "the other host's word: {error}");
+    assert_eq!(other.get(0).repository.within().requests(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_gave_wrong_bytes_is_not_asked_for_that_blob_again() {
     let (hosts, blob) = three();
     read_well(&hosts, &blob).await;
@@ -169,9 +200,9 @@ async fn only_hosts_that_can_are_asked() {
 #[derive(Debug)]
 struct Brittle(Memory, AtomicBool);
 
-impl Repository for Brittle {
-    fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
-        self.0.manifest(which)
+impl Around for Brittle {
+    fn inner(&self) -> &dyn Repository {
+        &self.0
     }
 
     fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
@@ -183,14 +214,6 @@ impl Repository for Brittle {
             let bytes = self.0.read(blob, some).await?;
             Ok(bytes.chain(stream::iter([Err(Error::new(Kind::Broken, "reset"))])).boxed())
         })
-    }
-
-    fn place(&self) -> String {
-        "here".into()
-    }
-
-    fn identity(&self) -> String {
-        "me".into()
     }
 }
 
@@ -219,9 +242,10 @@ async fn what_goes_around_mirrors_sees_one_repository() {
     let config = Config::default();
     let alone = Mirrored::new(vec![own.clone()], named, &config).unwrap();
     let with_mirror = Retrying::new(Mirrored::new(vec![mirror, own], named, &config).unwrap(), &config);
+    let with_mirror: &dyn Repository = &with_mirror;
     assert_eq!(with_mirror.place(), "r.io/acme/llm");
     assert_eq!(with_mirror.identity(), alone.identity());
     let blob = Memory::new().put(&b"x"[..]);
-    assert!(read_all(&with_mirror, &blob, StoredRange::new(1, 1)).await.unwrap().is_empty());
+    assert!(read_all(with_mirror, &blob, StoredRange::new(1, 1)).await.unwrap().is_empty());
     with_mirror.distrust(&blob);
 }

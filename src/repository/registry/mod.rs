@@ -232,10 +232,15 @@ impl Registry {
     }
 
     async fn follow_up_to(&self, most: usize, mut hop: Hop, ask: &Ask<'_>) -> Result<(Hop, Response)> {
+        let mut been = Vec::new();
         for _ in 0..=most {
             match self.step(&hop, ask).await? {
                 Step::Answer(response) => return Ok((hop, response)),
-                Step::Away(next, _) => hop = next,
+                Step::Away(next, _) => been.push(std::mem::replace(&mut hop, next)),
+            }
+            // It would be asked the same again, and nothing says that it would know better.
+            if been.contains(&hop) {
+                return Err(wire::protocol(format!("a redirect back to {}", wire::shown(&hop.url))));
             }
         }
         Err(wire::protocol(format!("more than {} redirects", hops::MOST)))
@@ -258,6 +263,9 @@ impl Registry {
         let location =
             location.ok_or_else(|| wire::protocol(format!("{status} without a usable Location")))?;
         let next = hop.next(&self.reach, location)?;
+        if next == *hop {
+            return Err(wire::protocol(format!("a redirect of {} to itself", wire::shown(&next.url))));
+        }
         let life = expiry::life(&next.url, response.headers(), SystemTime::now());
         Ok(Step::Away(next, life))
     }
@@ -268,7 +276,8 @@ impl Registry {
         loop {
             let (authorization, used) = ask.auth.header(&self.client).await.map_err(|e| self.explained(e))?;
             let mut headers = self.endpoint.headers.clone();
-            headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
+            // Instead of one that its hosts.toml has: two would be a request against the rules.
+            authorization.map(|value| headers.insert(AUTHORIZATION, value));
             let response = self.send(url, ask, headers).await?;
             left = left.saturating_sub(1);
             if left == 0 {
@@ -392,6 +401,10 @@ impl Repository for Registry {
         Box::pin(read)
     }
 
+    fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+        self.read(blob, range)
+    }
+
     /// No opinion, but where ranges are ignored: what comes in one stream is best asked for in order.
     fn pace(&self) -> Pace {
         match self.wholes.are_needed() {
@@ -399,6 +412,8 @@ impl Repository for Registry {
             false => Pace { requests: usize::MAX, bytes: u64::MAX },
         }
     }
+
+    fn distrust(&self, _: &Blob) {}
 
     fn place(&self) -> String {
         format!("{}/{}", self.endpoint.host, self.repository)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use reqwest::{Certificate, Client, ClientBuilder, Identity, Method, RequestBuilder};
 use rustls::{AlertDescription, CertificateError};
-use url::Url;
+use url::{Origin, Url};
 
 use super::endpoint::Endpoint;
 use super::proxy::Proxies;
@@ -114,7 +114,8 @@ fn identity(certificate: &Path, key: Option<&Path>) -> Result<Identity> {
 /// The two clients of an endpoint: what is lifted or shown for its host holds for no other.
 #[derive(Clone)]
 pub(super) struct Clients {
-    host: Option<String>,
+    /// The scheme, name and port that the endpoint is asked at.
+    origin: Origin,
     own: Client,
     away: Client,
     proxies: Proxies,
@@ -132,15 +133,19 @@ impl Clients {
             true => own.clone(),
             false => super::client(config, endpoint, reach, Side::Away)?,
         };
-        let host = endpoint.root.host_str().map(str::to_owned);
-        Ok(Self { host, own, away, proxies: config.proxies.clone() })
+        let origin = endpoint.root.origin();
+        Ok(Self { origin, own, away, proxies: config.proxies.clone() })
     }
 
     /// A request to `url`, by the client for whoever is there.
     pub(super) fn request(&self, method: Method, url: Url) -> RequestBuilder {
-        let own = url.host_str() == self.host.as_deref();
-        let client = if own { &self.own } else { &self.away };
+        let client = if self.is_own(&url) { &self.own } else { &self.away };
         client.request(method, url)
+    }
+
+    /// Whether `url` is the endpoint's own: another service on the same machine is another host.
+    fn is_own(&self, url: &Url) -> bool {
+        url.origin() == self.origin
     }
 
     /// The error of a request to `url`, with the proxy that it went through: it may be the one that failed.
@@ -272,6 +277,20 @@ mod tests {
         let alert = |alert| meant(rustls::Error::AlertReceived(alert));
         assert!(alert(AlertDescription::CertificateRequired).unwrap().contains("'client'"));
         assert!(alert(AlertDescription::InternalError).is_none());
+    }
+
+    #[test]
+    fn what_holds_for_a_host_holds_for_no_other_port_of_it() {
+        let root = Url::parse("https://r.io:5000/v2/").unwrap();
+        let reach = Arc::new(Reach::new(root.clone(), Vec::new()));
+        let mut endpoint = Endpoint::at(root, "r.io:5000");
+        endpoint.trust.checks = Checks::None;
+        let clients = Clients::new(&Config::default(), &endpoint, &reach).unwrap();
+        let is_own = |url: &str| clients.is_own(&Url::parse(url).unwrap());
+        assert!(is_own("https://r.io:5000/blobs/x"));
+        for other in ["https://r.io/", "https://r.io:5001/", "https://cdn.io:5000/", "http://r.io:5000/"] {
+            assert!(!is_own(other), "{other}");
+        }
     }
 
     #[test]

@@ -30,6 +30,8 @@ const WINDOW: u64 = 16 << 20;
 const STREAMS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// What is cut out at once. Between parts others have their turn.
 pub(super) const PART: u64 = 1 << 20;
+/// How many bytes one of the pieces that they are remembered in has room for.
+const PIECE: usize = 64 << 10;
 /// A range that begins no later than here is cut out of an answer that ignores it, whatever the registry does else.
 const NEAR: u64 = 8 << 20;
 /// How many answers in a row must ignore the range before the registry counts as one that always does.
@@ -134,7 +136,8 @@ struct Passing {
     body: Option<ByteStream>,
     /// Where the next byte lies.
     at: u64,
-    recent: VecDeque<Bytes>,
+    /// Pieces of one size at the least, as far as they are full.
+    recent: VecDeque<Vec<u8>>,
     /// How many bytes those are.
     held: u64,
 }
@@ -158,16 +161,27 @@ impl Passing {
                 None => None,
             };
             let piece = piece.ok_or_else(ended)??;
-            self.remember(piece);
+            self.remember(&piece);
             self.forget_before(range.start());
         }
         Ok(self.copy(range))
     }
 
-    fn remember(&mut self, piece: Bytes) {
+    fn remember(&mut self, piece: &[u8]) {
         let len = u64::try_from(piece.len()).unwrap_or(u64::MAX);
         (self.at, self.held) = (self.at.saturating_add(len), self.held.saturating_add(len));
-        self.recent.push_back(piece);
+        // Copied, however small it is: by itself each would cost far more beside its bytes than those, and hold the whole
+        // buffer that it was cut out of.
+        match self.recent.back_mut() {
+            Some(last) if last.capacity().saturating_sub(last.len()) >= piece.len() => {
+                last.extend_from_slice(piece);
+            }
+            _ => {
+                let mut next = Vec::with_capacity(piece.len().max(PIECE));
+                next.extend_from_slice(piece);
+                self.recent.push_back(next);
+            }
+        }
     }
 
     fn forget_before(&mut self, needed: u64) {
@@ -261,6 +275,17 @@ mod tests {
         setting.read(40 * MIB, MIB).await.unwrap();
         let slot = setting.wholes.0.streams.lock().get(&setting.blob.digest).cloned().unwrap();
         assert!(slot.lock().await.as_ref().unwrap().held <= WINDOW + 2 * MIB);
+    }
+
+    #[tokio::test]
+    async fn bytes_that_come_one_by_one_take_no_more_room_than_others() {
+        let mut passing = Passing::new(stream::iter([]).boxed());
+        for at in 0..1_000_000_u32 {
+            passing.remember(&at.to_le_bytes()[..1]);
+        }
+        let room: usize = passing.recent.iter().map(Vec::capacity).sum();
+        assert!(passing.recent.len() <= 16 && room <= 1_000_000 + PIECE, "{} pieces", passing.recent.len());
+        assert_eq!(passing.copy(StoredRange::new(255, 258)), &[255, 0, 1][..]);
     }
 
     #[tokio::test]

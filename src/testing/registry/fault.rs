@@ -1,11 +1,11 @@
-//! What can be wrong with an answer ([`Fault`]), and which requests get it ([`Rule`]).
+//! What can be wrong with an answer ([`Fault`]), and which requests get it ([`Rule`]). `words` says both in words.
 
-use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use axum::http::header::HeaderName;
 
+use super::pattern::Pattern;
 use crate::oci::Digest;
 
 /// What is done to the answer for a request. Counts are of bytes of the body.
@@ -90,6 +90,10 @@ pub enum Fault {
     RedirectTo(&'static str),
     /// 307 to the same path again and again, so often before the answer; endless where that is more than is followed.
     RedirectChain(u32),
+    /// 307 to exactly what was asked for.
+    RedirectLoop,
+    /// What there is under this digest in the place of what was asked for, head and all: as where a tag has moved.
+    Instead(Digest),
     /// 200 and a page for people.
     Html200,
 
@@ -122,10 +126,69 @@ pub enum Fault {
     Expire,
 }
 
+impl Fault {
+    /// Its kind in a word, as a person types it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Close => "close",
+            Self::Garbage => "garbage",
+            Self::Silence => "silence",
+            Self::SlowHead(..) => "slow-head",
+            Self::EndlessHead(..) => "endless-head",
+            Self::HugeHeader(..) => "huge-header",
+            Self::ManyHeaders(..) => "many-headers",
+            Self::TwoLengths => "two-lengths",
+            Self::TwiceTheSame(..) => "twice-the-same",
+            Self::Header(..) => "header",
+            Self::NoHeader(..) => "no-header",
+            Self::Truncate(..) => "truncate",
+            Self::ResetAt(..) => "reset-at",
+            Self::Stall(..) => "stall",
+            Self::Slow(..) => "slow",
+            Self::Extra(..) => "extra",
+            Self::NoLength => "no-length",
+            Self::Chunked => "chunked",
+            Self::ChunkedCut(..) => "chunked-cut",
+            Self::Short(..) => "short",
+            Self::Overlong(..) => "overlong",
+            Self::Padded(..) => "padded",
+            Self::IgnoreRange => "ignore-range",
+            Self::Partial200 => "partial200",
+            Self::Whole206 => "whole206",
+            Self::Elsewhere(..) => "elsewhere",
+            Self::Short206(..) => "short206",
+            Self::Multipart => "multipart",
+            Self::Status(..) => "status",
+            Self::RetryAfter(..) => "retry-after",
+            Self::RetryAt(..) => "retry-at",
+            Self::Unauthorized => "unauthorized",
+            Self::Redirect(..) => "redirect",
+            Self::RedirectTo(..) => "redirect-to",
+            Self::RedirectChain(..) => "redirect-chain",
+            Self::RedirectLoop => "redirect-loop",
+            Self::Instead(..) => "instead",
+            Self::Html200 => "html200",
+            Self::Html206 => "html206",
+            Self::Flip(..) => "flip",
+            Self::Shifted(..) => "shifted",
+            Self::Zeros => "zeros",
+            Self::Swap(..) => "swap",
+            Self::BreakBody(..) => "break-body",
+            Self::StallBody(..) => "stall-body",
+            Self::Lose => "lose",
+            Self::Forget(..) => "forget",
+            Self::Revoke => "revoke",
+            Self::Expire => "expire",
+        }
+    }
+}
+
 /// Which requests get which fault. The first rule that fits a request counts, also where its chance spares it.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    pattern: Cow<'static, str>,
+    pattern: Pattern,
     faults: Vec<Fault>,
     skip: usize,
     times: usize,
@@ -142,34 +205,34 @@ struct Chance {
 }
 
 impl Rule {
-    /// Every request whose method, path and query (`PUT /v2/…`) contain `pattern`.
-    pub fn always(pattern: impl Into<Cow<'static, str>>, fault: Fault) -> Self {
+    /// Every request whose method, path and query (`PUT /v2/…`) contain `pattern`; where that has a `*`, which stands for
+    /// anything, those that are as the whole of it says.
+    pub fn always(pattern: impl Into<Pattern>, fault: Fault) -> Self {
         Self::times(pattern, usize::MAX, fault)
     }
 
     /// The next such request.
-    pub fn once(pattern: impl Into<Cow<'static, str>>, fault: Fault) -> Self {
+    pub fn once(pattern: impl Into<Pattern>, fault: Fault) -> Self {
         Self::times(pattern, 1, fault)
     }
 
     /// The next so many such requests.
-    pub fn times(pattern: impl Into<Cow<'static, str>>, times: usize, fault: Fault) -> Self {
+    pub fn times(pattern: impl Into<Pattern>, times: usize, fault: Fault) -> Self {
         Self::new(pattern.into(), times, vec![fault])
     }
 
     /// A share of such requests, between 0 and 1: each gets one of `faults`. The same `seed` gives the same choices in the
     /// order of requests.
     pub fn mixture(
-        pattern: impl Into<Cow<'static, str>>,
+        pattern: impl Into<Pattern>,
         share: f64,
         seed: u64,
         faults: impl IntoIterator<Item = Fault>,
     ) -> Self {
-        let rule = Self::new(pattern.into(), usize::MAX, faults.into_iter().collect());
-        Self { chance: Some(Chance { share, state: seed }), ..rule }
+        Self::new(pattern.into(), usize::MAX, faults.into_iter().collect()).sometimes(share, seed)
     }
 
-    fn new(pattern: Cow<'static, str>, times: usize, faults: Vec<Fault>) -> Self {
+    fn new(pattern: Pattern, times: usize, faults: Vec<Fault>) -> Self {
         let (lasting, until, chance, first_only) = (None, None, None, None);
         Self { pattern, faults, skip: 0, times, chance, lasting, until, first_only }
     }
@@ -178,6 +241,18 @@ impl Rule {
     #[must_use]
     pub fn after(self, skip: usize) -> Self {
         Self { skip, ..self }
+    }
+
+    /// The same, but only so many times.
+    #[must_use]
+    pub fn at_most(self, times: usize) -> Self {
+        Self { times, ..self }
+    }
+
+    /// The same, but a share of the requests, between 0 and 1, which `seed` chooses.
+    #[must_use]
+    pub fn sometimes(self, share: f64, seed: u64) -> Self {
+        Self { chance: Some(Chance { share, state: seed }), ..self }
     }
 
     /// The same, but only for so long after the first request that fits.
@@ -192,10 +267,13 @@ impl Rule {
         Self { first_only: Some(HashSet::new()), ..self }
     }
 
+    /// Whether it ends signed addresses, so that it is for who gives bytes under them.
+    pub fn is_for_a_storage(&self) -> bool {
+        self.faults.iter().any(|fault| matches!(fault, Fault::Expire))
+    }
+
     fn fits(&self, request: &str) -> bool {
-        self.times > 0
-            && request.contains(&*self.pattern)
-            && self.until.is_none_or(|until| Instant::now() < until)
+        self.times > 0 && self.pattern.fits(request) && self.until.is_none_or(|until| Instant::now() < until)
     }
 
     /// The fault for a request that fits, where it gets one.
@@ -240,21 +318,28 @@ impl Chance {
 
 /// The rules of a registry.
 #[derive(Debug, Default)]
-pub(super) struct Rules(Vec<Rule>);
+pub(super) struct Rules {
+    all: Vec<Rule>,
+    /// How often each kind of fault was given.
+    pub(super) given: BTreeMap<&'static str, usize>,
+}
 
 impl Rules {
     pub(super) fn add(&mut self, rule: Rule) {
-        self.0.push(rule);
+        self.all.push(rule);
     }
 
+    /// Takes all rules back; what was given stays counted.
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.all.clear();
     }
 
     /// The fault for a request, from the first rule that fits; `request` is its method, path and query.
     pub(super) fn fault(&mut self, request: &str) -> Option<Fault> {
         let path = request.split('?').next().unwrap_or_default();
-        self.0.iter_mut().find(|rule| rule.fits(request))?.fault(path)
+        let fault = self.all.iter_mut().find(|rule| rule.fits(request))?.fault(path)?;
+        *self.given.entry(fault.name()).or_default() += 1;
+        Some(fault)
     }
 }
 

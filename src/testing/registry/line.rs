@@ -7,7 +7,8 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -61,14 +62,46 @@ impl Script {
     }
 }
 
-/// Where the script for a connection is left; the extension of its requests, as axum's `ConnectInfo`.
+/// Where the script for a connection is left, and what is known of the connection; the extension of its requests, as
+/// axum's `ConnectInfo`.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Cue(Arc<Mutex<Option<Script>>>);
+pub(super) struct Cue {
+    script: Arc<Mutex<Option<Script>>>,
+    requests: Arc<AtomicUsize>,
+    open: Arc<()>,
+}
 
 impl Cue {
     /// Has `script` played in place of the answer that follows.
     pub(super) fn play(&self, script: Script) {
-        *self.0.lock() = Some(script);
+        *self.script.lock() = Some(script);
+    }
+
+    /// Counts a request.
+    pub(super) fn asked(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What becomes of the answer to the request that was counted last.
+    pub(super) fn answer(&self) -> Answer {
+        let until_now = self.requests.load(Ordering::Relaxed);
+        Answer { requests: self.requests.clone(), until_now, open: Arc::downgrade(&self.open) }
+    }
+}
+
+/// An answer on its way to a client.
+#[derive(Debug)]
+pub(super) struct Answer {
+    requests: Arc<AtomicUsize>,
+    until_now: usize,
+    open: Weak<()>,
+}
+
+impl Answer {
+    /// Whether the client may have taken it: it asks on over the same connection, or keeps it. Who hangs up instead has not
+    /// waited for the answer.
+    pub(super) fn may_be_taken(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) > self.until_now || self.open.strong_count() > 0
     }
 }
 
@@ -124,7 +157,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
     /// Whether what the HTTP server writes is swallowed.
     fn plays(&mut self) -> bool {
         if self.playing.is_none() {
-            self.playing = self.cue.0.lock().take();
+            self.playing = self.cue.script.lock().take();
         }
         self.playing.is_some()
     }

@@ -2,7 +2,7 @@
 //!
 //! [`Registry`] serves an image layout folder, and blobs made as they are read ([`Synthetic`]). It can ask for passwords
 //! or tokens ([`Door`]), and send its readers to a storage on another port, whose addresses are signed and end and which
-//! refuses credentials. [`Rule`]s say which request meets which [`Fault`]: on the connection itself (`line`), in
+//! refuses credentials. [`Rule`]s, which a person may type too ([`grammar`]), say which request meets which [`Fault`]: on the connection itself (`line`), in
 //! status, headers and body (`spoil`), in the bytes alone. What a client does against the rules is noted
 //! ([`Violation`]): credentials where they do not belong, a wait that was not kept, a storm.
 //!
@@ -10,6 +10,7 @@
 
 mod fault;
 mod line;
+mod pattern;
 mod reading;
 mod referrers;
 mod reply;
@@ -19,7 +20,9 @@ mod storage;
 mod synthetic;
 mod tokens;
 mod watch;
+mod words;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +37,7 @@ use parking_lot::Mutex;
 
 pub use self::fault::{Fault, Rule};
 pub use self::line::Resets;
+pub use self::pattern::Pattern;
 pub use self::reading::Source;
 pub use self::referrers::Referrers;
 pub use self::reply::plain;
@@ -41,6 +45,7 @@ pub use self::serving::{Serving, serve};
 pub use self::synthetic::Synthetic;
 pub use self::tokens::{Door, Tokens, User};
 pub use self::watch::{Breach, Logged, Violation};
+pub use self::words::grammar;
 
 use self::fault::Rules;
 use self::line::Cue;
@@ -139,6 +144,12 @@ impl Registry {
         Ok(Self { address: serving.address(), serving: Some(serving), router, stage, storage })
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// `127.0.0.1:PORT`
     #[must_use]
     pub fn host(&self) -> String {
@@ -176,8 +187,18 @@ impl Registry {
     /// What clients did against the rules so far, here and at the storage.
     #[must_use]
     pub fn violations(&self) -> Vec<Violation> {
-        let mut all = self.stage.watch.lock().violations.clone();
+        let mut all = self.stage.watch.lock().violations();
         all.extend(self.storage.iter().flat_map(|storage| storage.violations()));
+        all
+    }
+
+    /// How often each kind of fault was given so far, here and at the storage.
+    #[must_use]
+    pub fn faults_given(&self) -> BTreeMap<&'static str, usize> {
+        let mut all = self.storage.as_ref().map(|storage| storage.faults_given()).unwrap_or_default();
+        for (name, count) in &self.stage.rules.lock().given {
+            *all.entry(*name).or_default() += count;
+        }
         all
     }
 
@@ -237,6 +258,7 @@ async fn around(
     next: Next,
 ) -> Response {
     let logged = Logged::of(&request);
+    cue.asked();
     let fault = stage.rules.lock().fault(&format!("{} {}", logged.method, logged.path));
     stage.watch.lock().note(logged.clone());
     match fault {
@@ -263,7 +285,7 @@ impl Stage {
         next: Next,
     ) -> Response {
         if let Some(wait) = spoil::wait_of(&fault) {
-            self.watch.lock().told_to_wait(logged.key(), wait);
+            self.watch.lock().told_to_wait(logged.key(), wait, cue.answer());
         }
         if let Some(script) = spoil::mute(&fault) {
             cue.play(script);

@@ -36,6 +36,7 @@ pub(super) fn instead(fault: &Fault, request: &Request) -> Option<Response> {
         Fault::RedirectChain(hops) if hops_so_far(&path) < *hops => {
             moved(&format!("{}?hop={}", request.uri().path(), hops_so_far(&path).saturating_add(1)))
         }
+        Fault::RedirectLoop => moved(&path),
         Fault::Html200 => plain(200, &[(CONTENT_TYPE, "text/html")], PAGE),
         _ => return None,
     })
@@ -77,6 +78,7 @@ pub(super) fn redirect_within(fault: &Fault, request: &mut Request) {
             request.headers_mut().remove(RANGE);
             ask_for(request, digest);
         }
+        Fault::Instead(digest) => ask_for(request, digest),
         _ => {}
     }
 }

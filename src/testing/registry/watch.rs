@@ -2,14 +2,17 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::Request;
 use axum::http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, RANGE};
 
+use super::line::Answer;
+
 /// More of the same request than this within [`STORM_TIME`] is a storm: pauses that double from a few hundredths of
-/// a second make seven or eight.
-const STORM: usize = 12;
+/// a second make seven or eight, each of which may ask twice where an address that was just given is over.
+const STORM: usize = 16;
 const STORM_TIME: Duration = Duration::from_secs(1);
 
 /// A request as it came in.
@@ -66,9 +69,9 @@ impl Logged {
 pub enum Breach {
     /// Credentials came to the storage that blobs are redirected to.
     CredentialsElsewhere,
-    /// The same was asked again before the time that `Retry-After` gave was over.
+    /// The same was asked again before the time that `Retry-After` gave was over, by who had that answer.
     EarlyRetry,
-    /// The same was asked more than twelve times within a second.
+    /// The same was asked more than sixteen times within a second.
     Storm,
     /// Several ranges in one request: some registries answer with the whole blob, some with an error.
     SeveralRanges,
@@ -97,13 +100,22 @@ impl fmt::Display for Violation {
     }
 }
 
+/// A wait that was asked for.
+#[derive(Debug)]
+struct Wait {
+    until: Instant,
+    answer: Arc<Answer>,
+}
+
 /// What a registry has seen.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     pub(super) log: Vec<Logged>,
-    pub(super) violations: Vec<Violation>,
+    violations: Vec<Violation>,
     /// Until when the same request must not come again.
-    waits: HashMap<String, Instant>,
+    waits: HashMap<String, Wait>,
+    /// Those that came again all the same, each with the answer that it should have kept to.
+    early: Vec<(Violation, Arc<Answer>)>,
     recent: HashMap<String, VecDeque<Instant>>,
 }
 
@@ -121,8 +133,11 @@ impl Watch {
         {
             self.broken(Breach::MayBeEncoded, &key);
         }
-        if let Some(left) = self.waits.get(&key).and_then(|until| until.checked_duration_since(logged.at)) {
-            self.broken(Breach::EarlyRetry, &format!("{key}, {left:?} early"));
+        if let Some(wait) = self.waits.get(&key)
+            && let Some(left) = wait.until.checked_duration_since(logged.at)
+        {
+            let request = format!("{key}, {left:?} early");
+            self.early.push((Violation { breach: Breach::EarlyRetry, request }, wait.answer.clone()));
         }
         if logged.asks() {
             // With the query: a chain of redirects may come by several times on its way.
@@ -134,11 +149,18 @@ impl Watch {
         self.log.push(logged);
     }
 
-    /// The client was told to wait with this request.
-    pub(super) fn told_to_wait(&mut self, key: String, wait: Duration) {
+    /// The client is told to wait with this request, by `answer`.
+    pub(super) fn told_to_wait(&mut self, key: String, wait: Duration, answer: Answer) {
         if let Some(until) = Instant::now().checked_add(wait) {
-            self.waits.insert(key, until);
+            self.waits.insert(key, Wait { until, answer: answer.into() });
         }
+    }
+
+    /// What clients did against the rules. Whether somebody came early is judged now, by what became of the answer: who hung
+    /// up before it came knows nothing of a wait.
+    pub(super) fn violations(&self) -> Vec<Violation> {
+        let early = self.early.iter().filter(|(_, answer)| answer.may_be_taken());
+        self.violations.iter().chain(early.map(|(violation, _)| violation)).cloned().collect()
     }
 
     pub(super) fn broken(&mut self, breach: Breach, request: &str) {
@@ -160,6 +182,7 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
+    use super::super::line::Cue;
     use super::*;
 
     fn request(range: Option<&str>, encoding: Option<&str>) -> Logged {
@@ -172,7 +195,7 @@ mod tests {
     }
 
     fn breaches(watch: &Watch) -> Vec<Breach> {
-        watch.violations.iter().map(|violation| violation.breach).collect()
+        watch.violations().iter().map(|violation| violation.breach).collect()
     }
 
     #[test]
@@ -194,11 +217,27 @@ mod tests {
     fn the_same_before_its_time_is_noticed_and_another_is_not() {
         let mut watch = Watch::default();
         let asked = request(Some("bytes=0-9"), Some("identity"));
-        watch.told_to_wait(asked.key(), Duration::from_secs(100));
+        let cue = Cue::default();
+        watch.told_to_wait(asked.key(), Duration::from_secs(100), cue.answer());
         watch.note(request(Some("bytes=10-19"), Some("identity")));
         assert_eq!(breaches(&watch), []);
         watch.note(asked);
         assert_eq!(breaches(&watch), [Breach::EarlyRetry]);
+    }
+
+    #[test]
+    fn who_hung_up_before_the_answer_knows_of_no_wait_and_who_asks_on_does() {
+        for (asks_on, expected) in [(false, vec![]), (true, vec![Breach::EarlyRetry])] {
+            let (mut watch, cue) = (Watch::default(), Cue::default());
+            let asked = request(Some("bytes=0-9"), Some("identity"));
+            watch.told_to_wait(asked.key(), Duration::from_secs(100), cue.answer());
+            if asks_on {
+                cue.asked();
+            }
+            watch.note(asked);
+            drop(cue);
+            assert_eq!(breaches(&watch), expected);
+        }
     }
 
     #[test]
