@@ -12,10 +12,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
+use super::allowance::Allowance;
 use super::attached::{self, Trust};
 use super::format::Head;
 use super::plain::{Derived, Task};
-use super::window::Allowance;
 use super::{Coding, Entry, EntryKind, Index, bound, compression, cover, local, union};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::ModelLayer;
@@ -94,7 +94,8 @@ pub async fn find_with(
 /// # Errors
 /// Naming the layer: those of reading; `Invalid` for names, links and archives that are refused, for a path
 /// that is a file and a folder, and for an index that is not of this artifact; `Unsupported` for layers
-/// of more than 16 TiB, devices, sparse files and archives whose headers take more than 64 MiB in all. An index of this
+/// of more than 16 TiB, devices, sparse files, archives whose headers take more than 64 MiB in all, and names that take more than
+/// 512 MiB. An index of this
 /// machine that is wrong is passed over.
 pub async fn find_in(
     repository: &dyn Repository,
@@ -105,7 +106,7 @@ pub async fn find_in(
     let mut index = Index { warnings: artifact.warnings.clone(), ..Index::default() };
     let covered = covered(repository, artifact, &sources, &mut index.warnings).await?;
     let known = sources.known;
-    let allowance = Allowance::new();
+    let allowance = Allowance::headers(0);
     let tasks: Vec<_> = artifact
         .visible()
         .enumerate()
@@ -140,9 +141,13 @@ async fn covered(
         warnings.extend(cover::warning(artifact, &covered));
     }
     covered.resize_with(artifact.visible().count(), || None);
+    // Of any number of layers, each with an index of its own.
+    let room = Allowance::names();
     for ((number, layer), covered) in artifact.visible().enumerate().zip(&mut covered) {
         if covered.is_none() && compression(layer.packaging).is_some() {
             *covered = of_this_machine(layer, number, sources.local);
+            let entries = covered.iter().flat_map(|derived| &derived.entries);
+            entries.into_iter().try_for_each(|entry| room.take_entry(entry))?;
         }
     }
     let is_streamed = |(layer, covered): (&ModelLayer, &Option<Derived>)| {

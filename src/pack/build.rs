@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::index::format::{Encoded, encode};
 use crate::index::pass::{Digesting, Event, Pass, Spacing};
 use crate::index::spool::Spool;
-use crate::index::{self, ChunkDigest, Coding, Entry, Index, Layer, sections};
+use crate::index::{self, Allowance, ChunkDigest, Coding, Entry, Headers, Index, Layer, sections};
 use crate::oci::artifact::ModelLayer;
 use crate::oci::digest::Hasher;
 use crate::oci::manifest::Document;
@@ -209,10 +209,14 @@ pub async fn build(
     watch: &Watch,
 ) -> Result<Built> {
     let layers = found.layers.into_iter().enumerate();
+    let allowance = Arc::new(Allowance::headers(0));
+    let headers = || Headers::of(&allowance);
     let each: Vec<_> = artifact
         .visible()
         .zip(layers)
-        .map(|(described, (number, layer))| gone_by(repository, described, layer, number, making, watch))
+        .map(|(described, (number, layer))| {
+            gone_by(repository, described, (number, layer), headers(), making, watch)
+        })
         .collect();
     let gone: Vec<Gone> = stream::iter(each).buffered(SIDE_BY_SIDE).try_collect().await?;
     let mut entries = found.entries.into_iter().peekable();
@@ -245,14 +249,14 @@ struct Gone {
 async fn gone_by(
     repository: &dyn Repository,
     described: &ModelLayer,
-    layer: Layer,
-    number: usize,
+    (number, layer): (usize, Layer),
+    headers: Headers,
     making: &Making,
     watch: &Watch,
 ) -> Result<Gone> {
     let blob = layer.blob.clone();
     let reading = |error: Error| error.context(format!("cannot read layer {}", blob.digest));
-    let work = Work::of(described, layer, number, making).map_err(reading)?;
+    let work = Work::of(described, (number, layer), headers, making).map_err(reading)?;
     let mut bytes = repository.read(&blob, StoredRange::new(0, blob.size)).await.map_err(reading)?;
     let (give, take) = channel::<Bytes>(WAITING);
     let working = tokio::task::spawn_blocking(move || work.run(take));
@@ -278,11 +282,16 @@ enum Work {
 }
 
 impl Work {
-    fn of(described: &ModelLayer, layer: Layer, number: usize, making: &Making) -> Result<Self> {
+    fn of(
+        described: &ModelLayer,
+        (number, layer): (usize, Layer),
+        headers: Headers,
+        making: &Making,
+    ) -> Result<Self> {
         if matches!(layer.coding, Coding::Stored) {
             return Ok(Self::Stored(layer));
         }
-        let pass = Box::new(Pass::new(described, number, making.spacing)?);
+        let pass = Box::new(Pass::beside(described, number, making.spacing, headers)?);
         let spool = Spool::new(nameless(&making.scratch)?);
         let described = Box::new(described.clone());
         Ok(Self::Compressed { described, diff_id: layer.diff_id, pass, spool })
