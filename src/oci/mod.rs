@@ -6,6 +6,7 @@
 //! writers say of a file and of the model, [`path`] which names may stand in a tree.
 
 pub mod artifact;
+mod bounded;
 pub mod complete;
 pub mod config;
 mod dialect;
