@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::artifacts::Artifact;
 use crate::support::neighbours::{Age, Part, image, kit};
 use crate::support::pack;
 use crate::support::place::Place;
-use crate::support::registry::Registry;
+use crate::support::registry::{BASIC, Registry};
 use crate::support::tar_writers::Member;
 
 fn push(registry: &Registry, repository: &str, artifact: &Artifact) {
@@ -64,6 +64,27 @@ fn a_kit_is_mounted_upon_its_parents_of_which_only_the_model_is_taken() {
     assert_eq!(said["dialect"], "kitops");
     let warnings: Vec<_> = said["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     assert!(warnings.iter().any(|warning| warning.contains(&base)), "{warnings:?}");
+}
+
+#[test]
+fn a_parent_in_another_registry_is_asked_only_where_the_user_says_so() {
+    let (kits, other, place) = (Registry::start(), Registry::with_password(), Place::new());
+    push(&other, "org/base", &kit(&[model(&[Member::File("model.gguf", "base")])], None, Age::Today));
+    let base = other.reference("org/base:v1");
+    let readme = [Member::File("README.md", "of top")];
+    push(&kits, "org/top", &kit(&[docs(&readme)], Some(&base), Age::Today));
+    let (top, host) = (kits.reference("org/top:v1"), base.split('/').next().unwrap());
+    let auths = json!({"auths": {host: {"auth": BASIC}}});
+    fs::write(place.docker().join("config.json"), auths.to_string()).unwrap();
+
+    let before = other.requests().len();
+    place.run(["ls", &top]).failed(4, &["parent kit", host, "registry.parents"]);
+    assert_eq!(other.requests().len(), before, "nobody has asked it");
+
+    let mut command = place.command();
+    command.args(["cat", &top, "model.gguf"]).env("WEIGHTFS_PARENTS", host);
+    assert_eq!(place.finish(command, std::time::Duration::from_secs(60)).ok().stdout, "base");
+    assert!(other.requests().len() > before);
 }
 
 #[test]
