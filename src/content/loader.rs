@@ -318,7 +318,7 @@ impl Loader {
     }
 
     /// Runs `task` until it ends or the loader closes.
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock();
         if self.board.closed() {
             return;

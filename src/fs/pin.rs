@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::content::Store;
 use crate::error::{Error, Kind, Result};
-use crate::index::{bound, compression};
+use crate::index::{Kept, bound, compression};
 use crate::oci::config::{CONFIG_LIMIT, Description};
 use crate::oci::manifest::{Document, Manifest};
 use crate::oci::{Artifact, Descriptor, Digest, Reference, Which};
@@ -177,6 +177,33 @@ pub(super) async fn kept_head(
 ) -> Option<Bytes> {
     let digest = artifact.bound_index().ok()??.head.digest;
     blocking(store, repository, move |store, who| store.small(who, &digest)).await?
+}
+
+/// The attached index that was used of the artifact `subject` at an earlier time, with its head.
+pub(super) async fn kept_attached(
+    repository: &dyn Repository,
+    store: &Arc<Store>,
+    subject: &Digest,
+) -> Option<Kept> {
+    let subject = subject.clone();
+    let kept = move |store: &Store, who: &str| {
+        let index = store.attached(who, &subject)?;
+        let head = store.small(who, &index.head.digest)?;
+        Some((index, head))
+    };
+    blocking(store, repository, kept).await?
+}
+
+/// Keeps the attached index that was used of the artifact `subject`, as [`keep_bound`] does one of its own.
+pub(super) async fn keep_attached(
+    repository: &dyn Repository,
+    store: &Arc<Store>,
+    subject: &Digest,
+    opened: bound::Opened,
+) {
+    let (subject, index) = (subject.clone(), opened.index.clone());
+    keep_bound(repository, store, opened).await;
+    blocking(store, repository, move |store, who| store.keep_attached(who, &subject, &index)).await;
 }
 
 /// The indexes of compressed layers that were made here, by layer and how it is read.

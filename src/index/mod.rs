@@ -25,10 +25,10 @@ pub mod union;
 mod window;
 
 pub use allowance::{Allowance, Headers};
-pub use attached::{ARTIFACT_TYPE, Trust, open as attached_of};
+pub use attached::{ARTIFACT_TYPE, Kept, Trust, mention as mention_attached, open as attached_of};
 pub use cover::of as cover_of;
 pub use digest::ChunkDigest;
-pub use find::{Sources, Subject, find, find_in, find_with};
+pub use find::{Attached, Sources, find, find_in, find_with};
 pub use grid::Grid;
 
 use std::fs::File;

@@ -25,6 +25,7 @@
 //! The table of chunks is plain files beside each image and not a database: the reason is in
 //! `docs/decisions/0004-store-form.md`.
 
+mod attached;
 pub mod audit;
 pub mod budget;
 pub mod catalogue;
