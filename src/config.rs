@@ -236,6 +236,10 @@ keys! {
     |all, text| switch(text).map(|on| {
         all.content.trust_index = if on { Trust::Always } else { Trust::Never };
     });
+    "content.platform", "WEIGHTFS_PLATFORM", Some("--platform"), "this machine's, or the only one",
+    "`OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`, as `linux/arm64`",
+    "which manifest is meant where a reference leads to a list with one for each platform, as container images have",
+    |all, text| text.parse().map(|value| all.content.platform = Some(value)).map_err(|error: Error| error.to_string());
     "content.warm", "WEIGHTFS_WARM", Some("--warm"), "`auto`", "`none`, `auto` or `all`",
     "what is loaded before it is asked for",
     |all, text| warm(text).map(|value| all.content.warm = value);

@@ -11,6 +11,7 @@ use super::Model;
 use super::assemble::{Whole, assemble};
 use super::pin;
 use super::tree::Tree;
+use crate::content::store::Asked;
 use crate::content::{Config, Integrity, Loader, Store};
 use crate::error::Result;
 use crate::index::find::Known;
@@ -40,7 +41,8 @@ impl Model {
         store: Arc<Store>,
         config: Config,
     ) -> Result<Self> {
-        let found = pin::pin(&*repository, &reference, &store).await?;
+        let asked = Asked { reference: reference.clone(), platform: config.platform.clone() };
+        let found = pin::pin(&*repository, &asked, &store).await?;
         let own = repository;
         let Whole { artifact, repository } = assemble(own.clone(), &found, &store)
             .await
@@ -63,7 +65,7 @@ impl Model {
         index.warnings.append(&mut warnings);
         let index = Arc::new(index);
         if found.from == pin::Source::Repository {
-            pin::admit(&*own, &reference, &store, &found.pinned).await;
+            pin::admit(&*own, &asked, &store, &found.pinned).await;
             keep_gaps(&store, &*repository, &index).await;
             if let Some(bound) = bound {
                 pin::keep_bound(&*repository, &store, bound).await;

@@ -22,7 +22,7 @@ use crate::index::{self, Allowance, ChunkDigest, Coding, Entry, Headers, Index, 
 use crate::oci::artifact::ModelLayer;
 use crate::oci::digest::Hasher;
 use crate::oci::manifest::Document;
-use crate::oci::{Artifact, Blob, Digest, Reference, Which};
+use crate::oci::{Artifact, Blob, Digest, Platform, Reference, Which};
 use crate::range::StoredRange;
 use crate::repository::{Pinned, Repository};
 
@@ -75,17 +75,22 @@ pub struct Source {
 }
 
 impl Opened {
-    /// The artifact that `reference` names. Costs a request, or two where there is a list of manifests.
+    /// The artifact that `reference` names, for `platform` where it names a list of manifests. Costs a request, or two where
+    /// there is a list.
     ///
     /// # Errors
     /// Those of the repository, of reading manifests, and of choosing one.
-    pub async fn open(repository: Arc<dyn Repository>, reference: &Reference) -> Result<Self> {
+    pub async fn open(
+        repository: Arc<dyn Repository>,
+        reference: &Reference,
+        platform: Option<&Platform>,
+    ) -> Result<Self> {
         let opened = async {
             let pinned = repository.manifest(&reference.which()).await?;
             match Document::parse(&pinned.bytes, &pinned.media_type)? {
                 Document::Manifest(manifest) => Ok((pinned, Artifact::read(manifest)?)),
                 Document::Index(choice) => {
-                    let chosen = Which::Digest(choice.choose()?.digest.clone());
+                    let chosen = Which::Digest(choice.choose(platform)?.digest.clone());
                     let pinned = repository.manifest(&chosen).await?;
                     match Document::parse(&pinned.bytes, &pinned.media_type)? {
                         Document::Manifest(manifest) => Ok((pinned, Artifact::read(manifest)?)),
@@ -103,12 +108,16 @@ impl Opened {
 }
 
 impl Source {
-    /// The artifact that `reference` names. Costs what [`Opened::open`] and [`find`](index::find()) do.
+    /// The artifact that `reference` names, as [`Opened::open`] has it. Costs what [`Opened::open`] and [`find`](index::find()) do.
     ///
     /// # Errors
     /// `Invalid` where it has an index; as those two.
-    pub async fn open(repository: Arc<dyn Repository>, reference: &Reference) -> Result<Self> {
-        let Opened { repository, pinned, artifact } = Opened::open(repository, reference).await?;
+    pub async fn open(
+        repository: Arc<dyn Repository>,
+        reference: &Reference,
+        platform: Option<&Platform>,
+    ) -> Result<Self> {
+        let Opened { repository, pinned, artifact } = Opened::open(repository, reference, platform).await?;
         if let Some(index) = artifact.bound_index()? {
             let doing = format!("{reference} has an index of its own: {}", index.blob.digest);
             return Err(Error::new(Kind::Invalid, doing));

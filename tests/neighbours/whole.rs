@@ -4,6 +4,9 @@ use std::fs;
 
 use serde_json::{Value, json};
 
+use weightfs::oci::Digest;
+use weightfs::oci::manifest::{OCI_INDEX, OCI_MANIFEST};
+
 use crate::support::artifacts::Artifact;
 use crate::support::neighbours::{Age, Part, image, kit};
 use crate::support::pack;
@@ -98,6 +101,47 @@ fn parents_that_go_in_a_circle_or_are_too_many_are_refused_by_name() {
     place.run(["ls", &reference(0)]).failed(7, &["more than 10 kits", &reference(11)]);
     push(&registry, "org/kit1", &kit(&[], Some(&reference(0)), Age::Today));
     place.run(["ls", &reference(0)]).failed(2, &["circle", &reference(1)]);
+}
+
+#[test]
+fn of_a_list_of_images_the_one_for_the_platform_is_mounted() {
+    let (mut registry, place) = (Registry::start(), Place::new());
+    let listed = [("amd64", ""), ("arm64", "v8"), ("riscv64", "")].map(|(architecture, variant)| {
+        let image = image(&[&[Member::File("models/which", architecture)]]);
+        push(&registry, "org/car", &image);
+        let (digest, size) = (Digest::of(&image.manifest()).to_string(), image.manifest().len());
+        json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": size,
+            "platform": {"os": "linux", "architecture": architecture, "variant": variant}})
+    });
+    let manifest = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}).to_string();
+    let list = pack::Artifact {
+        blobs: Vec::new(),
+        manifest: manifest.into_bytes(),
+        media_type: OCI_INDEX.to_owned(),
+    };
+    registry.push("org/car", "v1", &list);
+    let car = registry.reference("org/car:v1");
+    let which = |options: &[&str]| place.run([&["cat", &car, "models/which"][..], options].concat());
+
+    let own = weightfs::oci::Platform::host().to_string();
+    assert_eq!(which(&[]).ok().stdout, own.trim_start_matches("linux/"));
+    assert_eq!(which(&["--platform", "linux/arm64"]).ok().stdout, "arm64");
+    assert_eq!(which(&["--platform", "linux/riscv64"]).ok().stdout, "riscv64");
+    let lists = ["no manifest for linux/s390x", "linux/amd64", "linux/arm64", "--platform"];
+    which(&["--platform", "linux/s390x"]).failed(3, &lists);
+    which(&["--platform", "s390x"]).failed(2, &["--platform", "linux/amd64"]);
+    let said = place.run(["inspect", &car, "--platform", "linux/riscv64", "--json"]).ok().json();
+    assert_eq!(said["digest"], listed[2]["digest"]);
+    let folder = place.folder("pulled");
+    let output = folder.to_str().unwrap();
+    place.run(["pull", &car, "--platform", "linux/riscv64", "--output", output]).ok();
+    assert_eq!(fs::read_to_string(folder.join("models/which")).unwrap(), "riscv64");
+
+    registry.stop();
+    place.mount(&car, &["--platform", "linux/arm64"]);
+    assert_eq!(fs::read_to_string(place.path("models/which")).unwrap(), "arm64");
+    place.unmount();
+    which(&["--platform", "linux/arm/v7"]).failed(5, &["nothing of it is kept"]);
 }
 
 #[test]

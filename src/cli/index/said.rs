@@ -53,7 +53,7 @@ impl OfModel {
     pub(super) async fn open(reference: &str, settings: &Settings) -> Result<Self> {
         let reference = crate::cli::reference(reference)?;
         let repository = crate::repository::connect(&reference, &settings.repository)?;
-        let opened = Opened::open(repository, &reference).await?;
+        let opened = Opened::open(repository, &reference, settings.content.platform.as_ref()).await?;
         let repository: &dyn Repository = &*opened.repository;
         if let Some(found) = bound::open(repository, &opened.artifact, None).await? {
             let (index, head) = (found.index, found.head);

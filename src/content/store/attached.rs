@@ -64,9 +64,11 @@ fn note_path(who: &Path, subject: &Digest) -> PathBuf {
 mod tests {
     use bytes::Bytes;
 
+    use super::super::Asked;
     use super::super::audit::tests::store;
     use super::super::prune::Prune;
     use super::*;
+    use crate::oci::Reference;
     use crate::repository::Pinned;
 
     #[test]
@@ -83,11 +85,12 @@ mod tests {
         store.keep_attached("me", &pinned.digest, &index);
         assert_eq!(store.attached("me", &pinned.digest), Some(index.clone()));
         assert_eq!(store.attached("you", &pinned.digest), None);
-        store.admit("me", &"127.0.0.1:1/a/b:v1".parse().unwrap(), &pinned);
+        let reference: Reference = "127.0.0.1:1/a/b:v1".parse().unwrap();
+        store.admit("me", &Asked::from(&reference), &pinned);
         let _ = store.prune(Prune::All);
         assert_eq!(store.attached("me", &pinned.digest), Some(index.clone()));
         assert_eq!(store.small("me", &index.head.digest), Some(head));
-        store.revoke("me", &"127.0.0.1:1/a/b:v1".parse().unwrap());
+        store.revoke("me", &reference);
         let _ = store.prune(Prune::All);
         assert_eq!(store.attached("me", &pinned.digest), None);
     }
