@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "a bench fails by panicking")]
 #![allow(clippy::print_stdout, reason = "a ratio of two programs is no figure that criterion prints")]
 
+mod common;
+
 use std::hint::black_box;
-use std::io::{Read, Write};
-use std::process::{Command, Stdio};
+use std::io::Read;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -17,32 +19,8 @@ use zlib_rs::{Inflate, InflateFlush, Status};
 
 const PIECE: usize = 256 << 10;
 
-/// 16-bit brain floats, normally distributed about 0 as weights are: sign and mantissa random, few exponents.
-fn weights(len: usize) -> Vec<u8> {
-    let (mut state, mut bytes) = (0x9e37_79b9_7f4a_7c15_u64, Vec::with_capacity(len + 2));
-    while bytes.len() < len {
-        let mut sum = 0.0_f32;
-        for _ in 0..4 {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            sum += f32::from(u16::from_le_bytes([state.to_le_bytes()[3], state.to_le_bytes()[5]])) / 65536.0
-                - 0.5;
-        }
-        bytes.extend(&(sum * 0.035).to_le_bytes()[2..]);
-    }
-    bytes.truncate(len);
-    bytes
-}
-
 fn gzip(content: &[u8]) -> Vec<u8> {
-    let mut child =
-        Command::new("gzip").args(["-6", "-c"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let (mut stdin, content) = (child.stdin.take().unwrap(), content.to_vec());
-    let writer = std::thread::spawn(move || stdin.write_all(&content));
-    let stored = child.wait_with_output().unwrap().stdout;
-    writer.join().unwrap().unwrap();
-    stored
+    common::through("gzip", &["-6", "-c"], content)
 }
 
 /// The pass over what `stored` gives; every piece of content goes to `content`. Gives the table and the windows' bytes.
@@ -82,7 +60,7 @@ fn plain(stored: &[u8], room: &mut [u8]) {
 }
 
 fn once(c: &mut Criterion) {
-    let content = weights(32 << 20);
+    let content = common::weights(32 << 20);
     let (stored, mut room) = (gzip(&content), vec![0; PIECE]);
     let mut group = c.benchmark_group("gzip, 32 MiB of weights");
     group.sample_size(10).throughput(Throughput::Bytes(content.len() as u64));
@@ -100,7 +78,7 @@ fn once(c: &mut Criterion) {
 }
 
 fn random(c: &mut Criterion) {
-    let content = weights(32 << 20);
+    let content = common::weights(32 << 20);
     let stored = gzip(&content);
     let (table, windows) = pass(&stored[..], 1 << 20, |_| ());
     let mut room = vec![0; PIECE];
@@ -137,7 +115,7 @@ fn pipe(c: &mut Criterion) {
     let len = 256 << 20;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.gz");
-    std::fs::write(&path, gzip(&weights(len))).unwrap();
+    std::fs::write(&path, gzip(&common::weights(len))).unwrap();
     for spacing in [4 << 20, 1 << 20] {
         let (mut of_pass, mut of_pipe) = (Duration::MAX, Duration::MAX);
         let mut share = 0;

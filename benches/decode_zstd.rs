@@ -1,6 +1,8 @@
 //! What zstd layers cost: the pass over one, a span at random, and writing one.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a bench fails by panicking")]
 
+mod common;
+
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -10,23 +12,6 @@ use zstd::zstd_safe::{DCtx, InBuffer, OutBuffer};
 const SIZE: usize = 64 << 20;
 /// What is pushed and taken at once, by all that stream.
 const PIECE: usize = 1 << 20;
-
-/// Like weights in bf16: two bytes a number, of which sign and exponent take few values and the mantissa any.
-fn weights(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let numbers = (0..len / 2).map(|_| {
-        let random = next();
-        let exponent = 126 - (random >> 32).trailing_zeros().min(20);
-        ((random & 0x8000) | (u64::from(exponent) << 7) | (random & 0x7f)).to_le_bytes()
-    });
-    numbers.flat_map(|bytes| bytes.into_iter().take(2)).collect()
-}
 
 fn one_frame(content: &[u8]) -> Vec<u8> {
     let mut stored = Vec::new();
@@ -57,7 +42,7 @@ fn scan(stored: &[u8], buffer: &mut [u8]) {
 }
 
 fn pass(c: &mut Criterion) {
-    let content = weights(SIZE);
+    let content = common::halving(SIZE);
     let (mut writer, mut seekable) = (Writer::new(3, 1 << 20).unwrap(), Vec::new());
     writer.push(&content, &mut seekable).unwrap();
     writer.finish(&mut seekable).unwrap();
@@ -72,7 +57,7 @@ fn pass(c: &mut Criterion) {
 }
 
 fn span(c: &mut Criterion) {
-    let stored = one_frame(&weights(FRAME));
+    let stored = one_frame(&common::halving(FRAME));
     let (mut decoder, mut content) = (Decoder::new().unwrap(), vec![0; FRAME]);
     let mut group = c.benchmark_group("zstd");
     group.throughput(Throughput::Bytes(u64::try_from(FRAME).unwrap()));
@@ -81,7 +66,7 @@ fn span(c: &mut Criterion) {
 }
 
 fn write(c: &mut Criterion) {
-    let content = weights(SIZE / 4);
+    let content = common::halving(SIZE / 4);
     let mut group = c.benchmark_group("zstd");
     group.sample_size(10).throughput(Throughput::Bytes(u64::try_from(content.len()).unwrap()));
     for level in [1, 3] {

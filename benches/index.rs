@@ -6,8 +6,9 @@
 #![allow(clippy::cast_precision_loss, reason = "sizes of benches fit")]
 #![allow(clippy::print_stdout, reason = "a ratio of two programs is no figure that criterion prints")]
 
+mod common;
+
 use std::hint::black_box;
-use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,34 +20,12 @@ use weightfs::oci::{Artifact, Descriptor, Digest};
 
 const PIECE: usize = 256 << 10;
 
-/// A tar of one file of 16-bit brain floats, normally distributed about 0 as weights are.
+/// A tar of one file of weights.
 fn archive(len: usize) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
-    let (mut state, mut bytes) = (0x9e37_79b9_7f4a_7c15_u64, Vec::with_capacity(len + 2));
-    while bytes.len() < len {
-        let mut sum = 0.0_f32;
-        for _ in 0..4 {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            sum += f32::from(u16::from_le_bytes([state.to_le_bytes()[3], state.to_le_bytes()[5]])) / 65536.0
-                - 0.5;
-        }
-        bytes.extend(&(sum * 0.035).to_le_bytes()[2..]);
-    }
-    std::fs::write(folder.path().join("model.safetensors"), &bytes[..len]).unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), common::weights(len)).unwrap();
     let tar = Command::new("tar").args(["-C"]).arg(folder.path()).args(["-c", "model.safetensors"]).output();
     tar.unwrap().stdout
-}
-
-fn compressed(program: &str, arguments: &[&str], content: &[u8]) -> Vec<u8> {
-    let mut command = Command::new(program);
-    let mut child = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let (mut stdin, content) = (child.stdin.take().unwrap(), content.to_vec());
-    let writer = std::thread::spawn(move || stdin.write_all(&content));
-    let stored = child.wait_with_output().unwrap().stdout;
-    writer.join().unwrap().unwrap();
-    stored
 }
 
 /// The whole way of `index build` but for network and file: gives the bytes of windows and of the table.
@@ -82,7 +61,7 @@ fn build(c: &mut Criterion) {
     let mut group = c.benchmark_group("index");
     group.sample_size(10).throughput(Throughput::Bytes(content.len().try_into().unwrap()));
     for (suffix, arguments) in [("gzip", ["-6", "-c"]), ("zstd", ["-3", "-c"])] {
-        let stored = compressed(suffix, &arguments, &content);
+        let stored = common::through(suffix, &arguments, &content);
         for spacing in [1 << 20, 4 << 20] {
             let name = format!("build/{suffix}/{}MiB", spacing >> 20);
             group.bench_function(name, |b| b.iter(|| indexed(suffix, &stored, spacing)));
@@ -98,7 +77,7 @@ fn pipe(c: &mut Criterion) {
         return;
     }
     let content = archive(256 << 20);
-    let stored = compressed("gzip", &["-6", "-c"], &content);
+    let stored = common::through("gzip", &["-6", "-c"], &content);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &stored).unwrap();
     let (mut ours, mut theirs, mut sizes) = (Duration::MAX, Duration::MAX, (0, 0));

@@ -9,6 +9,8 @@
     reason = "ratios of programs are no figures that criterion prints"
 )]
 
+mod common;
+
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,23 +30,6 @@ const MIB: u64 = 1 << 20;
 const SIZE: u64 = 256 * MIB;
 const READS: u64 = 200;
 const ID: ExtentId = ExtentId { layer: 0, extent: 0 };
-
-/// Like weights in bf16: two bytes a number, of which sign and exponent take few values and the mantissa any.
-fn weights(len: u64) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let numbers = (0..len / 2).map(|_| {
-        let random = next();
-        let exponent = 126 - (random >> 32).trailing_zeros().min(20);
-        ((random & 0x8000) | (u64::from(exponent) << 7) | (random & 0x7f)).to_le_bytes()
-    });
-    numbers.flat_map(|bytes| bytes.into_iter().take(2)).collect()
-}
 
 /// A layer of one file in memory, with all that an index says of it.
 struct Sample {
@@ -100,7 +85,7 @@ impl Sample {
 }
 
 fn zstd_sample() -> Sample {
-    let content = weights(SIZE);
+    let content = common::halving(usize::try_from(SIZE).unwrap());
     let (mut writer, mut stored) = (zstd::Writer::new(3, 4 * MIB).unwrap(), Vec::new());
     writer.push(&content, &mut stored).unwrap();
     let table = writer.finish(&mut stored).unwrap().encode();
@@ -108,7 +93,7 @@ fn zstd_sample() -> Sample {
 }
 
 fn gzip_sample() -> Sample {
-    let content = weights(SIZE / 2);
+    let content = common::halving(usize::try_from(SIZE / 2).unwrap());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights");
     std::fs::write(&path, &content).unwrap();

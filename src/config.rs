@@ -224,6 +224,10 @@ keys! {
     "hosts, `.domains` and networks as `10.0.0.0/8`, with commas between",
     "where registries may lead although it is a private, link-local or loopback address and they are elsewhere",
     |all, text| redirect_to(text).map(|value| all.repository.redirect_to = value);
+    "registry.parents", "WEIGHTFS_PARENTS", None, "none",
+    "hosts as in references and `.domains`, with commas between",
+    "other registries than its own that a ModelKit may be built upon: they are asked with your credentials for them",
+    |all, text| text.parse().map(|value| all.repository.parents = value);
     "content.integrity", "WEIGHTFS_INTEGRITY", Some("--integrity"), "`auto`", "`auto`, `deferred` or `strict`",
     "what is asked of bytes before they are served, where the artifact does not bring their digests",
     |all, text| integrity(text).map(|value| all.content.integrity = value);
@@ -232,6 +236,10 @@ keys! {
     |all, text| switch(text).map(|on| {
         all.content.trust_index = if on { Trust::Always } else { Trust::Never };
     });
+    "content.platform", "WEIGHTFS_PLATFORM", Some("--platform"), "this machine's, or the only one",
+    "`OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`, as `linux/arm64`",
+    "which manifest is meant where a reference leads to a list with one for each platform, as container images have",
+    |all, text| text.parse().map(|value| all.content.platform = Some(value)).map_err(|error: Error| error.to_string());
     "content.warm", "WEIGHTFS_WARM", Some("--warm"), "`auto`", "`none`, `auto` or `all`",
     "what is loaded before it is asked for",
     |all, text| warm(text).map(|value| all.content.warm = value);

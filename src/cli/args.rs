@@ -131,6 +131,9 @@ pub(super) struct Reading {
     /// Believe an index that somebody attached to the model, where compressed layers have none of their own
     #[arg(long)]
     trust_index: bool,
+    /// Open the manifest for this platform, as linux/arm64, where REF is a list of several [this machine's, or the only one]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<String>,
     /// How long a read may go without progress before it fails, as 60s
     #[arg(long, value_name = "TIME")]
     read_deadline: Option<String>,
@@ -294,6 +297,7 @@ impl Reading {
         set(flags, "registry.auth_file", self.auth_file.as_ref());
         set(flags, "content.integrity", self.integrity.as_ref());
         set_switch(flags, "content.trust_index", self.trust_index);
+        set(flags, "content.platform", self.platform.as_ref());
         set(flags, "content.read_deadline", self.read_deadline.as_ref());
     }
 }
@@ -328,7 +332,7 @@ mod tests {
     #[test]
     fn a_flag_of_mount_reaches_the_settings() {
         let line = "weightfs mount localhost/m:1 /d --store /s --store-size 1GiB --plain-http --hosts-dir /tmp \
-            --ca-file /c --proxy p:1 --integrity strict --warm all --read-deadline 5s --allow-other --uid 1 --gid 2 --umask 077 --read-ahead 4MiB --state /t -vv";
+            --ca-file /c --proxy p:1 --integrity strict --platform linux/arm64 --warm all --read-deadline 5s --allow-other --uid 1 --gid 2 --umask 077 --read-ahead 4MiB --state /t -vv";
         let line = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let settings = Settings::load(&Environment::default(), None, &line.flags()).unwrap();
         assert_eq!(settings.store.size, Some(1 << 30));
@@ -337,7 +341,11 @@ mod tests {
         assert_eq!(settings.mount.read_ahead, 4 << 20);
         assert!(settings.mount.allow_other);
         assert_eq!(settings.log.as_deref(), Some("warn,weightfs=debug"));
-        assert_eq!(line.flags().len(), 16);
+        assert_eq!(
+            settings.content.platform.map(|platform| platform.to_string()).as_deref(),
+            Some("linux/arm64")
+        );
+        assert_eq!(line.flags().len(), 17);
     }
 
     #[test]

@@ -10,14 +10,14 @@ use proptest::prelude::*;
 
 use super::bound::ATTEMPTS;
 use super::lanes::Lane;
-use super::loader_tests::{Elsewhere, content, id, plain, read_all, slice, strict, until, vanish, whole};
+use super::loader_tests::{
+    Elsewhere, Laid, chunk_digests, content, id, laid, loader_in, plain, read_all, slice, strict, until,
+    vanish, whole,
+};
 use super::store::kept::KeptFile;
 use super::{Config, Integrity, Loader, Standing, Store, StoreConfig, Warm};
 use crate::error::Kind;
-use crate::index::{
-    Bound, CHUNK, ChunkDigest, Coding, Entry, EntryKind, ExtentId, Gap, Grid, Home, Index, Layer, Section,
-};
-use crate::metrics::Metrics;
+use crate::index::{Bound, CHUNK, ChunkDigest, Coding, ExtentId, Grid, Home, Index, Layer, Section};
 use crate::oci::{Blob, Digest};
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::Repository;
@@ -40,22 +40,9 @@ struct Packed {
 
 impl Packed {
     fn new(sizes: &[u64]) -> Self {
-        let (mut at, mut extents, mut gaps, mut entries) = (0, Vec::new(), Vec::new(), Vec::new());
-        let gap = |at: u64| Gap { range: ContentRange::new(at, at + 512), bytes: None };
-        for (extent, size) in sizes.iter().enumerate() {
-            gaps.push(gap(at));
-            extents.push(ContentRange::new(at + 512, at + 512 + size));
-            at += 512 + size;
-            let kind = EntryKind::File { extent: Some(id(extent)), size: *size };
-            entries.push(Entry { path: format!("{extent}.safetensors"), kind, mode: 0, mtime: 0, layer: 0 });
-        }
-        gaps.push(gap(at));
-        let layer = content(sizes.len() as u64 + 100, at + 512);
-        let section: Vec<u8> = extents
-            .iter()
-            .flat_map(|extent| slice(&layer, *extent).chunks(MIB))
-            .flat_map(|chunk| *ChunkDigest::of(chunk).bytes())
-            .collect();
+        let Laid { extents, gaps, entries, len } = laid(sizes, "safetensors");
+        let layer = content(sizes.len() as u64 + 100, len);
+        let section = chunk_digests(&layer, &extents);
         let mut index_blob = vec![7; HEAD];
         index_blob.extend_from_slice(&section);
         let repository = Arc::new(Memory::new());
@@ -88,9 +75,7 @@ impl Packed {
     }
 
     fn loader_of(&self, repository: Arc<dyn Repository>, config: Config) -> Arc<Loader> {
-        let folder = self.dir.path().join("store");
-        let store = Store::open(&StoreConfig { folder, size: Some(self.budget) }).unwrap();
-        Loader::new(repository, Arc::clone(&self.index), store, config, Arc::new(Metrics::default()))
+        loader_in(&self.dir, self.budget, repository, &self.index, config)
     }
 
     fn blob(&self) -> &Blob {

@@ -4,7 +4,7 @@
 //! loaded before it is asked for in `warm`, how layers are proved in `prove` and what follows from it in `standing`.
 //! Floor 4 calls; nothing here knows files by name, save for messages.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -30,7 +30,7 @@ use super::stream::Stream;
 use super::stream::turns::Turns;
 use super::{Config, Integrity};
 use crate::error::{Error, Kind, Result};
-use crate::index::{CHUNK, EntryKind, ExtentId, Grid, Index, Layer};
+use crate::index::{Allowance, CHUNK, EntryKind, ExtentId, Grid, Index, Layer};
 use crate::metrics::Metrics;
 use crate::range::ContentRange;
 use crate::repository::Repository;
@@ -321,7 +321,7 @@ impl Loader {
     }
 
     /// Runs `task` until it ends or the loader closes.
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock();
         if self.board.closed() {
             return;
@@ -350,6 +350,10 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
             paths.entry(id).or_insert_with(|| entry.path.clone());
         }
     }
+    let held = index.layers.iter().flat_map(|layer| &layer.gaps).filter(|gap| gap.bytes.is_some());
+    let held = held.fold(0, |held: u64, gap| held.saturating_add(gap.range.len()));
+    let headers = Arc::new(Allowance::headers(held));
+    let named: HashSet<usize> = index.entries.iter().map(|entry| entry.layer).collect();
     let stratum = |(number, layer): (usize, &Layer)| {
         let binding = layer.bound.as_ref().map(|_| Binding::new(shelf.proved(layer.kept_as())));
         let mut chunks = 0;
@@ -367,7 +371,7 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
         let standing = watch::Sender::new(if proved { Standing::Proved } else { Standing::Unproved });
         Stratum {
             extents,
-            stream: Stream::of(layer, index.entries.iter().any(|entry| entry.layer == number)),
+            stream: Stream::of(layer, named.contains(&number), &headers),
             standing,
             binding,
             decoding: Decoding::default(),

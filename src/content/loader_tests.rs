@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{Config, Held, Integrity, Loader, Standing, Store, StoreConfig, Warm};
 use crate::error::Kind;
-use crate::index::{CHUNK, Coding, Entry, EntryKind, ExtentId, Gap, Index, Layer};
+use crate::index::{CHUNK, ChunkDigest, Coding, Entry, EntryKind, ExtentId, Gap, Index, Layer};
 use crate::metrics::Metrics;
 use crate::range::ContentRange;
 use crate::repository::Repository;
@@ -26,6 +26,49 @@ pub(super) fn content(seed: u64, len: u64) -> Vec<u8> {
     (0..len.div_ceil(8)).flat_map(|_| next()).take(usize::try_from(len).unwrap()).collect()
 }
 
+/// Files of a layer, 512 bytes of header before each and of padding at the end, which nobody has read.
+pub(super) struct Laid {
+    pub(super) extents: Vec<ContentRange>,
+    pub(super) gaps: Vec<Gap>,
+    pub(super) entries: Vec<Entry>,
+    /// The layer's length.
+    pub(super) len: u64,
+}
+
+/// Files of these sizes, whose names end so.
+pub(super) fn laid(sizes: &[u64], ending: &str) -> Laid {
+    let (mut at, mut extents, mut gaps, mut entries) = (0, Vec::new(), Vec::new(), Vec::new());
+    let gap = |at: u64| Gap { range: ContentRange::new(at, at + 512), bytes: None };
+    for (extent, size) in sizes.iter().enumerate() {
+        gaps.push(gap(at));
+        extents.push(ContentRange::new(at + 512, at + 512 + size));
+        at += 512 + size;
+        let kind = EntryKind::File { extent: Some(id(extent)), size: *size };
+        entries.push(Entry { path: format!("{extent}.{ending}"), kind, mode: 0, mtime: 0, layer: 0 });
+    }
+    gaps.push(gap(at));
+    Laid { extents, gaps, entries, len: at + 512 }
+}
+
+/// The digests of all chunks of the files that lie here in a layer's content, as a section of an index.
+pub(super) fn chunk_digests(content: &[u8], extents: &[ContentRange]) -> Vec<u8> {
+    let chunks = extents.iter().flat_map(|extent| slice(content, *extent).chunks(1 << 20));
+    chunks.flat_map(|chunk| *ChunkDigest::of(chunk).bytes()).collect()
+}
+
+/// A loader whose store, of so many bytes, is in `dir`.
+pub(super) fn loader_in(
+    dir: &tempfile::TempDir,
+    budget: u64,
+    repository: Arc<dyn Repository>,
+    index: &Arc<Index>,
+    config: Config,
+) -> Arc<Loader> {
+    let store = StoreConfig { folder: dir.path().join("store"), size: Some(budget) };
+    let store = Store::open(&store).unwrap();
+    Loader::new(repository, Arc::clone(index), store, config, Arc::new(Metrics::default()))
+}
+
 /// One layer with files of these sizes, 512 bytes of header before each and of padding at the end.
 struct Model {
     repository: Arc<Memory>,
@@ -37,26 +80,14 @@ struct Model {
 
 impl Model {
     fn new(sizes: &[u64]) -> Self {
-        let gap = |at: u64| ContentRange::new(at, at + 512);
-        let (mut at, mut extents, mut gaps, mut entries) = (0, Vec::new(), Vec::new(), Vec::new());
-        for (extent, size) in sizes.iter().enumerate() {
-            gaps.push(gap(at));
-            extents.push(ContentRange::new(at + 512, at + 512 + size));
-            at += 512 + size;
-            let kind = EntryKind::File { extent: Some(ExtentId { layer: 0, extent }), size: *size };
-            entries.push(Entry { path: format!("{extent}.safetensors"), kind, mode: 0, mtime: 0, layer: 0 });
-        }
-        gaps.push(gap(at));
-        let layer = content(sizes.len() as u64, at + 512);
+        let Laid { extents, mut gaps, entries, len } = laid(sizes, "safetensors");
+        let layer = content(sizes.len() as u64, len);
         let repository = Arc::new(Memory::new());
         let blob = repository.put(layer.clone());
-        let read = |range: ContentRange| Bytes::copy_from_slice(slice(&layer, range));
-        let last = gaps.len() - 1;
-        let gaps = gaps
-            .into_iter()
-            .enumerate()
-            .map(|(n, range)| Gap { range, bytes: (n < last).then(|| read(range)) });
-        let gaps = gaps.collect();
+        // Headers are read where an index is derived; what is behind the last file is not.
+        for gap in gaps.iter_mut().rev().skip(1) {
+            gap.bytes = Some(Bytes::copy_from_slice(slice(&layer, gap.range)));
+        }
         let described = Layer {
             blob,
             media_type: String::new(),
@@ -71,10 +102,7 @@ impl Model {
     }
 
     fn loader(&self, config: Config) -> Arc<Loader> {
-        let folder = self.dir.path().join("store");
-        let store = Store::open(&StoreConfig { folder, size: Some(self.budget) }).unwrap();
-        let repository = Arc::clone(&self.repository) as _;
-        Loader::new(repository, Arc::clone(&self.index), store, config, Arc::new(Metrics::default()))
+        loader_in(&self.dir, self.budget, Arc::clone(&self.repository) as _, &self.index, config)
     }
 
     fn file(&self, extent: usize) -> &[u8] {

@@ -45,6 +45,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::index::Trust;
 use crate::metrics::Metrics;
+use crate::oci::Platform;
 
 /// What is asked of bytes before they are served. Chunks of a bound layer are verified when they arrive whatever is set
 /// here: the artifact itself says what they must be.
@@ -78,6 +79,8 @@ pub struct Config {
     pub sealing: Sealing,
     /// Whether an index that is attached to an artifact counts, for compressed layers that have none of their own.
     pub trust_index: Trust,
+    /// Which manifest of a list is opened, where it has one for each platform; `None`: this machine's, or the only one.
+    pub platform: Option<Platform>,
     /// Where is counted what happens; the repository's may be the same.
     pub metrics: Arc<Metrics>,
 }
@@ -101,6 +104,7 @@ impl Default for Config {
             memory: 32 << 20,
             sealing: Sealing::default(),
             trust_index: Trust::default(),
+            platform: None,
             metrics: Arc::default(),
         }
     }

@@ -8,15 +8,12 @@ use proptest::prelude::*;
 use zlib_rs::{Deflate, DeflateFlush};
 
 use super::lanes::Lane;
-use super::loader_tests::{id, plain, read_all, slice, until, whole};
+use super::loader_tests::{Laid, chunk_digests, id, laid, loader_in, plain, read_all, slice, until, whole};
 use super::spans::HELD;
-use super::{Config, Loader, Standing, Store, StoreConfig, Warm};
+use super::{Config, Loader, Standing, Warm};
 use crate::codec::{gzip, zstd};
 use crate::error::{Error, Kind};
-use crate::index::{
-    Bound, CHUNK, ChunkDigest, Coding, Compression, Entry, EntryKind, Gap, Home, Index, Layer, Section, Spans,
-};
-use crate::metrics::Metrics;
+use crate::index::{Bound, CHUNK, Coding, Compression, Home, Index, Layer, Section, Spans};
 use crate::oci::{Blob, Digest};
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::memory::Memory;
@@ -131,23 +128,10 @@ fn written(form: Form, content: &[u8]) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
 
 impl Compressed {
     fn new(form: Form, sizes: &[u64]) -> Self {
-        let (mut at, mut extents, mut gaps, mut entries) = (0, Vec::new(), Vec::new(), Vec::new());
-        let gap = |at: u64| Gap { range: ContentRange::new(at, at + 512), bytes: None };
-        for (extent, size) in sizes.iter().enumerate() {
-            gaps.push(gap(at));
-            extents.push(ContentRange::new(at + 512, at + 512 + size));
-            at += 512 + size;
-            let kind = EntryKind::File { extent: Some(id(extent)), size: *size };
-            entries.push(Entry { path: format!("{extent}.bin"), kind, mode: 0, mtime: 0, layer: 0 });
-        }
-        gaps.push(gap(at));
-        let content = weights(sizes.len() as u64 + 7, usize::try_from(at + 512).unwrap());
+        let Laid { extents, gaps, entries, len } = laid(sizes, "bin");
+        let content = weights(sizes.len() as u64 + 7, usize::try_from(len).unwrap());
         let (stored, table, windows) = written(form, &content);
-        let chunks: Vec<u8> = extents
-            .iter()
-            .flat_map(|extent| slice(&content, *extent).chunks(MIB))
-            .flat_map(|chunk| *ChunkDigest::of(chunk).bytes())
-            .collect();
+        let chunks = chunk_digests(&content, &extents);
         let repository = Arc::new(Memory::new());
         let index_blob = [&chunks[..], &table, &windows].concat();
         let (blob, pinned) = (repository.put(stored.clone()), repository.put(index_blob.clone()));
@@ -179,10 +163,7 @@ impl Compressed {
     }
 
     fn loader(&self, config: Config) -> Arc<Loader> {
-        let folder = self.dir.path().join("store");
-        let store = Store::open(&StoreConfig { folder, size: Some(self.budget) }).unwrap();
-        let repository = Arc::clone(&self.repository) as _;
-        Loader::new(repository, Arc::clone(&self.index), store, config, Arc::new(Metrics::default()))
+        loader_in(&self.dir, self.budget, Arc::clone(&self.repository) as _, &self.index, config)
     }
 
     fn file(&self, extent: usize) -> &[u8] {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::pin::{self, Found, Source};
-use crate::content::Store;
+use crate::content::store::{Asked, Store};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::Family;
 use crate::oci::complete::{Extras, PARENT_LIMIT};
@@ -62,7 +62,8 @@ async fn add_parent(
     store: &Arc<Store>,
 ) -> Result<(Artifact, Option<Reference>)> {
     let repository = joined.elsewhere(reference)?;
-    let found = pin::pin(&*repository, reference, store).await?;
+    let asked = Asked::from(reference);
+    let found = pin::pin(&*repository, &asked, store).await?;
     let mut artifact = found.artifact.clone();
     if artifact.family != Family::KitOps {
         let doing = format!("it is no ModelKit but of the dialect '{}'", artifact.family.name());
@@ -70,7 +71,7 @@ async fn add_parent(
     }
     let extras = completed(&*repository, &mut artifact, found.from, store).await?;
     if found.from == Source::Repository {
-        pin::admit(&*repository, reference, store, &found.pinned).await;
+        pin::admit(&*repository, &asked, store, &found.pinned).await;
     }
     artifact.retain_model();
     artifact.warnings.push(format!("the parent kit {reference} is {}", found.pinned.digest));

@@ -4,7 +4,7 @@
 //! is no such name only when all are known. A folder is listed when nothing can come any more; from then on the tree is
 //! like any other, without a lock. Called by the [tree](super::tree) alone, which a model without such layers never does.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::tree::{Child, Look, Node, NodeId, NodeKind, both_ways, node};
 use crate::content::stream::{Coming, Names};
 use crate::error::{Error, Kind, Result};
-use crate::index::{Coding, Entry, EntryKind, Index, union};
+use crate::index::{Allowance, Coding, Entry, EntryKind, Index, union};
 use crate::oci::artifact::Manner;
 
 /// Whether names of lower layers hang on those that come, so that none can be said before all are known: in a container
@@ -27,10 +27,10 @@ pub(super) fn is_layered(index: &Index) -> bool {
 
 /// The layers of `index` whose names are not known yet.
 pub(super) fn layers(index: &Index) -> Vec<usize> {
-    let named = |number: usize| index.entries.iter().any(|entry| entry.layer == number);
+    let named: HashSet<usize> = index.entries.iter().map(|entry| entry.layer).collect();
     let streamed = index.layers.iter().enumerate();
     let streamed = streamed.filter(|(_, layer)| matches!(layer.coding, Coding::Streamed(_)));
-    streamed.map(|(number, _)| number).filter(|number| !named(*number)).collect()
+    streamed.map(|(number, _)| number).filter(|number| !named.contains(number)).collect()
 }
 
 /// What is known so far.
@@ -44,8 +44,10 @@ pub(super) struct Growing {
 #[derive(Debug)]
 struct State {
     rule: Rule,
-    folders: HashMap<NodeId, BTreeMap<Box<str>, Name>>,
+    folders: Folders,
     layers: BTreeMap<usize, Layer>,
+    /// How much memory names may still take.
+    room: Allowance,
 }
 
 /// How names of several layers become one tree.
@@ -64,6 +66,29 @@ struct Layer {
     taken: usize,
     names: Names,
     refused: Option<Error>,
+    files: Files,
+}
+
+/// Where the files of a layer stand among its names, by path: filled when a hard link first asks.
+#[derive(Debug, Default)]
+struct Files {
+    /// How many names have been looked at.
+    seen: usize,
+    last: HashMap<Box<str>, usize>,
+}
+
+impl Files {
+    /// The last file named `path` among the first `count` names. Looks at each name once, however often it is asked; `count`
+    /// must not fall.
+    fn before(&mut self, coming: &Coming<'_>, count: usize, path: &str) -> Option<Entry> {
+        for (at, entry) in coming.entries(self.seen).take_while(|(at, _)| *at < count) {
+            if matches!(entry.kind, EntryKind::File { .. }) {
+                self.last.insert(entry.path.as_str().into(), at);
+            }
+            self.seen = at.saturating_add(1);
+        }
+        self.last.get(path).and_then(|at| coming.entry(*at)).cloned()
+    }
 }
 
 /// What a name in a folder stands for.
@@ -74,25 +99,29 @@ struct Name {
     given: bool,
 }
 
+/// Finds a file of the same layer that came before.
+type Earlier<'a> = dyn FnMut(&str) -> Option<Entry> + 'a;
 type Nodes = boxcar::Vec<Node>;
+type Folders = HashMap<NodeId, BTreeMap<Box<str>, Name>>;
 
 impl Growing {
-    /// A tree that has these children by folder, and to which these layers will add.
-    pub(super) fn new(children: BTreeMap<NodeId, Vec<Child>>, layers: &[usize]) -> Self {
+    /// A tree that has these children by folder, and to which these layers will add as long as there is `room`.
+    pub(super) fn new(children: BTreeMap<NodeId, Vec<Child>>, layers: &[usize], room: Allowance) -> Self {
         let name = |child: Child| (child.name, Name { node: child.node, given: false });
         let folders = children.into_iter();
         let folders = folders.map(|(id, children)| (id, children.into_iter().map(name).collect())).collect();
-        Self::with(Rule::Each, folders, layers)
+        Self::with(Rule::Each, folders, layers, room)
     }
 
     /// A tree whose layers are put on one another: `entries` are those that are known, and these layers will add to them.
     pub(super) fn union(entries: Vec<Entry>, layers: &[usize]) -> Self {
-        Self::with(Rule::Union(entries), HashMap::from([(NodeId::ROOT, BTreeMap::new())]), layers)
+        let folders = HashMap::from([(NodeId::ROOT, BTreeMap::new())]);
+        Self::with(Rule::Union(entries), folders, layers, Allowance::names())
     }
 
-    fn with(rule: Rule, folders: HashMap<NodeId, BTreeMap<Box<str>, Name>>, layers: &[usize]) -> Self {
+    fn with(rule: Rule, folders: Folders, layers: &[usize], room: Allowance) -> Self {
         let layers = layers.iter().map(|layer| (*layer, Layer::default())).collect();
-        Self { state: Mutex::new(State { rule, folders, layers }), settled: AtomicBool::new(false) }
+        Self { state: Mutex::new(State { rule, folders, layers, room }), settled: AtomicBool::new(false) }
     }
 
     /// Takes in what has come of each layer.
@@ -222,17 +251,20 @@ impl State {
     fn take_all(&mut self, nodes: &Nodes, mut entries: Vec<Entry>) -> Result<()> {
         let is_link = |entry: &Entry| matches!(entry.kind, EntryKind::HardLink(_));
         entries.sort_by(|one, other| (is_link(one), &one.path).cmp(&(is_link(other), &other.path)));
-        entries.iter().try_for_each(|entry| self.take(nodes, entry, &|_| None))
+        entries.iter().try_for_each(|entry| self.take(nodes, entry, &mut |_| None))
     }
 
     fn take_layer(&mut self, nodes: &Nodes, number: usize, coming: &Coming<'_>) {
-        let Some(layer) = self.layers.get(&number).filter(|layer| layer.refused.is_none()) else { return };
+        let Some(layer) = self.layers.get_mut(&number).filter(|layer| layer.refused.is_none()) else {
+            return;
+        };
         let mut taken = layer.taken;
+        let mut files = std::mem::take(&mut layer.files);
         let mut refused = None;
         for (at, entry) in coming.entries(taken) {
             taken = at.saturating_add(1);
-            let earlier = |path: &str| coming.file_before(at, path);
-            if let Err(error) = self.take(nodes, entry, &earlier) {
+            let mut earlier = |path: &str| files.before(coming, at, path);
+            if let Err(error) = self.take(nodes, entry, &mut earlier) {
                 tracing::error!(layer = number, %error, "REFUSED: no more names of this layer are taken");
                 refused = Some(error);
                 break;
@@ -240,11 +272,13 @@ impl State {
         }
         if let Some(layer) = self.layers.get_mut(&number) {
             (layer.taken, layer.names, layer.refused) = (taken, coming.names.clone(), refused);
+            layer.files = files;
         }
     }
 
-    /// Gives the entry its place. `earlier` finds a file of the same layer that came before it.
-    fn take(&mut self, nodes: &Nodes, entry: &Entry, earlier: &dyn Fn(&str) -> Option<Entry>) -> Result<()> {
+    /// Gives the entry its place.
+    fn take(&mut self, nodes: &Nodes, entry: &Entry, earlier: &mut Earlier<'_>) -> Result<()> {
+        self.room.take_entry(entry)?;
         let (above, name) = entry.path.rsplit_once('/').unwrap_or(("", &entry.path));
         let parent = self.folder(nodes, above)?;
         let known = self.folders.get(&parent).and_then(|names| names.get(name)).copied();
@@ -283,7 +317,7 @@ impl State {
         entry: &Entry,
         parent: NodeId,
         name: &str,
-        earlier: &dyn Fn(&str) -> Option<Entry>,
+        earlier: &mut Earlier<'_>,
     ) -> Result<NodeId> {
         let EntryKind::HardLink(target) = &entry.kind else {
             return Ok(NodeId(nodes.push(node(Some(&entry.kind), Some(entry), parent, name))));
@@ -313,13 +347,15 @@ impl State {
 
     /// The folder at `path`, made where it is only implied.
     fn folder(&mut self, nodes: &Nodes, path: &str) -> Result<NodeId> {
-        let mut at = NodeId::ROOT;
+        let (mut at, mut end) = (NodeId::ROOT, 0_usize);
         for part in path.split('/').filter(|part| !part.is_empty()) {
+            end = end.saturating_add(part.len()).saturating_add(1);
             let known = self.folders.get(&at).and_then(|names| names.get(part)).map(|name| name.node);
             at = match known {
                 Some(id) if self.folders.contains_key(&id) => id,
                 Some(_) => return Err(both_ways(path)),
                 None => {
+                    self.room.take_folder(path.get(..end).unwrap_or(path))?;
                     let id = NodeId(nodes.push(node(None, None, at, part)));
                     self.adopt(nodes, at, part, id);
                     id

@@ -152,6 +152,36 @@ fn a_name_that_was_given_stays_when_its_layer_has_it_twice_and_one_that_was_not_
 }
 
 #[test]
+fn a_layer_that_brings_more_folders_than_memory_may_hold_is_taken_no_further() {
+    let growth = Growth::new(&[true, true], Vec::new());
+    let deep = |number: usize| format!("{number}/{}/f", vec!["a"; 2000].join("/"));
+    for number in 0..1000 {
+        growth.entries[number % 2].push(file(&deep(number), 1, number % 2));
+    }
+    growth.catch_up();
+    let error = growth.tree.settled().unwrap_err();
+    assert_eq!(error.kind(), Kind::Unsupported);
+    assert!(error.to_string().contains("512 MiB"), "{error}");
+    assert!(!growth.tree.refused().is_empty());
+    assert!(growth.tree.nodes().count() < 500_000);
+}
+
+#[test]
+fn each_name_is_looked_at_once_for_all_hard_links() {
+    let entries: boxcar::Vec<Entry> =
+        (0..9).map(|number| file(&format!("{}", number % 3), number, 0)).collect();
+    let coming = Coming::new(Names::Coming, &entries);
+    let mut files = Files::default();
+    let mut size = |count, path: &str| match files.before(&coming, count, path)?.kind {
+        EntryKind::File { size, .. } => Some(size),
+        _ => None,
+    };
+    assert_eq!((size(2, "0"), size(2, "2")), (Some(0), None));
+    assert_eq!((size(9, "0"), size(9, "2"), size(9, "3")), (Some(6), Some(8), None));
+    assert_eq!(files.seen, 9);
+}
+
+#[test]
 fn a_folder_is_given_at_once_whoever_may_still_add_to_it() {
     let growth = Growth::new(&[false, true], vec![file("folder/one", 1, 0)]);
     assert!(matches!(growth.tree.look(NodeId::ROOT, b"folder"), Look::Here(_)));

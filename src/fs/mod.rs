@@ -5,6 +5,7 @@
 mod assemble;
 mod growth;
 pub mod model;
+mod open;
 mod pin;
 pub mod tree;
 

@@ -1,25 +1,21 @@
 //! A model: an artifact opened for reading, without a kernel.
 //!
-//! Puts the floors below together, once ([`Model::open`]), and turns a node, an offset and a length into a read of the
-//! loader. Called by floor 5 for a mount, and by the commands that need none: `ls`, `cat`, `inspect`.
+//! Turns a node, an offset and a length into a read of the loader, once all has been put together (`open`). Called by floor 5
+//! for a mount, and by the commands that need none: `ls`, `cat`, `inspect`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::assemble::{Whole, assemble};
-use super::pin;
 use super::tree::{Look, NodeId, NodeKind, Tree};
-use crate::content::{Config, Integrity, Loader, Standing, Store};
+use crate::content::{Loader, Standing};
 use crate::error::{Error, Kind, Result};
-use crate::index::find::Known;
-use crate::index::{Coding, ExtentId, Grid, Index, Sources, Subject, Trust, bound};
+use crate::index::{ExtentId, Grid, Index, mention_attached};
 use crate::metrics::Metrics;
-use crate::oci::artifact::{INDEX_KEY, ModelLayer, Packaging};
 use crate::oci::digest::Algorithm;
 use crate::oci::{Artifact, Blob, Digest, Reference};
-use crate::range::{ContentRange, StoredRange};
+use crate::range::ContentRange;
 use crate::repository::Repository;
 
 const DIGEST: &str = "user.weightfs.digest";
@@ -28,10 +24,6 @@ const STANDING: &str = "user.weightfs.standing";
 const MODCTL_SIZE: &str = "user.modctl.size";
 const MODCTL_SHA256: &str = "user.modctl.sha256";
 const XATTRS: [&str; 4] = [DIGEST, STANDING, MODCTL_SIZE, MODCTL_SHA256];
-
-/// How many bytes of archive headers are taken from the store into memory at most: what an index may have in all. A
-/// manifest may list any number of layers.
-const KEPT_HEADERS: u64 = 64 << 20;
 
 /// An artifact pinned, indexed and ready to be read, without a kernel. `ls`, `cat`, `inspect` need no more.
 #[derive(Debug)]
@@ -50,58 +42,19 @@ pub struct Model {
     pub tree: Tree,
     /// Gives the bytes.
     pub loader: Arc<Loader>,
+    /// Who is asked for an attached index that is not trusted; `None` where it would not serve.
+    pub(super) ignoring: Option<Arc<dyn Repository>>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
 
 impl Model {
-    /// Resolves, pins, puts together, indexes. At most four sequential rounds after authentication; one more where names come
-    /// from the config, and two for each parent of a ModelKit.
-    ///
-    /// A reference that was opened before with the same credentials opens again from `store` where nobody answers.
-    /// Nothing is warmed: who wants that calls [`Loader::warm`]. Must be called within a tokio runtime.
-    ///
-    /// # Errors
-    /// `NotFound`, `Denied`, `Unreachable` and what else the repository may say; `Invalid` for manifests, names and
-    /// archives that are refused; `Unsupported` for forms that are not read.
-    pub async fn open(
-        repository: Arc<dyn Repository>,
-        reference: Reference,
-        store: Arc<Store>,
-        config: Config,
-    ) -> Result<Self> {
-        let found = pin::pin(&*repository, &reference, &store).await?;
-        let own = repository;
-        let Whole { artifact, repository } = assemble(own.clone(), &found, &store)
-            .await
-            .map_err(|error| error.context(format!("cannot open {reference}")))?;
-        let mut warnings = Vec::new();
-        let gaps = kept_gaps(&store, &*repository, &artifact).await;
-        let known = |layer: &Digest| gaps.get(layer).cloned().unwrap_or_default();
-        // Side by side, to save a round: nothing but warnings hangs on the config.
-        let (description, index) = tokio::join!(
-            pin::config(&*own, &found, &store, &mut warnings),
-            find(&*repository, &store, &found, &artifact, &known, config.trust_index),
-        );
-        let (mut index, opened) = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
-        warnings.extend(compare_diff_ids(&mut index, &artifact, &pin::diff_ids(description.as_ref())));
-        if config.integrity == Integrity::Strict {
-            forget_unproved(&mut index);
-        }
-        let tree = Tree::build(&index, &mut warnings)?;
-        index.warnings.append(&mut warnings);
-        let index = Arc::new(index);
-        if found.from == pin::Source::Repository {
-            pin::admit(&*own, &reference, &store, &found.pinned).await;
-            keep_gaps(&store, &*repository, &index).await;
-            if let Some(opened) = opened {
-                pin::keep_bound(&*repository, &store, opened).await;
-            }
-        }
-        let metrics = Arc::clone(&config.metrics);
-        let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
-        let digest = found.pinned.digest;
-        Ok(Self { reference, digest, artifact, config: description, index, tree, loader, metrics })
+    /// Has a line written to the log where an index is attached to the artifact that would serve and is not trusted. Returns
+    /// at once: the registry is asked beside whatever else there is to do.
+    pub fn mention_ignored_index(&self) {
+        let Some(repository) = self.ignoring.clone() else { return };
+        let subject = self.digest.clone();
+        self.loader.spawn(async move { mention_attached(&*repository, &subject).await });
     }
 
     /// What `name` is in the folder `parent`, `None` inside where there is no such thing; `None` where that is not known yet,
@@ -363,186 +316,5 @@ fn spelled(standing: &Standing) -> &'static str {
         Standing::Unproved => "unproved",
         Standing::Proved => "proved",
         Standing::Poisoned => "poisoned",
-    }
-}
-
-/// The index of `artifact`, which `found` was put together to, and what was read of its bound one: kept of an earlier time
-/// or asked for.
-async fn find(
-    repository: &dyn Repository,
-    store: &Arc<Store>,
-    found: &pin::Found,
-    artifact: &Artifact,
-    known: &Known<'_>,
-    trust: Trust,
-) -> Result<(Index, Option<bound::Opened>)> {
-    let kept = pin::kept_head(repository, store, artifact).await;
-    let opened = bound::open(repository, artifact, kept).await?;
-    let bound = opened.as_ref().map(|opened| opened.head.clone());
-    let subject = Subject { digest: &found.pinned.digest, trust };
-    let attached = (found.from == pin::Source::Repository).then_some(subject);
-    let indexes = pin::kept_indexes(repository, store, artifact).await;
-    let local =
-        |layer: &ModelLayer| indexes.get(&(layer.descriptor.digest.clone(), layer.reading())).cloned();
-    let sources = Sources { bound, local: &local, attached, known };
-    let index = crate::index::find_in(repository, artifact, sources).await?;
-    Ok((index, opened))
-}
-
-/// The archive headers kept of an earlier time, by layer, as far as [`KEPT_HEADERS`] goes.
-async fn kept_gaps(
-    store: &Arc<Store>,
-    repository: &dyn Repository,
-    artifact: &Artifact,
-) -> HashMap<Digest, Vec<(StoredRange, Bytes)>> {
-    let archives = artifact.visible().filter(|layer| layer.packaging == Packaging::Tar);
-    let archives: Vec<Digest> = archives.map(|layer| layer.descriptor.digest.clone()).collect();
-    let read = move |store: &Store, who: &str| {
-        let (mut kept, mut left) = (HashMap::new(), KEPT_HEADERS);
-        for layer in archives {
-            if left == 0 {
-                break;
-            }
-            let gaps = kept.entry(layer).or_insert_with_key(|layer| store.gaps(who, layer));
-            left = gaps.iter().fold(left, |left, (range, _)| left.saturating_sub(range.len()));
-        }
-        kept
-    };
-    pin::blocking(store, repository, read).await.unwrap_or_default()
-}
-
-async fn keep_gaps(store: &Arc<Store>, repository: &dyn Repository, index: &Arc<Index>) {
-    let index = index.clone();
-    let keep = move |store: &Store, who: &str| {
-        for layer in index.layers.iter().filter(|layer| !layer.gaps.is_empty()) {
-            store.keep_gaps(who, layer);
-        }
-    };
-    pin::blocking(store, repository, keep).await;
-}
-
-/// Forgets what the first header of a compressed layer says of its one file: nobody has verified it.
-fn forget_unproved(index: &mut Index) {
-    let mut streamed = Vec::new();
-    for layer in &mut index.layers {
-        let is_streamed = matches!(layer.coding, Coding::Streamed(_));
-        if is_streamed {
-            layer.extents.clear();
-        }
-        streamed.push(is_streamed);
-    }
-    index.entries.retain(|entry| streamed.get(entry.layer) != Some(&true));
-}
-
-/// Notes the config's diffIDs in the layers, and says where one disagrees: where content is the stored bytes it
-/// should be the layer's digest. A disagreement is a warning, never proof.
-fn compare_diff_ids(index: &mut Index, artifact: &Artifact, diff_ids: &[Digest]) -> Vec<String> {
-    let shown =
-        described(artifact, diff_ids.len()).into_iter().zip(diff_ids).filter(|(layer, _)| !layer.hidden);
-    let mut warnings = Vec::new();
-    for (layer, (_, diff_id)) in index.layers.iter_mut().zip(shown) {
-        let digest = &layer.blob.digest;
-        let is_content = matches!(layer.coding, Coding::Stored);
-        if is_content && diff_id != digest && diff_id.algorithm() == digest.algorithm() {
-            warnings.push(format!("layer {digest}: the config's diffID for it is {diff_id}, ignored"));
-        }
-        layer.diff_id = Some(diff_id.clone());
-    }
-    warnings
-}
-
-/// The layers that a config with `count` diffIDs describes: all, or all but the bound index, which may have been added
-/// since, or those that are shown. None where it can't be told.
-fn described(artifact: &Artifact, count: usize) -> Vec<&ModelLayer> {
-    let all: Vec<_> = artifact.layers.iter().collect();
-    let not_index = |layer: &&ModelLayer| !layer.descriptor.annotations.contains_key(INDEX_KEY);
-    let without_index = artifact.layers.iter().filter(not_index).collect();
-    let shown = artifact.visible().collect();
-    [all, without_index, shown].into_iter().find(|layers| layers.len() == count).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-
-    use super::*;
-    use crate::content::StoreConfig;
-    use crate::index::ChunkDigest;
-    use crate::oci::Descriptor;
-    use crate::oci::artifact::{INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY};
-    use crate::oci::manifest::{Manifest, OCI_MANIFEST};
-    use crate::repository::Memory;
-
-    fn layer(path: &str, content: u8) -> Descriptor {
-        let annotations = [("org.cncf.model.filepath".to_owned(), path.to_owned())].into();
-        let media_type = "application/vnd.cncf.model.weight.v1.raw".to_owned();
-        Descriptor { media_type, digest: Digest::of(&[content]), size: 1, annotations }
-    }
-
-    #[test]
-    fn a_diff_id_is_given_to_its_layer_and_one_that_disagrees_is_a_warning() {
-        let mut layers = vec![layer("h", 0), layer("a", 1), layer("b", 2)];
-        let mark = ("containerd.io/snapshot/nydus-bootstrap".to_owned(), "true".to_owned());
-        layers[0].annotations.extend([mark]);
-        let artifact = Artifact::read(Manifest { layers, ..Manifest::default() }).unwrap();
-        let memory = Memory::new();
-        let found = crate::index::find(&memory, &artifact, &|_| Vec::new()).now_or_never().unwrap().unwrap();
-        let ids = [Digest::of(&[0]), Digest::of(&[1]), Digest::of(&[9]), Digest::of(&[7])];
-        let mut with_index = artifact.clone();
-        with_index.layers.push(with_index.layers[0].clone());
-        with_index.layers[3].descriptor.annotations = [(INDEX_KEY.to_owned(), "v1".to_owned())].into();
-        for (artifact, ids) in [
-            (&artifact, &ids[..3]),
-            (&artifact, &ids[1..3]),
-            (&with_index, &ids[..]),
-            (&with_index, &ids[..3]),
-            (&with_index, &ids[1..3]),
-        ] {
-            let mut index = found.clone();
-            let warnings = compare_diff_ids(&mut index, artifact, ids);
-            assert_eq!(index.layers[0].diff_id, Some(Digest::of(&[1])));
-            assert_eq!(warnings.len(), 1);
-            assert!(warnings[0].contains(&Digest::of(&[2]).to_string()), "{warnings:?}");
-        }
-        let mut index = found;
-        assert!(compare_diff_ids(&mut index, &artifact, &ids[..1]).is_empty());
-        assert_eq!(index.layers[0].diff_id, None);
-    }
-
-    #[tokio::test]
-    async fn an_artifact_with_an_index_opens_again_without_its_repository_having_it() {
-        let memory = Arc::new(Memory::new());
-        let content = memory.put(vec![1]);
-        let plain = Artifact::read(Manifest { layers: vec![layer("a", 1)], ..Manifest::default() }).unwrap();
-        let index = crate::index::find(&*memory, &plain, &|_| Vec::new()).await.unwrap();
-        let encoded = crate::index::format::encode(&index, &[vec![ChunkDigest::of(&[1])]]).unwrap();
-        let blob = memory.put(encoded.bytes().unwrap());
-        let manifest = format!(
-            r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","layers":[
-            {{"mediaType":"x.raw","digest":"{}","size":1,"annotations":{{"org.cncf.model.filepath":"a"}}}},
-            {{"mediaType":"y.raw","digest":"{}","size":{},"annotations":{{"{INDEX_KEY}":"v1",
-            "{INDEX_HEAD_DIGEST_KEY}":"{}","{INDEX_HEAD_SIZE_KEY}":"{}"}}}}]}}"#,
-            content.digest, blob.digest, blob.size, encoded.head.digest, encoded.head.size
-        );
-        memory.put_manifest("v1", OCI_MANIFEST, manifest);
-        let place = tempfile::tempdir().unwrap();
-        let config = StoreConfig { folder: place.path().join("store"), size: Some(1 << 20) };
-        let store = Store::open(&config).unwrap();
-        let open = || {
-            let reference: Reference = "127.0.0.1:1/a/b:v1".parse().unwrap();
-            Model::open(memory.clone(), reference, store.clone(), Config::default())
-        };
-        let first = open().await.unwrap();
-        let bound = first.index.layers[0].bound.clone().unwrap();
-        assert_eq!(store.small(&memory.identity(), &bound.chunks.digest), bound.chunks.bytes);
-        first.close().await;
-        memory.fail_with(|_, _| Some(Error::new(Kind::Unreachable, "nobody answers")));
-        let again = open().await.unwrap();
-        assert_eq!(again.index.layers[0].bound.as_ref().unwrap().kept_as, bound.kept_as);
-        again.close().await;
-        std::fs::remove_dir_all(store.folder().join("small")).unwrap();
-        let error = open().await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Unreachable);
-        assert!(error.to_string().contains(&format!("the bound index {}", blob.digest)), "{error}");
     }
 }

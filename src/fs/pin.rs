@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::content::Store;
+use crate::content::store::{Asked, Store};
 use crate::error::{Error, Kind, Result};
-use crate::index::{bound, compression};
+use crate::index::{Kept, bound, compression};
 use crate::oci::config::{CONFIG_LIMIT, Description};
 use crate::oci::manifest::{Document, Manifest};
-use crate::oci::{Artifact, Descriptor, Digest, Reference, Which};
+use crate::oci::{Artifact, Descriptor, Digest, Which};
 use crate::range::StoredRange;
 use crate::repository::{Pinned, Repository, read_all};
 
@@ -41,21 +41,22 @@ pub(super) enum Source {
     Store,
 }
 
-/// Resolves `reference`, through one level of index. Costs one request, or two where there is an index.
+/// Resolves what is asked, through one level of index. Costs one request, or two where there is an index.
 ///
 /// # Errors
-/// Those of [`Repository::manifest`], where the store does not help; those of reading a manifest.
-pub(super) async fn pin(
-    repository: &dyn Repository,
-    reference: &Reference,
-    store: &Arc<Store>,
-) -> Result<Found> {
-    let error = match ask(repository, reference).await {
-        Ok((pinned, artifact)) => return Ok(Found { pinned, artifact, from: Source::Repository }),
+/// Those of [`Repository::manifest`], where the store does not help; those of reading a manifest, and of choosing one.
+pub(super) async fn pin(repository: &dyn Repository, asked: &Asked, store: &Arc<Store>) -> Result<Found> {
+    let reference = &asked.reference;
+    let error = match ask(repository, asked).await {
+        Ok(meant) => {
+            let (pinned, artifact) =
+                meant.map_err(|error| error.context(format!("cannot open {reference}")))?;
+            return Ok(Found { pinned, artifact, from: Source::Repository });
+        }
         Err(error) => error,
     };
     if error.kind().leaves_open() {
-        return recall(repository, reference, store, error).await;
+        return recall(repository, asked, store, error).await;
     }
     if matches!(error.kind(), Kind::Denied | Kind::NotFound) {
         let reference = reference.clone();
@@ -65,14 +66,9 @@ pub(super) async fn pin(
 }
 
 /// Remembers that the repository has just given `pinned` to who asks.
-pub(super) async fn admit(
-    repository: &dyn Repository,
-    reference: &Reference,
-    store: &Arc<Store>,
-    pinned: &Pinned,
-) {
-    let (reference, pinned) = (reference.clone(), pinned.clone());
-    blocking(store, repository, move |store, who| store.admit(who, &reference, &pinned)).await;
+pub(super) async fn admit(repository: &dyn Repository, asked: &Asked, store: &Arc<Store>, pinned: &Pinned) {
+    let (asked, pinned) = (asked.clone(), pinned.clone());
+    blocking(store, repository, move |store, who| store.admit(who, &asked, &pinned)).await;
 }
 
 /// Does what waits for the store's disk, in the name of who asks `repository`, where it holds up no other task;
@@ -87,17 +83,22 @@ pub(super) async fn blocking<T: Send + 'static>(
     done.inspect_err(|error| tracing::warn!(%error, "the store was not asked to the end")).ok()
 }
 
-async fn ask(repository: &dyn Repository, reference: &Reference) -> Result<(Pinned, Artifact)> {
-    let pinned = repository.manifest(&reference.which()).await?;
-    match Document::parse(&pinned.bytes, &pinned.media_type)? {
-        Document::Manifest(manifest) => Artifact::read(manifest).map(|artifact| (pinned, artifact)),
-        Document::Index(choice) => {
-            let chosen = choice.choose()?.digest.clone();
-            let pinned = repository.manifest(&Which::Digest(chosen)).await?;
-            let artifact = Artifact::read(single(&pinned)?)?;
-            Ok((pinned, artifact))
+/// What is meant, or why nothing can be, by what the repository gives; the error is the repository's own.
+async fn ask(repository: &dyn Repository, asked: &Asked) -> Result<Result<(Pinned, Artifact)>> {
+    let pinned = repository.manifest(&asked.reference.which()).await?;
+    let choice = match Document::parse(&pinned.bytes, &pinned.media_type) {
+        Ok(Document::Manifest(manifest)) => {
+            return Ok(Artifact::read(manifest).map(|artifact| (pinned, artifact)));
         }
-    }
+        Ok(Document::Index(choice)) => choice,
+        Err(error) => return Ok(Err(error)),
+    };
+    let chosen = match choice.choose(asked.platform.as_ref()) {
+        Ok(chosen) => chosen.digest.clone(),
+        Err(error) => return Ok(Err(error)),
+    };
+    let pinned = repository.manifest(&Which::Digest(chosen)).await?;
+    Ok(single(&pinned).and_then(Artifact::read).map(|artifact| (pinned, artifact)))
 }
 
 fn single(pinned: &Pinned) -> Result<Manifest> {
@@ -112,12 +113,13 @@ fn single(pinned: &Pinned) -> Result<Manifest> {
 
 async fn recall(
     repository: &dyn Repository,
-    reference: &Reference,
+    asked: &Asked,
     store: &Arc<Store>,
     error: Error,
 ) -> Result<Found> {
-    let asked = reference.clone();
-    let recalled = blocking(store, repository, move |store, who| store.recall(who, &asked)).await;
+    let reference = &asked.reference;
+    let wanted = asked.clone();
+    let recalled = blocking(store, repository, move |store, who| store.recall(who, &wanted)).await;
     let Some(pinned) = recalled.flatten() else {
         return Err(error.context(format!("cannot open {reference}, and nothing of it is kept here")));
     };
@@ -179,6 +181,33 @@ pub(super) async fn kept_head(
     blocking(store, repository, move |store, who| store.small(who, &digest)).await?
 }
 
+/// The attached index that was used of the artifact `subject` at an earlier time, with its head.
+pub(super) async fn kept_attached(
+    repository: &dyn Repository,
+    store: &Arc<Store>,
+    subject: &Digest,
+) -> Option<Kept> {
+    let subject = subject.clone();
+    let kept = move |store: &Store, who: &str| {
+        let index = store.attached(who, &subject)?;
+        let head = store.small(who, &index.head.digest)?;
+        Some((index, head))
+    };
+    blocking(store, repository, kept).await?
+}
+
+/// Keeps the attached index that was used of the artifact `subject`, as [`keep_bound`] does one of its own.
+pub(super) async fn keep_attached(
+    repository: &dyn Repository,
+    store: &Arc<Store>,
+    subject: &Digest,
+    opened: bound::Opened,
+) {
+    let (subject, index) = (subject.clone(), opened.index.clone());
+    keep_bound(repository, store, opened).await;
+    blocking(store, repository, move |store, who| store.keep_attached(who, &subject, &index)).await;
+}
+
 /// The indexes of compressed layers that were made here, by layer and how it is read.
 pub(super) async fn kept_indexes(
     repository: &dyn Repository,
@@ -236,7 +265,7 @@ mod tests {
 
     use super::*;
     use crate::content::StoreConfig;
-    use crate::oci::Blob;
+    use crate::oci::{Blob, Reference};
     use crate::repository::{ByteStream, Pace};
 
     const MANIFEST: &[u8] = br#"{"schemaVersion":2,"layers":[]}"#;
@@ -287,14 +316,15 @@ mod tests {
             let config = StoreConfig { folder: place.path().join("store"), size: Some(1 << 20) };
             let (store, repository) = (Store::open(&config).unwrap(), Fickle::default());
             let reference: Reference = "127.0.0.1:1/a/b:v1".parse().unwrap();
-            let found = pin(&repository, &reference, &store).await.unwrap();
-            admit(&repository, &reference, &store, &found.pinned).await;
+            let asked = Asked::from(&reference);
+            let found = pin(&repository, &asked, &store).await.unwrap();
+            admit(&repository, &asked, &store, &found.pinned).await;
 
             repository.0.lock().extend([Kind::Unreachable, refusal, Kind::Unreachable]);
-            let kept = pin(&repository, &reference, &store).await.unwrap();
+            let kept = pin(&repository, &asked, &store).await.unwrap();
             assert_eq!((kept.from, kept.pinned.digest), (Source::Store, found.pinned.digest));
-            assert_eq!(pin(&repository, &reference, &store).await.unwrap_err().kind(), refusal);
-            let error = pin(&repository, &reference, &store).await.unwrap_err();
+            assert_eq!(pin(&repository, &asked, &store).await.unwrap_err().kind(), refusal);
+            let error = pin(&repository, &asked, &store).await.unwrap_err();
             assert_eq!(error.kind(), Kind::Unreachable, "{error}");
         }
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::growth::Growing;
 use crate::content::stream::Coming;
 use crate::error::{Error, Kind, Result};
-use crate::index::{Entry, EntryKind, ExtentId, Index};
+use crate::index::{Allowance, Entry, EntryKind, ExtentId, Index};
 
 /// How many single warnings one tree gives; the rest are counted in a last one.
 const WARNINGS: usize = 64;
@@ -131,13 +131,13 @@ impl Tree {
     ///
     /// # Errors
     /// `Invalid` where one path is both a folder and something else, or where a hard link's target is no file
-    /// that comes earlier.
+    /// that comes earlier; `Unsupported` where the names, and the folders that they imply, take more memory than they may.
     pub fn build(index: &Index, warnings: &mut Vec<String>) -> Result<Self> {
         let coming = super::growth::layers(index);
         if super::growth::is_layered(index) {
             return Ok(Self::of_union(index.entries.clone(), &coming));
         }
-        let mut names = Names::default();
+        let mut names = Names::new();
         for entry in &index.entries {
             names.take(entry, index)?;
         }
@@ -148,7 +148,8 @@ impl Tree {
         if names.unnamed > 0 {
             warnings.push(format!("and {} more duplicate paths", names.unnamed));
         }
-        Layout::of(names).finish(&coming)
+        let Names { winners, room, .. } = names;
+        Layout::of(winners).finish(&coming, room)
     }
 
     /// A tree that has nothing but its root before all layers are known.
@@ -296,16 +297,22 @@ impl<'a> Meaning<'a> {
 }
 
 /// Which entry each path stands for: the winners, and what lost to them.
-#[derive(Default)]
 struct Names<'a> {
     /// Sorted, so that a folder comes before what is in it and siblings come in the order of their bytes.
     winners: BTreeMap<&'a str, Meaning<'a>>,
     duplicates: Vec<String>,
     unnamed: u64,
+    /// How much memory they may still take.
+    room: Allowance,
 }
 
 impl<'a> Names<'a> {
+    fn new() -> Self {
+        Self { winners: BTreeMap::new(), duplicates: Vec::new(), unnamed: 0, room: Allowance::names() }
+    }
+
     fn take(&mut self, entry: &'a Entry, index: &Index) -> Result<()> {
+        self.room.take_entry(entry)?;
         self.imply_folders(&entry.path)?;
         let meaning = match &entry.kind {
             EntryKind::File { .. } => Meaning::File(entry),
@@ -332,7 +339,10 @@ impl<'a> Names<'a> {
             match self.winners.get(parent) {
                 Some(Meaning::Folder(_)) => return Ok(()),
                 Some(Meaning::File(_) | Meaning::Link(_)) => return Err(both_ways(parent)),
-                None => self.winners.insert(parent, Meaning::Folder(None)),
+                None => {
+                    self.room.take_folder(parent)?;
+                    self.winners.insert(parent, Meaning::Folder(None))
+                }
             };
             rest = parent;
         }
@@ -381,15 +391,15 @@ struct Layout<'a> {
 }
 
 impl<'a> Layout<'a> {
-    fn of(names: Names<'a>) -> Self {
-        let nodes = boxcar::Vec::with_capacity(names.winners.len() + 1);
+    fn of(names: BTreeMap<&'a str, Meaning<'a>>) -> Self {
+        let nodes = boxcar::Vec::with_capacity(names.len() + 1);
         nodes.push(node(None, None, NodeId::ROOT, ""));
         let folders = BTreeMap::from([("", NodeId::ROOT)]);
         let children = BTreeMap::from([(NodeId::ROOT, Vec::new())]);
-        Self { nodes, children, folders, files: std::collections::HashMap::new(), names: names.winners }
+        Self { nodes, children, folders, files: std::collections::HashMap::new(), names }
     }
 
-    fn finish(mut self, coming: &[usize]) -> Result<Tree> {
+    fn finish(mut self, coming: &[usize], room: Allowance) -> Result<Tree> {
         for (path, meaning) in std::mem::take(&mut self.names) {
             let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
             let parent = self.folders.get(folder).copied().ok_or_else(|| both_ways(folder))?;
@@ -397,7 +407,7 @@ impl<'a> Layout<'a> {
             self.adopt(parent, Child { name: name.into(), node: id }, meaning);
         }
         if !coming.is_empty() {
-            let growing = Some(Growing::new(self.children, coming));
+            let growing = Some(Growing::new(self.children, coming, room));
             return Ok(Tree { nodes: self.nodes, growing });
         }
         for (folder, children) in self.children {

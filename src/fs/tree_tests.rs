@@ -39,6 +39,15 @@ fn folders_that_only_files_imply_are_there_and_named_ones_keep_their_time() {
 }
 
 #[test]
+fn folders_that_only_paths_imply_may_take_so_much_memory_and_no_more() {
+    let deep = |number: usize| file(&format!("{number}/{}/f", vec!["a"; 2000].join("/")), 1, number);
+    let error = build((0..1000).map(deep).collect()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Unsupported);
+    assert!(error.to_string().contains("512 MiB"), "{error}");
+    build((0..100).map(deep).collect()).unwrap();
+}
+
+#[test]
 fn siblings_are_sorted_by_bytes_whatever_their_children_are_called() {
     let (tree, _) = build(vec![file("a/x", 1, 0), file("a-b", 1, 0), file("a.b/y", 1, 0)]).expect("a tree");
     let names: Vec<_> = tree.children(NodeId::ROOT).unwrap().iter().map(|child| &*child.name).collect();

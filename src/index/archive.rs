@@ -3,12 +3,10 @@
 //! Holds one member's headers at a time. Not the hopping over an archive that can be read by range, which is
 //! [`plain`](super::plain)'s, nor the meaning of names. Called by [`pass`](super::pass).
 
+use super::Headers;
 use crate::codec::tar::{self, Member, Step};
 use crate::error::{Error, Kind, Result};
 use crate::range::ContentRange;
-
-/// The most bytes of headers of one layer, as of layers that are hopped over.
-const HEADERS_LIMIT: u64 = 64 << 20;
 
 /// How much of an archive may be left: nobody knows before its end, and no sum of it may wrap.
 const UNKNOWN: u64 = u64::MAX / 4;
@@ -30,6 +28,8 @@ pub(super) struct Archive {
     headers: Vec<u8>,
     /// Bytes of headers of all members so far.
     passed: u64,
+    /// How many there may be.
+    allowed: Headers,
 }
 
 enum State {
@@ -42,14 +42,14 @@ enum State {
 }
 
 impl Archive {
-    pub(super) fn new() -> Self {
-        Self { state: State::Headers(first()), at: 0, headers: Vec::new(), passed: 0 }
+    pub(super) fn new(allowed: Headers) -> Self {
+        Self { state: State::Headers(first()), at: 0, headers: Vec::new(), passed: 0, allowed }
     }
 
     /// The next bytes.
     ///
     /// # Errors
-    /// As [`tar::step`]; `Unsupported` for more than 64 MiB of headers; those of `take`.
+    /// As [`tar::step`]; `Unsupported` for more headers than there may be; those of `take`.
     pub(super) fn feed(
         &mut self,
         mut bytes: &[u8],
@@ -125,10 +125,7 @@ impl Archive {
         take: &mut dyn FnMut(Passing<'_>) -> Result<()>,
     ) -> Result<State> {
         self.passed = self.passed.saturating_add(length(self.headers.len()));
-        if self.passed > HEADERS_LIMIT {
-            return Err(Error::new(Kind::Unsupported, "its archive holds more than 64 MiB of headers")
-                .hint("pack many small files as fewer larger ones, or as raw layers"));
-        }
+        self.allowed.reach(self.passed)?;
         self.headers.clear();
         let (size, padding) =
             (member.size, member.next.saturating_sub(member.data.saturating_add(member.size)));

@@ -126,6 +126,17 @@ async fn ask(repository: &dyn Repository, index: &BoundIndex) -> Result<Opened> 
     Ok(opened)
 }
 
+/// The head as it was kept of an earlier time, read.
+///
+/// # Errors
+/// `Integrity` where it is not what the manifest says; else as [`open`].
+pub(super) fn read_kept(index: &BoundIndex, kept: Bytes) -> Result<Opened> {
+    match index.head.digest.matches(&kept) {
+        true => read(index, kept),
+        false => Err(Error::new(Kind::Integrity, "its head is not what was kept")),
+    }
+}
+
 fn read(index: &BoundIndex, bytes: Bytes) -> Result<Opened> {
     let head = format::decode(&bytes, &index.blob)?;
     refuse_large(&head, index.head.size)?;

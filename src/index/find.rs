@@ -12,11 +12,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::attached::{self, Trust};
+use super::allowance::Allowance;
+use super::attached::{self, Kept};
+use super::bound::{self, Opened};
 use super::format::Head;
 use super::plain::{Derived, Task};
-use super::window::Allowance;
-use super::{Coding, Entry, EntryKind, Index, bound, compression, cover, local, union};
+use super::{Coding, Entry, EntryKind, Index, compression, cover, local, union};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::ModelLayer;
 use crate::oci::{Artifact, Digest};
@@ -42,19 +43,21 @@ pub struct Sources<'a> {
     pub bound: Option<Head>,
     /// Indexes that were made on this machine.
     pub local: &'a Local<'a>,
-    /// The artifact that an index may be attached to; `None` where nobody asks for one.
-    pub attached: Option<Subject<'a>>,
+    /// Where one that is attached to the artifact is looked for.
+    pub attached: Attached<'a>,
     /// Bytes of gaps kept from an earlier time.
     pub known: &'a Known<'a>,
 }
 
-/// An artifact that an index may be attached to.
-#[derive(Clone, Copy, Debug)]
-pub struct Subject<'a> {
-    /// Its manifest's digest.
-    pub digest: &'a Digest,
-    /// Whether such an index counts.
-    pub trust: Trust,
+/// Where an index that is attached to an artifact is looked for.
+#[derive(Clone, Debug)]
+pub enum Attached<'a> {
+    /// Nowhere: it would not count.
+    Nowhere,
+    /// Beside the manifest of this digest, in its repository. What was used at an earlier time saves asking for it again.
+    Beside(&'a Digest, Option<Kept>),
+    /// In what was used at an earlier time: the repository does not answer.
+    Kept(Kept),
 }
 
 /// The index of `artifact`, as [`find_with`] gives it, once its bound index has been opened, which costs a request.
@@ -76,11 +79,11 @@ pub async fn find_with(
     known: &Known<'_>,
     head: Option<Head>,
 ) -> Result<Index> {
-    let sources = Sources { bound: head, local: &|_| None, attached: None, known };
-    find_in(repository, artifact, sources).await
+    let sources = Sources { bound: head, local: &|_| None, attached: Attached::Nowhere, known };
+    find_in(repository, artifact, sources).await.map(|(index, _)| index)
 }
 
-/// The index of `artifact`: entries in the order of layers and, within one, of its archive; of a path that
+/// The index of `artifact`, and the attached one that was used for it: entries in the order of layers and, within one, of its archive; of a path that
 /// occurs twice within a layer only the later, of one that occurs in several layers each. Of a container image it is what is
 /// left of them once each lies on those below; while some are compressed and nobody knows their names, it is the others' names
 /// and marks, which the tree [puts together](union) with theirs.
@@ -94,18 +97,19 @@ pub async fn find_with(
 /// # Errors
 /// Naming the layer: those of reading; `Invalid` for names, links and archives that are refused, for a path
 /// that is a file and a folder, and for an index that is not of this artifact; `Unsupported` for layers
-/// of more than 16 TiB, devices, sparse files and archives whose headers take more than 64 MiB in all. An index of this
+/// of more than 16 TiB, devices, sparse files, archives whose headers take more than 64 MiB in all, and names that take more than
+/// 512 MiB. An index of this
 /// machine that is wrong is passed over.
 pub async fn find_in(
     repository: &dyn Repository,
     artifact: &Artifact,
     sources: Sources<'_>,
-) -> Result<Index> {
+) -> Result<(Index, Option<Opened>)> {
     artifact.visible().try_for_each(refuse_huge)?;
     let mut index = Index { warnings: artifact.warnings.clone(), ..Index::default() };
-    let covered = covered(repository, artifact, &sources, &mut index.warnings).await?;
+    let (covered, attached) = covered(repository, artifact, &sources, &mut index.warnings).await?;
     let known = sources.known;
-    let allowance = Allowance::new();
+    let allowance = Allowance::headers(0);
     let tasks: Vec<_> = artifact
         .visible()
         .enumerate()
@@ -124,40 +128,51 @@ pub async fn find_in(
     } else if !index.layers.iter().any(|layer| matches!(layer.coding, Coding::Streamed(_))) {
         index.entries = union::merge(std::mem::take(&mut index.entries))?;
     }
-    Ok(index)
+    Ok((index, attached))
 }
 
-/// What indexes say, layer by layer of the visible ones.
+/// What indexes say, layer by layer of the visible ones, and the attached one among them.
 async fn covered(
     repository: &dyn Repository,
     artifact: &Artifact,
     sources: &Sources<'_>,
     warnings: &mut Vec<String>,
-) -> Result<Vec<Option<Derived>>> {
+) -> Result<(Vec<Option<Derived>>, Option<Opened>)> {
     let mut covered = Vec::new();
     if let Some(head) = sources.bound.clone() {
         covered = cover::cover(artifact, head)?;
         warnings.extend(cover::warning(artifact, &covered));
     }
     covered.resize_with(artifact.visible().count(), || None);
+    // Of any number of layers, each with an index of its own.
+    let room = Allowance::names();
     for ((number, layer), covered) in artifact.visible().enumerate().zip(&mut covered) {
         if covered.is_none() && compression(layer.packaging).is_some() {
             *covered = of_this_machine(layer, number, sources.local);
+            let entries = covered.iter().flat_map(|derived| &derived.entries);
+            entries.into_iter().try_for_each(|entry| room.take_entry(entry))?;
         }
     }
     let is_streamed = |(layer, covered): (&ModelLayer, &Option<Derived>)| {
         covered.is_none() && compression(layer.packaging).is_some()
     };
-    let Some(subject) = sources.attached.filter(|_| sources.bound.is_none()) else { return Ok(covered) };
-    if artifact.visible().zip(&covered).any(is_streamed)
-        && let Some((index, head)) = attached::open(repository, subject).await?
-    {
-        let attached = cover::cover_by(artifact, head, &|error| attached::unreadable(&index, error))?;
-        for (covered, attached) in covered.iter_mut().zip(attached) {
-            *covered = covered.take().or(attached);
+    if sources.bound.is_some() || !artifact.visible().zip(&covered).any(is_streamed) {
+        return Ok((covered, None));
+    }
+    let attached = match &sources.attached {
+        Attached::Nowhere => None,
+        Attached::Beside(subject, kept) => {
+            attached::open(repository, artifact, subject, kept.as_ref()).await?
+        }
+        Attached::Kept(kept) => attached::reopen(kept, artifact),
+    };
+    if let Some(Opened { index, head, .. }) = &attached {
+        let said = cover::cover_by(artifact, head.clone(), &|error| attached::unreadable(index, error))?;
+        for (covered, said) in covered.iter_mut().zip(said) {
+            *covered = covered.take().or(said);
         }
     }
-    Ok(covered)
+    Ok((covered, attached))
 }
 
 fn of_this_machine(layer: &ModelLayer, number: usize, local: &Local<'_>) -> Option<Derived> {

@@ -522,8 +522,9 @@ fn an_index_of_this_machine_is_used_unless_it_is_wrong() {
     let find = |file: File| {
         let file = Arc::new(file);
         let local = |_: &ModelLayer| Some(file.clone());
-        let sources = Sources { bound: None, local: &local, attached: None, known: &|_| Vec::new() };
-        find_in(&model.repository, &artifact, sources).now_or_never().unwrap().unwrap()
+        let sources =
+            Sources { bound: None, local: &local, attached: Attached::Nowhere, known: &|_| Vec::new() };
+        find_in(&model.repository, &artifact, sources).now_or_never().unwrap().unwrap().0
     };
     let index = find(file.try_clone().unwrap());
     assert_eq!(paths(&index), ["w", "a", "b"]);

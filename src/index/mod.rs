@@ -4,6 +4,7 @@
 //! its content are files. How it is found: [`find()`] takes it from the artifact's [bound](bound) index, and derives it for
 //! raw and tar layers from their descriptors and headers where there is none. How it is published: [`format`](mod@format).
 
+mod allowance;
 mod archive;
 mod attached;
 pub mod bound;
@@ -23,10 +24,11 @@ mod streamed;
 pub mod union;
 mod window;
 
-pub use attached::{ARTIFACT_TYPE, Trust, open as attached_of};
+pub use allowance::{Allowance, Headers};
+pub use attached::{ARTIFACT_TYPE, Kept, Trust, mention as mention_attached, open as attached_of};
 pub use cover::of as cover_of;
 pub use digest::ChunkDigest;
-pub use find::{Sources, Subject, find, find_in, find_with};
+pub use find::{Attached, Sources, find, find_in, find_with};
 pub use grid::Grid;
 
 use std::fs::File;

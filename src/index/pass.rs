@@ -4,11 +4,15 @@
 //! [`Spool`](super::spool::Spool) takes the windows). Nothing that comes out is to be believed before the digest over all
 //! stored bytes has been compared, which is the driver's to do. Called by `index build`, `index add` and the loader.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::archive::{Archive, Passing};
 use super::names::Names;
-use super::{CHUNK, ChunkDigest, Compression, Entry, ExtentId, Gap, between, compression};
+use super::{
+    Allowance, CHUNK, ChunkDigest, Compression, Entry, ExtentId, Gap, Headers, between, compression,
+};
 use crate::codec::{gzip, zstd};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::ModelLayer;
@@ -92,11 +96,20 @@ struct Walk {
 }
 
 impl Pass {
-    /// A pass at the start of `layer`, number `number` of the index's, with spans of about `spacing`.
+    /// A pass at the start of `layer`, number `number` of the index's, with spans of about `spacing`, where no other layer of
+    /// the artifact goes by.
+    ///
+    /// # Errors
+    /// As [`beside`](Self::beside).
+    pub fn new(layer: &ModelLayer, number: usize, spacing: Spacing) -> Result<Self> {
+        Self::beside(layer, number, spacing, Headers::of(&Arc::new(Allowance::headers(0))))
+    }
+
+    /// The same beside other layers, which share what `headers` is a part of.
     ///
     /// # Errors
     /// [`Kind::Invalid`] where the layer is not compressed, or a decoder can't be set up.
-    pub fn new(layer: &ModelLayer, number: usize, spacing: Spacing) -> Result<Self> {
+    pub fn beside(layer: &ModelLayer, number: usize, spacing: Spacing, headers: Headers) -> Result<Self> {
         let decode = match compression(layer.packaging) {
             Some(Compression::Gzip) => Decode::Gzip(Box::new(gzip::Scanner::new(spacing)?)),
             Some(Compression::Zstd) => Decode::Zstd(Box::new(zstd::Scanner::new(spacing.bytes())?)),
@@ -104,14 +117,14 @@ impl Pass {
         };
         let walk =
             Walk { number, names: Names::new(layer, number), extents: Vec::new(), offset: 0, content: 0 };
-        Ok(Self { decode, room: vec![0; ROOM], archive: Archive::new(), walk, stored: 0 })
+        Ok(Self { decode, room: vec![0; ROOM], archive: Archive::new(headers), walk, stored: 0 })
     }
 
     /// The layer's next stored bytes, in pieces of any size.
     ///
     /// # Errors
     /// Those of decoding and of archives: `Invalid`, `Integrity` and `Unsupported`; `Unsupported` for more than 64 MiB of
-    /// headers; those of `sink`. After an error the pass is over.
+    /// headers, of this layer or of all that share them; those of `sink`. After an error the pass is over.
     pub fn step(&mut self, mut stored: &[u8], sink: &mut Sink<'_>) -> Result<()> {
         self.stored = self.stored.saturating_add(length(stored.len()));
         loop {

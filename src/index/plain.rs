@@ -6,8 +6,9 @@
 //! [`find`](super::find()) calls it for every layer.
 use bytes::Bytes;
 
+use super::allowance::Allowance;
 use super::names::Names;
-use super::window::{Allowance, Window};
+use super::window::Window;
 use super::{Coding, Entry, EntryKind, ExtentId, Layer, compression, streamed};
 use crate::codec::tar::{self, Member, Step};
 use crate::error::{Error, Kind, Result};

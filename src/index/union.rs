@@ -7,20 +7,29 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::{Entry, EntryKind};
+use super::{Allowance, Entry, EntryKind};
 use crate::error::{Error, Kind, Result};
 use crate::oci::path;
 
 /// The most links that are followed for one path: as many as Linux follows.
 const LINKS_LIMIT: usize = 40;
 
+/// How many bytes of paths are looked at to follow all links of an image: hundreds of times what the largest distribution takes,
+/// and some seconds' work.
+const WALK: u64 = 1 << 30;
+
+/// What a part of a path counts for beside its text: to look it up.
+const STEP: u64 = 64;
+
 /// What is left of `entries`, which stand in the order of layers: each path once, no mark, every hard link after the file
 /// that it is another name of. In the order of layers and, within one, as they stood.
 ///
 /// # Errors
-/// `Invalid`, naming it: a hard link to nothing or to a folder, and a path that leads through more than 40 links.
+/// `Invalid`, naming it: a hard link to nothing or to a folder, and a path that leads through more than 40 links or to
+/// one that is too long. `Unsupported`: names that take more memory than an artifact's may, and links that take too long to
+/// follow.
 pub fn merge(entries: Vec<Entry>) -> Result<Vec<Entry>> {
-    let mut names = Names::default();
+    let mut names = Names::new();
     for layer in entries.chunk_by(|one, other| one.layer == other.layer) {
         let is_mark = |entry: &&Entry| matches!(entry.kind, EntryKind::Whiteout | EntryKind::Opaque);
         layer.iter().filter(is_mark).try_for_each(|mark| names.take_away(mark))?;
@@ -37,7 +46,6 @@ struct Name {
 }
 
 /// The names so far.
-#[derive(Default)]
 struct Names {
     /// By path.
     all: BTreeMap<String, Name>,
@@ -45,20 +53,31 @@ struct Names {
     links: usize,
     /// How many entries have been put.
     count: usize,
+    /// How much memory they may still take.
+    room: Allowance,
+    /// How many bytes of paths may still be looked at to follow links.
+    walk: u64,
+    /// The last folder that links were followed for, and where it is: the next entry mostly lies in it too. Right as long as
+    /// no link comes or goes.
+    last: Option<(String, String)>,
 }
 
 impl Names {
+    fn new() -> Self {
+        let (all, room) = (BTreeMap::new(), Allowance::names());
+        Self { all, links: 0, count: 0, room, walk: WALK, last: None }
+    }
+
     fn take_away(&mut self, mark: &Entry) -> Result<()> {
         if mark.kind == EntryKind::Opaque {
             let folder = self.followed(&mark.path)?;
             self.remove_below(&folder);
-            self.imply_folders(&format!("{folder}/"), mark.layer);
+            self.imply_folders(&format!("{folder}/"), mark.layer)
         } else {
             let path = self.place(&mark.path)?;
             self.remove(&path);
-            self.imply_folders(&path, mark.layer);
+            self.imply_folders(&path, mark.layer)
         }
-        Ok(())
     }
 
     fn put(&mut self, entry: &Entry) -> Result<()> {
@@ -73,19 +92,35 @@ impl Names {
             EntryKind::Directory => {}
             EntryKind::Symlink(_) => {
                 self.links += 1;
+                self.last = None;
                 self.remove(&path);
             }
             _ => self.remove(&path),
         }
-        self.imply_folders(&path, entry.layer);
-        self.all.insert(path.clone(), Name { entry: Entry { path, ..name.entry }, ..name });
+        self.imply_folders(&path, entry.layer)?;
+        self.insert(Name { entry: Entry { path, ..name.entry }, ..name })
+    }
+
+    fn insert(&mut self, name: Name) -> Result<()> {
+        self.room.take_entry(&name.entry)?;
+        if let Some(earlier) = self.all.insert(name.entry.path.clone(), name) {
+            self.gone(&earlier);
+        }
         Ok(())
     }
 
+    /// A name that stood among all does no more.
+    fn gone(&mut self, name: &Name) {
+        self.room.give_back(&name.entry);
+        if matches!(name.entry.kind, EntryKind::Symlink(_)) {
+            self.last = None;
+        }
+    }
+
     /// Another name of what `target` is now.
-    fn linked(&self, path: &str, target: &str, link: &Entry) -> Result<Name> {
-        let found = self.all.get(&self.place(target)?);
-        match found {
+    fn linked(&mut self, path: &str, target: &str, link: &Entry) -> Result<Name> {
+        let place = self.place(target)?;
+        match self.all.get(&place) {
             Some(found) if found.entry.kind != EntryKind::Directory => Ok(found.clone()),
             _ => Err(Error::new(
                 Kind::Invalid,
@@ -98,7 +133,7 @@ impl Names {
     }
 
     /// Where an entry of this path is put: the links above it are followed, it itself is not.
-    fn place(&self, path: &str) -> Result<String> {
+    fn place(&mut self, path: &str) -> Result<String> {
         match path.rsplit_once('/') {
             Some((folder, base)) if self.links > 0 => {
                 // A target may have what no path may.
@@ -109,7 +144,18 @@ impl Names {
     }
 
     /// The path once every link in it is followed, as a program would whose root is the image.
-    fn followed(&self, path: &str) -> Result<String> {
+    fn followed(&mut self, path: &str) -> Result<String> {
+        match &self.last {
+            Some((last, place)) if last == path => Ok(place.clone()),
+            _ => {
+                let place = self.walk(path)?;
+                self.last = Some((path.to_owned(), place.clone()));
+                Ok(place)
+            }
+        }
+    }
+
+    fn walk(&mut self, path: &str) -> Result<String> {
         let (mut place, mut links) = (String::new(), 0);
         let mut rest: VecDeque<String> = path.split('/').map(str::to_owned).collect();
         while let Some(part) = rest.pop_front() {
@@ -122,6 +168,7 @@ impl Names {
                 _ => {}
             }
             let next = path::below(&place, &part);
+            self.step(path, &next)?;
             let Some(EntryKind::Symlink(target)) = self.all.get(&next).map(|name| &name.entry.kind) else {
                 place = next;
                 continue;
@@ -140,37 +187,58 @@ impl Names {
         Ok(place)
     }
 
+    /// Counts a look at `next`, to which following `path` has led.
+    fn step(&mut self, path: &str, next: &str) -> Result<()> {
+        if next.len() > path::PATH_LIMIT {
+            let doing = format!("{path:?} leads through links to a path that is longer than 4096 bytes");
+            return Err(Error::new(Kind::Invalid, doing));
+        }
+        let step = STEP.saturating_add(u64::try_from(next.len()).unwrap_or(u64::MAX));
+        self.walk = self.walk.checked_sub(step).ok_or_else(|| {
+            Error::new(Kind::Unsupported, "the symbolic links of its layers take too long to follow")
+                .hint("build the image with fewer of them, or with files under their own paths")
+        })?;
+        Ok(())
+    }
+
     /// The folders that `path` lies in are there from now on, also when nothing is left in them. A file in the way of one
     /// gives way.
-    fn imply_folders(&mut self, path: &str, layer: usize) {
-        for (at, _) in path.match_indices('/') {
-            let above = path.get(..at).unwrap_or_default();
+    fn imply_folders(&mut self, path: &str, layer: usize) -> Result<()> {
+        let mut rest = path;
+        while let Some((above, _)) = rest.rsplit_once('/') {
+            // What lies above a folder is one, too.
             let is_folder = |name: &Name| name.entry.kind == EntryKind::Directory;
             if above.is_empty() || self.all.get(above).is_some_and(is_folder) {
-                continue;
+                break;
             }
             let entry =
                 Entry { path: above.to_owned(), kind: EntryKind::Directory, mode: 0, mtime: 0, layer };
-            self.all.insert(above.to_owned(), Name { entry, file: self.count });
+            self.insert(Name { entry, file: self.count })?;
+            rest = above;
         }
+        Ok(())
     }
 
     fn remove(&mut self, path: &str) {
-        self.all.remove(path);
+        if let Some(name) = self.all.remove(path) {
+            self.gone(&name);
+        }
         self.remove_below(path);
     }
 
     /// Everything within the folder `path`; everything there is where it is empty.
     fn remove_below(&mut self, path: &str) {
         if path.is_empty() {
-            self.all.clear();
+            (self.all, self.room, self.last) = (BTreeMap::new(), Allowance::names(), None);
             return;
         }
         // What follows `/` among bytes is `0`.
         let (first, end) = (format!("{path}/"), format!("{path}0"));
         let gone: Vec<_> = self.all.range(first..end).map(|(path, _)| path.clone()).collect();
         for path in gone {
-            self.all.remove(&path);
+            if let Some(name) = self.all.remove(&path) {
+                self.gone(&name);
+            }
         }
     }
 

@@ -52,6 +52,68 @@ fn a_mark_goes_where_its_links_lead() {
 }
 
 #[test]
+fn folders_that_only_paths_imply_are_bounded_over_all_layers() {
+    // Each path of 4 KiB implies two thousand folders, whose own paths are two thousand bytes each.
+    let deep = |number: usize| format!("{number}/{}/f", vec!["a"; 2000].join("/"));
+    let mut names = Names::new();
+    let mut put = (0..1000).map(|number| names.put(&file(&deep(number), 1, number)));
+    let error = put.find_map(Result::err).unwrap();
+    assert_eq!(error.kind(), Kind::Unsupported);
+    assert!(error.to_string().contains("512 MiB"), "{error}");
+    assert!(names.all.len() < 500_000, "{}", names.all.len());
+}
+
+#[test]
+fn what_is_taken_away_makes_room() {
+    let deep = format!("{}/f", vec!["a"; 2000].join("/"));
+    let mut names = Names::new();
+    for layer in 0..200 {
+        names.put(&file(&deep, 1, layer)).unwrap();
+        names.take_away(&entry("a", EntryKind::Whiteout, layer)).unwrap();
+    }
+    assert!(names.all.is_empty());
+    names.room.take(512 << 20).unwrap();
+}
+
+#[test]
+fn a_chain_of_links_to_long_paths_is_given_up_early() {
+    let long = "x/".repeat(2000);
+    let chain = (0..30).map(|number| link(&number.to_string(), &format!("{}/{long}", number + 1), 0));
+    let error = merge(chain.chain([file("0/f", 1, 0)]).collect()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid);
+    assert!(error.to_string().contains("longer than 4096"), "{error}");
+}
+
+#[test]
+fn following_links_has_an_end_over_all_entries() {
+    let round = "x/../".repeat(800);
+    let mut names = Names { walk: 1 << 22, ..Names::new() };
+    let links = (0..30).map(|number| link(&number.to_string(), &format!("{round}{}", number + 1), 0));
+    links.for_each(|link| names.put(&link).unwrap());
+    let mut put = (0..1000).map(|number| names.put(&file(&format!("0/{number}/f"), 1, 0)));
+    let error = put.find_map(Result::err).unwrap();
+    assert_eq!(error.kind(), Kind::Unsupported);
+    assert!(error.to_string().contains("too long to follow"), "{error}");
+}
+
+#[test]
+fn links_are_followed_once_for_all_files_of_a_folder_until_one_changes() {
+    let mut names = Names::new();
+    names.put(&link("l", "one", 0)).unwrap();
+    names.put(&file("l/a", 1, 0)).unwrap();
+    let walk = names.walk;
+    (0..100).for_each(|number| names.put(&file(&format!("l/{number}"), 1, 0)).unwrap());
+    assert_eq!(names.walk, walk, "nothing was looked at again");
+    names.put(&link("l", "two", 1)).unwrap();
+    names.put(&file("l/b", 1, 1)).unwrap();
+    names.take_away(&entry("l", EntryKind::Whiteout, 2)).unwrap();
+    names.put(&file("l/c", 1, 2)).unwrap();
+    for path in ["one/a", "one/99", "two/b", "l/c"] {
+        assert!(names.all.contains_key(path), "{path}");
+    }
+}
+
+#[test]
 fn a_link_that_makes_a_path_too_long_is_refused_and_one_that_climbs_stays_within() {
     let long = vec!["x".repeat(200); 20].join("/");
     let all = vec![link("a", &long, 0), file("a/a/a/b", 1, 1)];

@@ -3,16 +3,15 @@
 //!
 //! Not a way to read files: it holds only what lies between them. [`plain`](super::plain) moves it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::oci::Blob;
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::{self, Repository};
 
 use super::Gap;
+use super::allowance::Allowance;
 
 /// How much one request brings: enough for a header and what surrounds it, little against a round trip.
 const HOP: u64 = 64 << 10;
@@ -22,31 +21,6 @@ const STRIDE: u64 = 1 << 20;
 
 /// How many requests the average member is taken over, to say which of the two comes next.
 const PROBES: u64 = 3;
-
-/// How many bytes of gaps may still be held: one allowance for all layers of an artifact.
-#[derive(Debug)]
-pub(crate) struct Allowance(AtomicU64);
-
-impl Allowance {
-    /// 64 MiB: the headers of some 60 000 files.
-    pub(crate) fn new() -> Self {
-        Self(AtomicU64::new(64 << 20))
-    }
-
-    fn check(&self, len: u64) -> Result<()> {
-        if len > self.0.load(Ordering::Relaxed) { Err(too_much()) } else { Ok(()) }
-    }
-
-    fn take(&self, len: u64) -> Result<()> {
-        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(len));
-        taken.map(|_| ()).map_err(|_| too_much())
-    }
-}
-
-fn too_much() -> Error {
-    Error::new(Kind::Unsupported, "its archives hold more than 64 MiB of headers")
-        .hint("pack many small files as fewer larger ones, or as raw layers")
-}
 
 /// The bytes from some place in a blob on, as far as they have been read.
 pub(crate) struct Window<'a> {

@@ -43,7 +43,7 @@ pub struct Mount {
 
 impl Mount {
     /// Mounts; returns when the kernel's INIT is answered and read-ahead is set, and starts what the loader
-    /// is to warm. Must be called within a tokio runtime.
+    /// is to warm and what there is to say of the model. Must be called within a tokio runtime.
     ///
     /// A dead mount of weightfs at `dir` is cleared first. Given up before it returns, it leaves no mount behind.
     ///
@@ -57,6 +57,7 @@ impl Mount {
         let begun = blocking(move || begin(&dir, &source, &options, adapter)).await?;
         let mount = begun.serve(model, answers)?;
         mount.model.loader.warm();
+        mount.model.mention_ignored_index();
         Ok(mount)
     }
 

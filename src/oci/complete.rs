@@ -6,11 +6,12 @@
 use serde_json::{Map, Value};
 
 use super::artifact::{Artifact, Family, LayerKind, Members, ModelLayer, Packaging};
+use super::bounded::{self, Text};
 use super::digest::Digest;
 use super::kitfile::{self, Kitfile};
 use super::manifest::Descriptor;
 use super::reference::Reference;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 
 /// The most artifacts that a model is put together from, itself not counted: KitOps follows as many.
 pub const PARENT_LIMIT: usize = 10;
@@ -41,7 +42,7 @@ impl Artifact {
     /// config is not [needed](Self::needs_config) it is not looked at and may be empty.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] where it can't be read or says paths that leave the model; [`Kind::Unsupported`] where it has a
+    /// [`Kind::Invalid`](crate::error::Kind) where it can't be read, has more in it than any config, or says paths that leave the model; [`Kind::Unsupported`](crate::error::Kind) where it has a
     /// parent that is in no registry.
     pub fn complete(&mut self, config: &[u8]) -> Result<Extras> {
         match self.family {
@@ -67,16 +68,17 @@ impl Artifact {
         let kitfile = Kitfile::parse(config)?;
         kitfile.place(&mut self.layers)?;
         let parent = kitfile.parent(&self.layers)?;
-        Ok(Extras { made: vec![self.add_made(kitfile::NAME, kitfile.yaml().into_bytes())], parent })
+        let made = kitfile.yaml()?.into_bytes();
+        Ok(Extras { made: vec![self.add_made(kitfile::NAME, made)], parent })
     }
 
     /// The annotation was written by the artifact's packer and is for people: what can't be read is left out.
     fn kitfile_of_annotation(&mut self) -> Extras {
         let text = KITFILE_KEYS.iter().find_map(|key| self.annotations.get(*key));
-        let Some(kitfile) = text.and_then(|text| Kitfile::parse(text.as_bytes()).ok()) else {
-            return Extras::default();
-        };
-        Extras { made: vec![self.add_made(kitfile::NAME, kitfile.yaml().into_bytes())], parent: None }
+        let made =
+            text.and_then(|text| Kitfile::parse(text.as_bytes()).and_then(|kitfile| kitfile.yaml()).ok());
+        let Some(made) = made else { return Extras::default() };
+        Extras { made: vec![self.add_made(kitfile::NAME, made.into_bytes())], parent: None }
     }
 
     fn add_made(&mut self, path: &str, content: Vec<u8>) -> Vec<u8> {
@@ -114,28 +116,44 @@ fn runtime_config(config: &[u8]) -> Result<Vec<u8>> {
         "diffusers",
         "context_size",
     ];
-    let root: Value = serde_json::from_slice(config)
-        .map_err(|error| Error::from_source(Kind::Invalid, "the model's config can't be read", error))?;
+    let root = bounded::json(config).map_err(|error| error.context("the model's config can't be read"))?;
     let empty = Map::new();
     let said = root.get("config").and_then(Value::as_object).unwrap_or(&empty);
     let is_said = |value: &&Value| {
         !matches!(value, Value::Null) && **value != "" && **value != Value::Object(Map::new())
     };
     let known = KEYS.iter().filter_map(|key| Some((key, said.get(*key).filter(is_said)?)));
-    let fields: Vec<_> = known.map(|(key, value)| format!("\"{key}\":{}", as_go(value))).collect();
-    Ok(format!("{{{}}}\n", fields.join(",")).into_bytes())
+    let mut text = Text::of(config.len());
+    text.push('{');
+    for (at, (key, value)) in known.enumerate() {
+        text.push_str(if at > 0 { ",\"" } else { "\"" });
+        text.push_str(key);
+        text.push_str("\":");
+        push_as_go(value, &mut text);
+    }
+    text.push_str("}\n");
+    let text = text.finish().map_err(|error| error.context("the model's config.json can't be made"));
+    text.map(String::into_bytes)
 }
 
 /// Go prints some letters that HTML gives a meaning, and two ends of lines, by their numbers.
-fn as_go(value: &Value) -> String {
-    [('<', "\\u003c"), ('>', "\\u003e"), ('&', "\\u0026"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")]
-        .into_iter()
-        .fold(value.to_string(), |text, (letter, number)| text.replace(letter, number))
+fn push_as_go(value: &Value, text: &mut Text) {
+    for letter in value.to_string().chars() {
+        match letter {
+            '<' => text.push_str("\\u003c"),
+            '>' => text.push_str("\\u003e"),
+            '&' => text.push_str("\\u0026"),
+            '\u{2028}' => text.push_str("\\u2028"),
+            '\u{2029}' => text.push_str("\\u2029"),
+            other => text.push(other),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
 
     #[test]
     fn the_runtime_config_is_what_go_prints_of_the_part_it_knows() {
@@ -146,5 +164,11 @@ mod tests {
         assert_eq!(runtime_config(config).unwrap(), format!("{expected}\n").as_bytes());
         assert_eq!(runtime_config(b"{}").unwrap(), b"{}\n");
         assert_eq!(runtime_config(b"no").unwrap_err().kind(), Kind::Invalid);
+        for much in ["<".repeat(1 << 20), "\",\"".repeat(1 << 20)] {
+            let json = format!(r#"{{"config":{{"gguf":["{much}"]}}}}"#);
+            let error = runtime_config(json.as_bytes()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid);
+            assert!(error.to_string().contains("the model's config"), "{error}");
+        }
     }
 }

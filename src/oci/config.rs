@@ -7,6 +7,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::bounded;
 use super::digest::Digest;
 
 /// The largest config that is worth asking a repository for: 4 MiB, as for manifests.
@@ -47,10 +48,10 @@ pub struct Description {
 }
 
 impl Description {
-    /// What `json` says; an empty description where it is no JSON object.
+    /// What `json` says; an empty description where it is no JSON object, or one of more values than any config has.
     #[must_use]
     pub fn parse(json: &[u8]) -> Self {
-        let root: Value = serde_json::from_slice(json).unwrap_or_default();
+        let root = bounded::json(json).unwrap_or_default();
         // A container image's architecture is a processor's.
         let flat = root.get("os").is_none() && root.get("rootfs").is_none();
         let text = |keys: &[&str]| keys.iter().find_map(|key| root.pointer(key).and_then(as_text));

@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::artifact::{LayerKind, ModelLayer};
+use super::bounded;
 use super::reference::{Place, Reference};
 use super::yaml::{self, Yaml};
 use crate::error::{Error, Kind, Result};
@@ -27,18 +28,22 @@ const OF_LAYERS: [&str; 2] = ["digest", "diffId"];
 
 /// A Kitfile.
 #[derive(Clone, Debug)]
-pub(super) struct Kitfile(Map<String, Value>);
+pub(super) struct Kitfile {
+    root: Map<String, Value>,
+    /// How many bytes it was read from.
+    size: usize,
+}
 
 impl Kitfile {
     /// Reads the config's JSON.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] where it is no JSON object.
+    /// [`Kind::Invalid`] where it is no JSON object, or has more in it than any Kitfile.
     pub(super) fn parse(json: &[u8]) -> Result<Self> {
-        match serde_json::from_slice(json) {
-            Ok(Value::Object(root)) => Ok(Self(root)),
+        match bounded::json(json) {
+            Ok(Value::Object(root)) => Ok(Self { root, size: json.len() }),
             Ok(_) => Err(Error::new(Kind::Invalid, "the Kitfile is no JSON object")),
-            Err(error) => Err(Error::from_source(Kind::Invalid, "the Kitfile can't be read", error)),
+            Err(error) => Err(error.context("the Kitfile can't be read")),
         }
     }
 
@@ -48,7 +53,7 @@ impl Kitfile {
     /// [`Kind::Unsupported`] where it names no registry, so that only who packed it has it; `of_layer` is whether the kit
     /// has a model of its own, which makes such a text a path.
     pub(super) fn parent(&self, layers: &[ModelLayer]) -> Result<Option<Reference>> {
-        let Some(text) = self.0.get("model").and_then(|model| model.get("path")?.as_str()) else {
+        let Some(text) = self.root.get("model").and_then(|model| model.get("path")?.as_str()) else {
             return Ok(None);
         };
         // Further tags may follow the first.
@@ -78,13 +83,13 @@ impl Kitfile {
                 at
             };
             let part = match layer.kind {
-                LayerKind::Weight => self.0.get("model"),
+                LayerKind::Weight => self.root.get("model"),
                 LayerKind::WeightConfig => {
-                    self.0.get("model").and_then(|model| model.get("parts")?.get(next(0)))
+                    self.root.get("model").and_then(|model| model.get("parts")?.get(next(0)))
                 }
-                LayerKind::Code => self.0.get("code").and_then(|all| all.get(next(1))),
-                LayerKind::Dataset => self.0.get("datasets").and_then(|all| all.get(next(2))),
-                LayerKind::Doc => self.0.get("docs").and_then(|all| all.get(next(3))),
+                LayerKind::Code => self.root.get("code").and_then(|all| all.get(next(1))),
+                LayerKind::Dataset => self.root.get("datasets").and_then(|all| all.get(next(2))),
+                LayerKind::Doc => self.root.get("docs").and_then(|all| all.get(next(3))),
                 LayerKind::Unknown => None,
             };
             let Some(part) = part.filter(|part| part.get("digest").is_none()) else { continue };
@@ -96,8 +101,12 @@ impl Kitfile {
     }
 
     /// The file's text.
-    pub(super) fn yaml(&self) -> String {
-        yaml::document(&Yaml::Map(fields(&self.0, ROOT)))
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] where it would be far longer than the config.
+    pub(super) fn yaml(&self) -> Result<String> {
+        let text = yaml::document(&Yaml::Map(fields(&self.root, ROOT)), self.size);
+        text.map_err(|error| error.context("the Kitfile can't be written"))
     }
 }
 
@@ -119,15 +128,15 @@ fn folder_of(path: &str) -> Result<String> {
 }
 
 /// What is to be written of an object: not what is empty, and not what says which layer it is.
-fn fields(object: &Map<String, Value>, order: &[&str]) -> Vec<(String, Yaml)> {
+fn fields<'a>(object: &'a Map<String, Value>, order: &[&str]) -> Vec<(&'a str, Yaml<'a>)> {
     let known = order.iter().filter_map(|key| object.get_key_value(*key));
     let others = object.iter().filter(|(key, _)| !order.contains(&key.as_str()));
     let shown =
         known.chain(others).filter(|(key, value)| !OF_LAYERS.contains(&key.as_str()) && !is_empty(value));
-    shown.map(|(key, value)| (key.clone(), field(key, value))).collect()
+    shown.map(|(key, value)| (key.as_str(), field(key, value))).collect()
 }
 
-fn field(key: &str, value: &Value) -> Yaml {
+fn field<'a>(key: &str, value: &'a Value) -> Yaml<'a> {
     let (order, list) = match key {
         "package" => (PACKAGE, false),
         "model" => (MODEL, false),
@@ -144,23 +153,23 @@ fn field(key: &str, value: &Value) -> Yaml {
     }
 }
 
-fn part(value: &Value, order: &[&str]) -> Yaml {
+fn part<'a>(value: &'a Value, order: &[&str]) -> Yaml<'a> {
     value.as_object().map_or_else(|| any(value), |object| Yaml::Map(fields(object, order)))
 }
 
-fn flow(value: &Value) -> Yaml {
+fn flow(value: &Value) -> Yaml<'_> {
     value.as_array().map_or_else(|| any(value), |all| Yaml::Flow(all.iter().map(any).collect()))
 }
 
-fn any(value: &Value) -> Yaml {
+fn any(value: &Value) -> Yaml<'_> {
     match value {
         Value::Null => Yaml::Null,
         Value::Bool(yes) => Yaml::Bool(*yes),
-        Value::Number(number) => Yaml::Number(number.clone()),
-        Value::String(text) => Yaml::Text(text.clone()),
+        Value::Number(number) => Yaml::Number(number),
+        Value::String(text) => Yaml::Text(text),
         Value::Array(all) => Yaml::List(all.iter().map(any).collect()),
         Value::Object(object) => {
-            Yaml::Map(object.iter().map(|(key, value)| (key.clone(), any(value))).collect())
+            Yaml::Map(object.iter().map(|(key, value)| (key.as_str(), any(value))).collect())
         }
     }
 }
@@ -214,8 +223,9 @@ docs:
   - path: README.md
     description: 'read: me'
 ";
-        assert_eq!(kitfile(json).yaml(), expected);
-        assert_eq!(kitfile(r#"{"manifestVersion":"1.0.0","package":{}}"#).yaml(), "manifestVersion: 1.0.0\n");
+        assert_eq!(kitfile(json).yaml().unwrap(), expected);
+        let empty = kitfile(r#"{"manifestVersion":"1.0.0","package":{}}"#);
+        assert_eq!(empty.yaml().unwrap(), "manifestVersion: 1.0.0\n");
     }
 
     #[test]
@@ -257,5 +267,25 @@ docs:
         for json in ["", "[]", "null", "{"] {
             assert_eq!(Kitfile::parse(json.as_bytes()).unwrap_err().kind(), Kind::Invalid, "{json}");
         }
+    }
+
+    #[test]
+    fn a_config_that_would_make_a_hundred_times_its_size_is_refused_by_name() {
+        // Each element begins with as many spaces as it lies deep.
+        let deep = |inner: &str| format!("{}{inner}{}", "[".repeat(60), "]".repeat(60));
+        let numbers = |count: usize| deep(&vec!["1"; count].join(","));
+        let json = |text: &str| format!(r#"{{"model":{{"parameters":{text}}}}}"#);
+        for (inner, why) in [
+            (numbers(1 << 20), "16384 values"),
+            (numbers(16_000), "bytes"),
+            (deep(&format!("\"{}\"", "a\\n".repeat(1 << 20))), "bytes"),
+            (deep(&deep("1")), "deeper than 64"),
+        ] {
+            let made = Kitfile::parse(json(&inner).as_bytes()).and_then(|kitfile| kitfile.yaml());
+            let error = made.unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid);
+            assert!(error.to_string().contains("the Kitfile") && error.to_string().contains(why), "{error}");
+        }
+        assert!(kitfile(&json(&deep(r#""as deep, and short""#))).yaml().is_ok());
     }
 }

@@ -1,14 +1,16 @@
 //! Manifests and indexes as JSON: what is in them, read leniently, bounded and without ambiguity.
 //!
 //! Not what they mean as a model: that is [`artifact`](super::artifact). Whoever opens an artifact parses what
-//! the repository gave, and follows [`Choice::choose`] from an index to its manifest, at most two deep.
+//! the repository gave, and follows [`Choice::choose`] from an index to its manifest.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+pub use super::choice::{Choice, Choosable};
 use super::digest::Digest;
-use super::family::{self, Family};
+use super::family::Family;
+use super::platform::Platform;
 use crate::error::{Error, Kind, Result};
 
 /// What a repository is asked for: a digest and the size it must have.
@@ -92,24 +94,6 @@ pub struct Manifest {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// An image index (image specification, image-index.md).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
-    /// What there is to choose from, at most [`LAYER_LIMIT`].
-    pub manifests: Vec<Choosable>,
-}
-
-/// One manifest of an index.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choosable {
-    /// Where it is.
-    pub descriptor: Descriptor,
-    /// Its artifact type, empty where the index does not say.
-    pub artifact_type: String,
-    /// `os/architecture`, empty where the index does not say.
-    pub platform: String,
-}
-
 impl Document {
     /// Reads a manifest or index; `content_type` is what the repository gave with it, empty where nothing.
     ///
@@ -132,72 +116,6 @@ impl Document {
     }
 }
 
-impl Choice {
-    /// The one manifest that is meant: the only one there is, or the only one that is a model, or else that for this
-    /// machine's platform, or for `linux/amd64`: weights are the same on all.
-    ///
-    /// Attestations, what goes with another artifact, and entries for platform `unknown/unknown` beside others, don't
-    /// count.
-    ///
-    /// # Errors
-    /// [`Kind::NotFound`] where there is none, [`Kind::Invalid`] where several could be meant, listing them.
-    pub fn choose(&self) -> Result<&Descriptor> {
-        let usable: Vec<_> = self.manifests.iter().filter(|one| one.is_usable()).collect();
-        let known: Vec<_> = usable.iter().copied().filter(|one| one.platform != "unknown/unknown").collect();
-        let rest = if known.is_empty() { usable } else { known };
-        let models: Vec<_> =
-            rest.iter().copied().filter(|one| Family::of_type(&one.artifact_type).is_some()).collect();
-        match (rest.as_slice(), models.as_slice()) {
-            ([], _) => Err(Error::new(Kind::NotFound, "the index lists no manifest")),
-            ([one], _) | (_, [one]) => Ok(&one.descriptor),
-            (all, _) => for_platform(all).ok_or_else(|| ambiguous(all)),
-        }
-    }
-}
-
-impl Choosable {
-    fn is_usable(&self) -> bool {
-        let kind = self.descriptor.annotations.get("vnd.docker.reference.type").map(String::as_str);
-        let media_type = self.descriptor.media_type.as_str();
-        kind != Some("attestation-manifest")
-            && !family::is_about_another(&self.artifact_type)
-            && (media_type.is_empty() || Shape::of_type(media_type).is_some())
-    }
-}
-
-/// The only manifest for this machine's platform, or else the only one for `linux/amd64`.
-fn for_platform<'a>(all: &[&'a Choosable]) -> Option<&'a Descriptor> {
-    let only = |platform: &str| match *all.iter().filter(|one| one.platform == platform).collect::<Vec<_>>() {
-        [one] => Some(&one.descriptor),
-        _ => None,
-    };
-    only(&format!("linux/{}", architecture())).or_else(|| only("linux/amd64"))
-}
-
-/// This machine's architecture as images spell it: Go's names (`GOARCH`).
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "powerpc64" => "ppc64le",
-        "loongarch64" => "loong64",
-        other => other,
-    }
-}
-
-fn ambiguous(all: &[&Choosable]) -> Error {
-    let show = |one: &&Choosable| {
-        let what = if one.artifact_type.is_empty() { &one.platform } else { &one.artifact_type };
-        format!("{} ({what})", one.descriptor.digest)
-    };
-    let mut list: Vec<_> = all.iter().take(16).map(show).collect();
-    if all.len() > list.len() {
-        list.push(format!("and {} more", all.len() - list.len()));
-    }
-    let doing = format!("the index lists several manifests: {}", list.join(", "));
-    Error::new(Kind::Invalid, doing).hint("name the one that is meant with @DIGEST")
-}
-
 const SIZE_LIMIT: u64 = 4 << 20;
 
 /// Which of the two documents a media type, or the fields that are there, speak of.
@@ -205,6 +123,11 @@ const SIZE_LIMIT: u64 = 4 << 20;
 enum Shape {
     Manifest,
     Index,
+}
+
+/// Whether it is the media type of a manifest or of an index.
+pub(super) fn is_document(media_type: &str) -> bool {
+    Shape::of_type(media_type).is_some()
 }
 
 impl Shape {
@@ -242,7 +165,7 @@ struct WireDescriptor {
     digest: Option<String>,
     size: Option<serde_json::Number>,
     annotations: Option<BTreeMap<String, String>>,
-    name: Option<serde_json::Value>,
+    name: Option<Lenient>,
     artifact_type: Option<String>,
     platform: Option<WirePlatform>,
 }
@@ -251,6 +174,7 @@ struct WireDescriptor {
 struct WirePlatform {
     os: Option<String>,
     architecture: Option<String>,
+    variant: Option<String>,
 }
 
 impl Wire {
@@ -297,7 +221,7 @@ impl Wire {
         let manifests = self.manifests.map(|Capped(manifests)| manifests).unwrap_or_default();
         let manifests = manifests.into_iter().enumerate().map(|(at, mut one)| {
             let artifact_type = one.artifact_type.take().unwrap_or_default();
-            let platform = one.platform.take().map(WirePlatform::text).unwrap_or_default();
+            let platform = one.platform.take().map(WirePlatform::platform);
             let descriptor = one.descriptor(&format!("manifest {at} of the index"))?;
             Ok(Choosable { descriptor, artifact_type, platform })
         });
@@ -306,8 +230,10 @@ impl Wire {
 }
 
 impl WirePlatform {
-    fn text(self) -> String {
-        format!("{}/{}", self.os.unwrap_or_default(), self.architecture.unwrap_or_default())
+    fn platform(self) -> Platform {
+        let [os, architecture, variant] =
+            [self.os, self.architecture, self.variant].map(Option::unwrap_or_default);
+        Platform::new(&os, &architecture, &variant)
     }
 }
 
@@ -328,10 +254,59 @@ impl WireDescriptor {
         })?;
         let media_type = self.media_type.unwrap_or_default();
         let mut annotations = self.annotations.unwrap_or_default();
-        if let Some(serde_json::Value::String(name)) = self.name {
+        if let Some(Lenient(Some(name))) = self.name {
             annotations.insert(NAME_KEY.to_owned(), name);
         }
         Ok(Descriptor { media_type, digest, size, annotations })
+    }
+}
+
+/// A text. Anything else in its place counts as none, and is not kept: it might be of any size.
+struct Lenient(Option<String>);
+
+impl<'de> Deserialize<'de> for Lenient {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(LenientVisitor)
+    }
+}
+
+struct LenientVisitor;
+
+impl<'de> serde::de::Visitor<'de> for LenientVisitor {
+    type Value = Lenient;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Lenient, E> {
+        Ok(Lenient(Some(text.to_owned())))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Lenient, E> {
+        Ok(Lenient(None))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Lenient, E> {
+        Ok(Lenient(None))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Lenient, E> {
+        Ok(Lenient(None))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Lenient, E> {
+        Ok(Lenient(None))
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Lenient, A::Error> {
+        while list.next_element::<serde::de::IgnoredAny>()?.is_some() {}
+        Ok(Lenient(None))
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Lenient, A::Error> {
+        while map.next_entry::<serde::de::IgnoredAny, serde::de::IgnoredAny>()?.is_some() {}
+        Ok(Lenient(None))
     }
 }
 
@@ -405,20 +380,6 @@ mod tests {
         )
     }
 
-    fn choice(entries: &[&str]) -> Choice {
-        let entries: Vec<_> = entries
-            .iter()
-            .enumerate()
-            .map(|(at, rest)| {
-                format!(r#"{{"digest":"{}","size":2{rest}}}"#, Digest::of(&[u8::try_from(at).unwrap()]))
-            })
-            .collect();
-        match Document::parse(format!(r#"{{"manifests":[{}]}}"#, entries.join(",")).as_bytes(), "").unwrap() {
-            Document::Index(choice) => choice,
-            Document::Manifest(_) => panic!("an index was read as a manifest"),
-        }
-    }
-
     #[test]
     fn a_manifest_is_read_with_unknown_fields_and_nulls() {
         let json = format!(
@@ -432,6 +393,25 @@ mod tests {
         };
         assert_eq!((manifest.artifact_type.as_str(), manifest.layers.len()), ("a/b", 0));
         assert_eq!(manifest.config.unwrap().media_type, "c");
+    }
+
+    #[test]
+    fn a_descriptors_name_is_a_text_or_nothing() {
+        for (name, read) in [
+            (r#""a/b""#, Some("a/b")),
+            ("null", None),
+            ("7", None),
+            ("-1.5", None),
+            ("true", None),
+            (r#"[1,["x"]]"#, None),
+            (r#"{"a":{"b":[]}}"#, None),
+        ] {
+            let json = format!(r#"{{"layers":[{{"digest":"sha256:{HEX}","size":1,"name":{name}}}]}}"#);
+            let Document::Manifest(manifest) = Document::parse(json.as_bytes(), "").unwrap() else {
+                panic!("not read as a manifest")
+            };
+            assert_eq!(manifest.layers[0].annotations.get(NAME_KEY).map(String::as_str), read, "{name}");
+        }
     }
 
     #[test]
@@ -484,50 +464,5 @@ mod tests {
         assert_eq!(refusal(r#"{"schemaVersion":1,"layers":[]}"#).kind(), Kind::Unsupported);
         assert_eq!(refusal("[]").kind(), Kind::Invalid);
         assert!(refusal(r#"{"errors":[]}"#).to_string().contains("neither"));
-    }
-
-    #[test]
-    fn of_an_index_the_only_usable_manifest_is_chosen() {
-        let unknown = r#","platform":{"os":"unknown","architecture":"unknown"}"#;
-        let attestation = r#","annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#;
-        let linux = r#","platform":{"os":"linux","architecture":"amd64"}"#;
-        for (entries, at) in [
-            (vec![""], 0),
-            (vec![unknown], 0),
-            (vec![unknown, linux], 1),
-            (vec![attestation, ""], 1),
-            (vec![linux, r#","artifactType":"application/vnd.cncf.model.manifest.v1+json""#], 1),
-        ] {
-            assert_eq!(choice(&entries).choose().unwrap().digest, Digest::of(&[at]), "{entries:?}");
-        }
-        assert_eq!(choice(&[attestation]).choose().unwrap_err().kind(), Kind::NotFound);
-    }
-
-    #[test]
-    fn of_images_that_of_this_machine_is_chosen_or_else_amd64s() {
-        let of = |platform: &str| format!(r#","platform":{{"os":"linux","architecture":"{platform}"}}"#);
-        let (own, amd, other, more) = (of(architecture()), of("amd64"), of("s390x-like"), of("mips-like"));
-        let soci = r#","artifactType":"application/vnd.amazon.soci.index.v2+json""#.to_owned() + &own;
-        for (entries, at) in [
-            (vec![&other, &own, &more], 1),
-            (vec![&other, &more, &amd], 2),
-            (vec![&soci, &other, &own], 2),
-            (vec![&soci, &own], 1),
-        ] {
-            let entries: Vec<_> = entries.into_iter().map(String::as_str).collect();
-            assert_eq!(choice(&entries).choose().unwrap().digest, Digest::of(&[at]), "{entries:?}");
-        }
-        for entries in [[&other, &more], [&own, &own]] {
-            let entries: Vec<_> = entries.into_iter().map(String::as_str).collect();
-            assert_eq!(choice(&entries).choose().unwrap_err().kind(), Kind::Invalid);
-        }
-    }
-
-    #[test]
-    fn an_index_that_leaves_a_choice_lists_it() {
-        let error = choice(&[r#","artifactType":"x/y""#, ""]).choose().unwrap_err();
-        assert_eq!(error.kind(), Kind::Invalid);
-        assert!(error.to_string().contains(&Digest::of(&[0]).to_string()), "{error}");
-        assert!(error.to_string().ends_with("@DIGEST"), "{error}");
     }
 }

@@ -5,35 +5,41 @@
 
 use serde_json::Number;
 
+use super::bounded::Text;
+use crate::error::Result;
+
 /// A value to be written.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Yaml {
+pub(super) enum Yaml<'a> {
     Null,
     Bool(bool),
-    Number(Number),
-    Text(String),
+    Number(&'a Number),
+    Text(&'a str),
     /// A list, an element a line.
-    List(Vec<Yaml>),
+    List(Vec<Yaml<'a>>),
     /// A list in one line.
-    Flow(Vec<Yaml>),
+    Flow(Vec<Yaml<'a>>),
     /// Keys in the order they are written.
-    Map(Vec<(String, Yaml)>),
+    Map(Vec<(&'a str, Yaml<'a>)>),
 }
 
-/// The document that `root` is, with a line end at its end.
-pub(super) fn document(root: &Yaml) -> String {
-    let mut text = String::new();
+/// The document that `root` is, with a line end at its end. It was read from `source` bytes.
+///
+/// # Errors
+/// As [`Text::finish`]: lines that stand deep in others may begin with more spaces than they have letters.
+pub(super) fn document(root: &Yaml<'_>, source: usize) -> Result<String> {
+    let mut text = Text::of(source);
     block(root, 0, &mut text);
-    text
+    text.finish()
 }
 
 /// Writes a value whose first line has been begun at column `indent`, and ends its last line.
-fn block(value: &Yaml, indent: usize, out: &mut String) {
+fn block(value: &Yaml<'_>, indent: usize, out: &mut Text) {
     match value {
         Yaml::Map(fields) if !fields.is_empty() => {
             for (at, (key, value)) in fields.iter().enumerate() {
                 begin_line(at, indent, out);
-                out.push_str(&inline(key, Place::Key));
+                inline(key, Place::Key, out);
                 out.push(':');
                 field(value, indent, out);
             }
@@ -47,14 +53,14 @@ fn block(value: &Yaml, indent: usize, out: &mut String) {
         }
         Yaml::Text(text) if text.contains('\n') && may_be_literal(text) => literal(text, indent, out),
         other => {
-            out.push_str(&one_line(other, Place::Block));
+            one_line(other, Place::Block, out);
             out.push('\n');
         }
     }
 }
 
 /// Writes what follows a key that stands at column `indent`.
-fn field(value: &Yaml, indent: usize, out: &mut String) {
+fn field(value: &Yaml<'_>, indent: usize, out: &mut Text) {
     match value {
         Yaml::Map(fields) if !fields.is_empty() => out.push('\n'),
         Yaml::List(all) if !all.is_empty() => out.push('\n'),
@@ -63,31 +69,39 @@ fn field(value: &Yaml, indent: usize, out: &mut String) {
             return block(value, indent + 2, out);
         }
     }
-    out.extend(std::iter::repeat_n(' ', indent + 2));
+    out.indent(indent + 2);
     block(value, indent + 2, out);
 }
 
-fn begin_line(at: usize, indent: usize, out: &mut String) {
+fn begin_line(at: usize, indent: usize, out: &mut Text) {
     if at > 0 {
-        out.extend(std::iter::repeat_n(' ', indent));
+        out.indent(indent);
     }
 }
 
-fn one_line(value: &Yaml, place: Place) -> String {
+fn one_line(value: &Yaml<'_>, place: Place, out: &mut Text) {
     match value {
-        Yaml::Null => "null".to_owned(),
-        Yaml::Bool(yes) => yes.to_string(),
-        Yaml::Number(number) => decimal(number),
-        Yaml::Text(text) => inline(text, place),
+        Yaml::Null => out.push_str("null"),
+        Yaml::Bool(yes) => out.push_str(&yes.to_string()),
+        Yaml::Number(number) => out.push_str(&decimal(number)),
+        Yaml::Text(text) => inline(text, place, out),
         Yaml::List(all) | Yaml::Flow(all) => {
-            let all: Vec<_> = all.iter().map(|one| one_line(one, Place::Flow)).collect();
-            format!("[{}]", all.join(", "))
+            out.push('[');
+            for (at, one) in all.iter().enumerate() {
+                out.push_str(if at > 0 { ", " } else { "" });
+                one_line(one, Place::Flow, out);
+            }
+            out.push(']');
         }
         Yaml::Map(fields) => {
-            let field = |(key, value): &(String, Yaml)| {
-                format!("{}: {}", inline(key, Place::Key), one_line(value, Place::Flow))
-            };
-            format!("{{{}}}", fields.iter().map(field).collect::<Vec<_>>().join(", "))
+            out.push('{');
+            for (at, (key, value)) in fields.iter().enumerate() {
+                out.push_str(if at > 0 { ", " } else { "" });
+                inline(key, Place::Key, out);
+                out.push_str(": ");
+                one_line(value, Place::Flow, out);
+            }
+            out.push('}');
         }
     }
 }
@@ -100,16 +114,21 @@ enum Place {
     Key,
 }
 
-fn inline(text: &str, place: Place) -> String {
+fn inline(text: &str, place: Place, out: &mut Text) {
     let many_lines = text.contains('\n');
     if many_lines || means_another(text) || text.chars().any(is_special) {
-        return quoted(text);
+        return quoted(text, out);
     }
     let bare_space = place != Place::Block && text.is_empty();
-    if bare_space || !may_be_plain(text, place) {
-        return format!("'{}'", text.replace('\'', "''"));
+    if !bare_space && may_be_plain(text, place) {
+        return out.push_str(text);
     }
-    text.to_owned()
+    out.push('\'');
+    for (at, part) in text.split('\'').enumerate() {
+        out.push_str(if at > 0 { "''" } else { "" });
+        out.push_str(part);
+    }
+    out.push('\'');
 }
 
 /// Whether the text, written plainly, would be read as no text: a number, a time, a truth or nothing.
@@ -118,7 +137,9 @@ fn means_another(text: &str) -> bool {
         "", "~", "null", "true", "false", "y", "n", "yes", "no", "on", "off", "<<", ".nan", ".inf", "+.inf",
         "-.inf", "=",
     ];
-    let lower = text.to_lowercase();
+    // Longer ones are none of them, and a text may have megabytes.
+    let longest = WORDS.iter().map(|word| word.len()).max().unwrap_or(0);
+    let lower = if text.len() <= longest { text.to_lowercase() } else { String::from("longer") };
     let cased = text == lower || text == text.to_uppercase() || text == capital(&lower);
     (cased && WORDS.contains(&lower.as_str())) || is_number(text) || is_time(text)
 }
@@ -129,6 +150,9 @@ fn capital(lower: &str) -> String {
 }
 
 fn is_number(text: &str) -> bool {
+    if !text.starts_with(|first: char| first.is_ascii_digit() || matches!(first, '-' | '+' | '.' | '_')) {
+        return false;
+    }
     let plain = text.replace('_', "");
     let unsigned = plain.strip_prefix(['-', '+']).unwrap_or(&plain);
     let begins = |text: &str| text.starts_with(|first: char| first.is_ascii_digit());
@@ -149,7 +173,7 @@ fn is_number(text: &str) -> bool {
 /// A date, alone or with a time after it.
 fn is_time(text: &str) -> bool {
     let date = text.split(['T', 't', ' ']).next().unwrap_or_default();
-    let parts: Vec<_> = date.split('-').collect();
+    let parts: Vec<_> = date.splitn(4, '-').collect();
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     matches!(*parts, [year, month, day] if year.len() == 4
         && [month, day].iter().all(|part| matches!(part.len(), 1 | 2))
@@ -178,8 +202,8 @@ fn is_special(letter: char) -> bool {
     letter.is_control() || matches!(letter, '\u{feff}' | '\u{2028}' | '\u{2029}' | '\u{fffe}' | '\u{ffff}')
 }
 
-fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
+fn quoted(text: &str, out: &mut Text) {
+    out.push('"');
     for letter in text.chars() {
         match letter {
             '"' => out.push_str("\\\""),
@@ -196,7 +220,6 @@ fn quoted(text: &str) -> String {
         }
     }
     out.push('"');
-    out
 }
 
 /// Whether lines can stand as they are: a space before a line's end, or at the text's, would be lost.
@@ -205,7 +228,7 @@ fn may_be_literal(text: &str) -> bool {
     !text.contains(" \n") && !text.ends_with(' ') && !text.chars().any(special)
 }
 
-fn literal(text: &str, indent: usize, out: &mut String) {
+fn literal(text: &str, indent: usize, out: &mut Text) {
     out.push('|');
     if text.starts_with([' ', '\n']) {
         out.push('2');
@@ -219,7 +242,7 @@ fn literal(text: &str, indent: usize, out: &mut String) {
     out.push('\n');
     for line in body.unwrap_or(text).split('\n') {
         if !line.is_empty() {
-            out.extend(std::iter::repeat_n(' ', indent));
+            out.indent(indent);
             out.push_str(line);
         }
         out.push('\n');
@@ -244,12 +267,16 @@ fn decimal(number: &Number) -> String {
 mod tests {
     use super::*;
 
-    fn text(text: &str) -> Yaml {
-        Yaml::Text(text.to_owned())
+    fn text(text: &str) -> Yaml<'_> {
+        Yaml::Text(text)
     }
 
-    fn map<const N: usize>(fields: [(&str, Yaml); N]) -> Yaml {
-        Yaml::Map(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    fn map<'a, const N: usize>(fields: [(&'a str, Yaml<'a>); N]) -> Yaml<'a> {
+        Yaml::Map(fields.into())
+    }
+
+    fn document(root: &Yaml<'_>) -> String {
+        super::document(root, 0).unwrap()
     }
 
     #[test]
@@ -304,5 +331,18 @@ mod tests {
         ] {
             assert_eq!(of(number), expected);
         }
+    }
+
+    #[test]
+    fn what_would_be_longer_than_its_source_by_far_is_an_error() {
+        let lines = "a\n".repeat(50_000);
+        let mut deep = text(&lines);
+        for _ in 0..60 {
+            deep = Yaml::List(vec![deep]);
+        }
+        assert!(super::document(&deep, lines.len()).is_err());
+        let special = "\u{7f}".repeat(100_000);
+        assert!(super::document(&text(&special), special.len()).is_err());
+        assert!(super::document(&text(&lines), lines.len()).is_ok());
     }
 }

@@ -18,11 +18,11 @@ use crate::error::{Error, Kind, Result};
 use crate::index::format::{Encoded, encode};
 use crate::index::pass::{Digesting, Event, Pass, Spacing};
 use crate::index::spool::Spool;
-use crate::index::{self, ChunkDigest, Coding, Entry, Index, Layer, sections};
+use crate::index::{self, Allowance, ChunkDigest, Coding, Entry, Headers, Index, Layer, sections};
 use crate::oci::artifact::ModelLayer;
 use crate::oci::digest::Hasher;
 use crate::oci::manifest::Document;
-use crate::oci::{Artifact, Blob, Digest, Reference, Which};
+use crate::oci::{Artifact, Blob, Digest, Platform, Reference, Which};
 use crate::range::StoredRange;
 use crate::repository::{Pinned, Repository};
 
@@ -75,17 +75,22 @@ pub struct Source {
 }
 
 impl Opened {
-    /// The artifact that `reference` names. Costs a request, or two where there is a list of manifests.
+    /// The artifact that `reference` names, for `platform` where it names a list of manifests. Costs a request, or two where
+    /// there is a list.
     ///
     /// # Errors
     /// Those of the repository, of reading manifests, and of choosing one.
-    pub async fn open(repository: Arc<dyn Repository>, reference: &Reference) -> Result<Self> {
+    pub async fn open(
+        repository: Arc<dyn Repository>,
+        reference: &Reference,
+        platform: Option<&Platform>,
+    ) -> Result<Self> {
         let opened = async {
             let pinned = repository.manifest(&reference.which()).await?;
             match Document::parse(&pinned.bytes, &pinned.media_type)? {
                 Document::Manifest(manifest) => Ok((pinned, Artifact::read(manifest)?)),
                 Document::Index(choice) => {
-                    let chosen = Which::Digest(choice.choose()?.digest.clone());
+                    let chosen = Which::Digest(choice.choose(platform)?.digest.clone());
                     let pinned = repository.manifest(&chosen).await?;
                     match Document::parse(&pinned.bytes, &pinned.media_type)? {
                         Document::Manifest(manifest) => Ok((pinned, Artifact::read(manifest)?)),
@@ -103,12 +108,16 @@ impl Opened {
 }
 
 impl Source {
-    /// The artifact that `reference` names. Costs what [`Opened::open`] and [`find`](index::find()) do.
+    /// The artifact that `reference` names, as [`Opened::open`] has it. Costs what [`Opened::open`] and [`find`](index::find()) do.
     ///
     /// # Errors
     /// `Invalid` where it has an index; as those two.
-    pub async fn open(repository: Arc<dyn Repository>, reference: &Reference) -> Result<Self> {
-        let Opened { repository, pinned, artifact } = Opened::open(repository, reference).await?;
+    pub async fn open(
+        repository: Arc<dyn Repository>,
+        reference: &Reference,
+        platform: Option<&Platform>,
+    ) -> Result<Self> {
+        let Opened { repository, pinned, artifact } = Opened::open(repository, reference, platform).await?;
         if let Some(index) = artifact.bound_index()? {
             let doing = format!("{reference} has an index of its own: {}", index.blob.digest);
             return Err(Error::new(Kind::Invalid, doing));
@@ -209,10 +218,14 @@ pub async fn build(
     watch: &Watch,
 ) -> Result<Built> {
     let layers = found.layers.into_iter().enumerate();
+    let allowance = Arc::new(Allowance::headers(0));
+    let headers = || Headers::of(&allowance);
     let each: Vec<_> = artifact
         .visible()
         .zip(layers)
-        .map(|(described, (number, layer))| gone_by(repository, described, layer, number, making, watch))
+        .map(|(described, (number, layer))| {
+            gone_by(repository, described, (number, layer), headers(), making, watch)
+        })
         .collect();
     let gone: Vec<Gone> = stream::iter(each).buffered(SIDE_BY_SIDE).try_collect().await?;
     let mut entries = found.entries.into_iter().peekable();
@@ -245,14 +258,14 @@ struct Gone {
 async fn gone_by(
     repository: &dyn Repository,
     described: &ModelLayer,
-    layer: Layer,
-    number: usize,
+    (number, layer): (usize, Layer),
+    headers: Headers,
     making: &Making,
     watch: &Watch,
 ) -> Result<Gone> {
     let blob = layer.blob.clone();
     let reading = |error: Error| error.context(format!("cannot read layer {}", blob.digest));
-    let work = Work::of(described, layer, number, making).map_err(reading)?;
+    let work = Work::of(described, (number, layer), headers, making).map_err(reading)?;
     let mut bytes = repository.read(&blob, StoredRange::new(0, blob.size)).await.map_err(reading)?;
     let (give, take) = channel::<Bytes>(WAITING);
     let working = tokio::task::spawn_blocking(move || work.run(take));
@@ -278,11 +291,16 @@ enum Work {
 }
 
 impl Work {
-    fn of(described: &ModelLayer, layer: Layer, number: usize, making: &Making) -> Result<Self> {
+    fn of(
+        described: &ModelLayer,
+        (number, layer): (usize, Layer),
+        headers: Headers,
+        making: &Making,
+    ) -> Result<Self> {
         if matches!(layer.coding, Coding::Stored) {
             return Ok(Self::Stored(layer));
         }
-        let pass = Box::new(Pass::new(described, number, making.spacing)?);
+        let pass = Box::new(Pass::beside(described, number, making.spacing, headers)?);
         let spool = Spool::new(nameless(&making.scratch)?);
         let described = Box::new(described.clone());
         Ok(Self::Compressed { described, diff_id: layer.diff_id, pass, spool })

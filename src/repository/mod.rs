@@ -17,6 +17,7 @@ pub mod limit;
 pub mod memory;
 mod mirror;
 pub mod pace;
+mod parents;
 pub mod push;
 mod rate;
 mod referrers;
@@ -49,6 +50,7 @@ pub use limit::Limited;
 pub use memory::Memory;
 use mirror::Mirrored;
 pub use pace::Pace;
+pub use parents::Parents;
 pub use referrers::REFERRERS_LIMIT;
 use registry::Endpoint;
 pub use registry::proxy::{Exceptions, Proxies, Proxy};
@@ -133,11 +135,12 @@ pub trait Repository: Send + Sync + fmt::Debug {
     fn identity(&self) -> String;
 
     /// The repository of another reference, which an artifact of this one names, asked by the same settings and with its
-    /// own credentials.
+    /// own credentials. Asks nobody yet.
     ///
     /// # Errors
-    /// As [`connect`]; `Unsupported` where it is a folder, of which nobody else decides that it is read, or where this
-    /// repository knows of no other.
+    /// As [`connect`]; `Denied` where it is in another registry, which an artifact names only where [`Config::parents`] has it;
+    /// `Unsupported` where it is a folder, of which nobody else decides that it is read, or where this repository knows of no
+    /// other.
     fn elsewhere(&self, reference: &Reference) -> Result<Arc<dyn Repository>> {
         let doing = format!("{} leads to no other repository, as to {reference}", self.place());
         Err(Error::new(Kind::Unsupported, doing))
@@ -204,6 +207,8 @@ pub struct Config {
     pub stall: Duration,
     /// Where a registry may lead although it is not public, and not where the registry is. Default: nowhere.
     pub redirect_to: Vec<RedirectTo>,
+    /// Which other registries an artifact may name, whose kits it is built upon. Default: none.
+    pub parents: Parents,
     /// How many requests may be advised for reading ahead ([`Repository::pace`]). Default 16.
     pub requests: usize,
     /// How many bytes a second are read from a registry. Default: as many as come.
@@ -228,6 +233,7 @@ impl Default for Config {
             connect_timeout: Duration::from_secs(5),
             stall: Duration::from_secs(15),
             redirect_to: Vec::new(),
+            parents: Parents::default(),
             requests: 16,
             rate: None,
             budgets: Arc::default(),
@@ -250,12 +256,12 @@ pub fn connect(reference: &Reference, config: &Config) -> Result<Arc<dyn Reposit
             let hosts = hosts::of(host, config)?;
             let mirrored = Mirrored::new(hosts, (host, repository), config)?;
             let hedging = Hedging::new(Limited::new(mirrored, config), config);
-            Ok(Arc::new(Connected::new(Retrying::new(hedging, config), config)))
+            Ok(Arc::new(Connected::new(Retrying::new(hedging, config), Some(host), config)))
         }
         Place::Layout { folder } => {
             let typed = reference.tag.is_some() || reference.digest.is_some();
             let untagged = if typed { Untagged::Missing } else { Untagged::TheOnlyOne };
-            Ok(Arc::new(Connected::new(Layout::open(folder, untagged)?, config)))
+            Ok(Arc::new(Connected::new(Layout::open(folder, untagged)?, None, config)))
         }
     }
 }

@@ -17,7 +17,7 @@ pub fn run(data: &[u8]) {
                     let _ = layer.path.as_ref().map(|path| path::validate(path.as_bytes()));
                 }
             }
-            Ok(Document::Index(choice)) => drop(choice.choose()),
+            Ok(Document::Index(choice)) => drop(choice.choose(None)),
             Err(_) => {}
         }
     }

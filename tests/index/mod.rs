@@ -285,6 +285,6 @@ fn a_layout_holds_what_was_written_under_its_tags() {
     let Document::Index(inner) = Document::parse(&read(inner.descriptor.digest.hex()), "").unwrap() else {
         panic!("not an index")
     };
-    assert_eq!(inner.choose().unwrap().digest, second);
+    assert_eq!(inner.choose(None).unwrap().digest, second);
     assert!(second.matches(&read(second.hex())));
 }

@@ -115,6 +115,19 @@ fn a_compressed_kit_has_the_names_of_its_archives_below_the_folder_of_each_part(
 }
 
 #[test]
+fn a_kit_of_before_kitops_had_its_name_is_one() {
+    let model = [File("models/llm.gguf", "weights")];
+    let part = Part { kind: "model", path: "models/llm.gguf", members: &model };
+    let mut artifact = kit(&[part], None, Age::Today);
+    artifact.config_type = "application/vnd.jozu.model.config.v1+json".to_owned();
+    artifact.layers[0].media_type = "application/vnd.jozu.model.content.v1.tar".to_owned();
+    let found = names(&compressed(artifact));
+    let paths: Vec<_> = found.keys().map(String::as_str).collect();
+    assert_eq!(paths, ["Kitfile", "models/llm.gguf"]);
+    assert_eq!(found["models/llm.gguf"], "weights");
+}
+
+#[test]
 fn a_folder_that_oras_packed_is_unpacked() {
     let archive = members(0, 0, &[File("data/x.csv", "x"), File("data/y.csv", "y")]);
     let layer = oras_folder("application/vnd.oci.image.layer.v1.tar+gzip", "data", gzip(&archive), &archive);

@@ -2,7 +2,7 @@
 
 use super::{expected, family, names, open, refusal};
 use crate::support::artifacts::{Artifact, Layer};
-use crate::support::neighbours::{image, image_of};
+use crate::support::neighbours::{image, image_of, ramalama_image};
 use crate::support::tar_writers::Member::{File, Folder, HardLink, Symlink};
 use crate::support::tar_writers::{MTIME, members};
 
@@ -23,12 +23,11 @@ fn a_modelcar_shows_its_models_beside_the_rest_of_its_image() {
 
 #[test]
 fn a_ramalama_image_has_the_link_that_its_runtime_follows() {
-    let artifact = image(&[
-        &[Folder("models/"), Folder("models/llm/"), File("models/llm/llm.gguf", "weights")],
-        &[Symlink("models/model.file", "llm/llm.gguf")],
-    ]);
-    let wanted = expected([("models/llm/llm.gguf", "weights"), ("models/model.file", "-> llm/llm.gguf")]);
-    assert_eq!(names(&artifact), wanted);
+    let model = [("models/llm/llm.gguf", "weights"), ("models/model.file", "-> llm/llm.gguf")];
+    assert_eq!(names(&ramalama_image("raw", "llm", "weights")), expected(model));
+    let car = ramalama_image("car", "llm", "weights");
+    assert_eq!(names(&car), expected([("etc/os-release", "ID=ubi"), model[0], model[1]]));
+    assert_eq!(family(&car), "image");
 }
 
 #[test]

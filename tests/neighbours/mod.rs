@@ -15,7 +15,8 @@ use weightfs::oci::Reference;
 
 use crate::support::artifacts::{Artifact, Layer};
 use crate::support::neighbours::{
-    self, Age, Part, RUNTIME_CONFIG, docker_v1, docker_v2, kit, ollama, oras, oras_file, oras_folder,
+    self, Age, Part, RUNTIME_CONFIG, docker_cncf, docker_v1, docker_v2, kit, ollama, oras, oras_file,
+    oras_folder,
 };
 use crate::support::tar_writers::{Member, members};
 
@@ -104,6 +105,8 @@ model:
 code:
   - path: run.py
   - path: tools
+datasets:
+  - path: data
 docs:
   - path: README.md
 ";
@@ -118,6 +121,7 @@ fn a_model_kit_has_the_files_of_its_archives_and_a_kitfile() {
             ("modelpart", "lora", vec![Member::Folder("lora/"), Member::File("lora/a.bin", "adapter")]),
             ("code", "run.py", vec![Member::File("run.py", "print()")]),
             ("code", "tools", vec![Member::Folder("tools"), Member::Folder("tools/empty")]),
+            ("dataset", "data", vec![Member::Folder("data/"), Member::File("data/x.csv", "1,2")]),
             ("docs", "README.md", vec![Member::File("README.md", "# kit")]),
         ]
     };
@@ -128,6 +132,7 @@ fn a_model_kit_has_the_files_of_its_archives_and_a_kitfile() {
         let wanted = expected([
             ("Kitfile", KITFILE),
             ("README.md", "# kit"),
+            ("data/x.csv", "1,2"),
             ("lora/a.bin", "adapter"),
             ("models/llm.gguf", "weights"),
             ("run.py", "print()"),
@@ -208,6 +213,43 @@ fn a_docker_model_has_the_layout_of_its_bundle() {
 }
 
 #[test]
+fn a_docker_model_of_other_types_has_the_layout_of_its_bundle_too() {
+    let folder = members(
+        0,
+        0,
+        &[Member::Folder("text_encoder/"), Member::File("text_encoder/model.safetensors", "encoder")],
+    );
+    let artifact = docker_v1(&[
+        ("safetensors", "", b"weights"),
+        ("dduf", "", b"pipeline"),
+        ("dir.tar", "", &folder),
+        ("license", "licenses/MIT", b"licence"),
+    ]);
+    let pipeline = format!("model/{}.dduf", weightfs::oci::Digest::of(b"pipeline").hex());
+    let wanted = expected([
+        ("config.json", RUNTIME_CONFIG),
+        (pipeline.as_str(), "pipeline"),
+        ("model/licenses/MIT", "licence"),
+        ("model/model.safetensors", "weights"),
+        ("model/text_encoder/model.safetensors", "encoder"),
+    ]);
+    assert_eq!(names(&artifact), wanted);
+}
+
+#[test]
+fn a_docker_model_in_the_form_of_a_model_pack_has_the_paths_of_its_annotations() {
+    let artifact = docker_cncf(&[
+        ("weight", "model.gguf", b"weights"),
+        ("weight.config", "tokenizer/tokenizer.json", b"[]"),
+        ("doc", "LICENSE", b"licence"),
+    ]);
+    let wanted =
+        expected([("LICENSE", "licence"), ("model.gguf", "weights"), ("tokenizer/tokenizer.json", "[]")]);
+    assert_eq!(names(&artifact), wanted);
+    assert_eq!(family(&artifact), "cncf.model");
+}
+
+#[test]
 fn a_docker_model_of_single_files_has_their_paths_without_leading_dots() {
     let artifact = docker_v2(&[
         ("safetensors", "text_encoder/model.safetensors", b"weights"),
@@ -245,12 +287,22 @@ fn ollama_layers_have_sensible_names_with_numbers_where_there_are_several() {
         ("params", "", b"{}"),
         ("license", "", b"one"),
         ("license", "", b"two"),
+        ("adapter", "", b"lora"),
+        ("adapter", "", b"another"),
+        ("draft", "", b"draft"),
+        ("messages", "", b"[]"),
+        ("prompt", "", b"prompt"),
     ]);
     let wanted = expected([
+        ("adapter-2.gguf", "another"),
+        ("adapter.gguf", "lora"),
+        ("draft.gguf", "draft"),
         ("license", "one"),
         ("license-2", "two"),
+        ("messages.json", "[]"),
         ("model.gguf", "weights"),
         ("params.json", "{}"),
+        ("prompt", "prompt"),
         ("projector.gguf", "projector"),
         ("system", "system"),
         ("template", "template"),

@@ -2,13 +2,16 @@
 
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use weightfs::oci::Digest;
+use weightfs::oci::manifest::{OCI_INDEX, OCI_MANIFEST};
 
 use crate::support::artifacts::Artifact;
 use crate::support::neighbours::{Age, Part, image, kit};
 use crate::support::pack;
 use crate::support::place::Place;
-use crate::support::registry::Registry;
+use crate::support::registry::{BASIC, Registry};
 use crate::support::tar_writers::Member;
 
 fn push(registry: &Registry, repository: &str, artifact: &Artifact) {
@@ -67,6 +70,27 @@ fn a_kit_is_mounted_upon_its_parents_of_which_only_the_model_is_taken() {
 }
 
 #[test]
+fn a_parent_in_another_registry_is_asked_only_where_the_user_says_so() {
+    let (kits, other, place) = (Registry::start(), Registry::with_password(), Place::new());
+    push(&other, "org/base", &kit(&[model(&[Member::File("model.gguf", "base")])], None, Age::Today));
+    let base = other.reference("org/base:v1");
+    let readme = [Member::File("README.md", "of top")];
+    push(&kits, "org/top", &kit(&[docs(&readme)], Some(&base), Age::Today));
+    let (top, host) = (kits.reference("org/top:v1"), base.split('/').next().unwrap());
+    let auths = json!({"auths": {host: {"auth": BASIC}}});
+    fs::write(place.docker().join("config.json"), auths.to_string()).unwrap();
+
+    let before = other.requests().len();
+    place.run(["ls", &top]).failed(4, &["parent kit", host, "registry.parents"]);
+    assert_eq!(other.requests().len(), before, "nobody has asked it");
+
+    let mut command = place.command();
+    command.args(["cat", &top, "model.gguf"]).env("WEIGHTFS_PARENTS", host);
+    assert_eq!(place.finish(command, std::time::Duration::from_secs(60)).ok().stdout, "base");
+    assert!(other.requests().len() > before);
+}
+
+#[test]
 fn parents_that_go_in_a_circle_or_are_too_many_are_refused_by_name() {
     let registry = Registry::start();
     let place = Place::new();
@@ -77,6 +101,47 @@ fn parents_that_go_in_a_circle_or_are_too_many_are_refused_by_name() {
     place.run(["ls", &reference(0)]).failed(7, &["more than 10 kits", &reference(11)]);
     push(&registry, "org/kit1", &kit(&[], Some(&reference(0)), Age::Today));
     place.run(["ls", &reference(0)]).failed(2, &["circle", &reference(1)]);
+}
+
+#[test]
+fn of_a_list_of_images_the_one_for_the_platform_is_mounted() {
+    let (mut registry, place) = (Registry::start(), Place::new());
+    let listed = [("amd64", ""), ("arm64", "v8"), ("riscv64", "")].map(|(architecture, variant)| {
+        let image = image(&[&[Member::File("models/which", architecture)]]);
+        push(&registry, "org/car", &image);
+        let (digest, size) = (Digest::of(&image.manifest()).to_string(), image.manifest().len());
+        json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": size,
+            "platform": {"os": "linux", "architecture": architecture, "variant": variant}})
+    });
+    let manifest = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}).to_string();
+    let list = pack::Artifact {
+        blobs: Vec::new(),
+        manifest: manifest.into_bytes(),
+        media_type: OCI_INDEX.to_owned(),
+    };
+    registry.push("org/car", "v1", &list);
+    let car = registry.reference("org/car:v1");
+    let which = |options: &[&str]| place.run([&["cat", &car, "models/which"][..], options].concat());
+
+    let own = weightfs::oci::Platform::host().to_string();
+    assert_eq!(which(&[]).ok().stdout, own.trim_start_matches("linux/"));
+    assert_eq!(which(&["--platform", "linux/arm64"]).ok().stdout, "arm64");
+    assert_eq!(which(&["--platform", "linux/riscv64"]).ok().stdout, "riscv64");
+    let lists = ["no manifest for linux/s390x", "linux/amd64", "linux/arm64", "--platform"];
+    which(&["--platform", "linux/s390x"]).failed(3, &lists);
+    which(&["--platform", "s390x"]).failed(2, &["--platform", "linux/amd64"]);
+    let said = place.run(["inspect", &car, "--platform", "linux/riscv64", "--json"]).ok().json();
+    assert_eq!(said["digest"], listed[2]["digest"]);
+    let folder = place.folder("pulled");
+    let output = folder.to_str().unwrap();
+    place.run(["pull", &car, "--platform", "linux/riscv64", "--output", output]).ok();
+    assert_eq!(fs::read_to_string(folder.join("models/which")).unwrap(), "riscv64");
+
+    registry.stop();
+    place.mount(&car, &["--platform", "linux/arm64"]);
+    assert_eq!(fs::read_to_string(place.path("models/which")).unwrap(), "arm64");
+    place.unmount();
+    which(&["--platform", "linux/arm/v7"]).failed(5, &["nothing of it is kept"]);
 }
 
 #[test]

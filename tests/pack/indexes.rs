@@ -115,10 +115,23 @@ fn an_index_is_built_into_a_file_and_published_beside_the_model() {
     let other = registry.reference("acme/llm:v2");
     index(&place, &["push", &other, &file]).failed(2, &["is no index of"]);
     registry.corrupt(built["index"].as_str().unwrap(), 100);
-    place
+    assert!(has_all_files(&place, &target, &["--trust-index"]), "its head is kept");
+    Place::new()
         .run(["ls", &target, "--trust-index"])
         .failed(6, &["the attached index", built["index"].as_str().unwrap()]);
     index(&place, &["verify", &target]).failed(6, &["the attached index"]);
+}
+
+#[test]
+fn an_attached_index_that_was_used_is_there_while_nobody_answers() {
+    let (mut registry, place) = (Registry::start(), Place::new());
+    registry.push("acme/llm", "v1", &flat("zstd"));
+    let target = registry.reference("acme/llm:v1");
+    // Made elsewhere, so that this machine has none of its own.
+    index(&Place::new(), &["push", &target]).ok();
+    assert!(has_all_files(&place, &target, &["--trust-index"]));
+    registry.stop();
+    assert!(has_all_files(&place, &target, &["--trust-index"]));
 }
 
 #[test]

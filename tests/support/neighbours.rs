@@ -104,6 +104,34 @@ fn docker(version: &str, layers: &[(&str, &str, &[u8])]) -> Artifact {
     }
 }
 
+/// Docker Model Runner with `cncf` for its format, as Docker Hub serves it: a ModelPack of raw layers that only the annotation
+/// names.
+pub(crate) fn docker_cncf(files: &[(&str, &str, &[u8])]) -> Artifact {
+    let layer = |(kind, path, content): &(&str, &str, &[u8])| {
+        let base = path.rsplit('/').next().unwrap();
+        let metadata = format!(
+            r#"{{"name":"{base}","mode":420,"uid":0,"gid":0,"size":{},"mtime":"2025-01-01T00:00:00Z","typeflag":0}}"#,
+            content.len()
+        );
+        Layer::new(&format!("application/vnd.cncf.model.{kind}.v1.raw"), *content)
+            .annotate(FILEPATH, path)
+            .annotate("org.cncf.model.file.metadata+json", &metadata)
+    };
+    let layers: Vec<_> = files.iter().map(layer).collect();
+    let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(&layer.content).to_string()).collect();
+    let config = format!(
+        r#"{{"descriptor":{{"createdAt":"2025-01-01T00:00:00Z","family":"llama"}},"modelfs":{{"type":"layers","diffIds":{}}},"config":{{"architecture":"llama","format":"gguf","paramSize":"8B","quantization":"Q4_0"}}}}"#,
+        json!(diff_ids)
+    );
+    Artifact {
+        artifact_type: "application/vnd.cncf.model.manifest.v1+json".to_owned(),
+        config_type: "application/vnd.cncf.model.config.v1+json".to_owned(),
+        config: config.into_bytes(),
+        layers,
+        ..plain()
+    }
+}
+
 /// Ollama: layers by their types, with names of their own where not empty.
 pub(crate) fn ollama(layers: &[(&str, &str, &[u8])]) -> Artifact {
     let layer = |(kind, name, content): &(&str, &str, &[u8])| {
@@ -162,6 +190,25 @@ pub(crate) fn image(layers: &[&[Member<'_>]]) -> Artifact {
     let layer =
         |all: &&[Member<'_>]| Layer::new("application/vnd.oci.image.layer.v1.tar", members(0, MTIME, all));
     image_of(layers.iter().map(layer).collect())
+}
+
+/// `ramalama convert --type raw` or `car`: an image that says so in a label, with the model below `/models` and a link that the
+/// runtime follows.
+pub(crate) fn ramalama_image(kind: &str, model: &str, content: &str) -> Artifact {
+    let (folder, file) = (format!("models/{model}/"), format!("models/{model}/{model}.gguf"));
+    let target = format!("{model}/{model}.gguf");
+    let layer = [
+        Member::Folder("models/"),
+        Member::Folder(&folder),
+        Member::File(&file, content),
+        Member::Symlink("models/model.file", &target),
+    ];
+    let os = [Member::Folder("etc/"), Member::File("etc/os-release", "ID=ubi")];
+    let mut image = if kind == "car" { image(&[&os, &layer]) } else { image(&[&layer]) };
+    let label = format!(r#""Labels":{{"org.containers.type":"ai.image.model.{kind}"}}"#);
+    let config = String::from_utf8(image.config).unwrap().replace(r#""Labels":{}"#, &label);
+    image.config = config.into_bytes();
+    image
 }
 
 /// A container image of layers that are blobs already.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Asking, Spans};
+use super::Making;
 use crate::cli::args::REFERENCE;
 use crate::cli::progress::Progress;
 use crate::cli::{pack, print, reference, runtime};
@@ -25,12 +25,7 @@ pub(super) struct Add {
     #[arg(value_name = "TARGET")]
     target: Option<String>,
     #[command(flatten)]
-    pub(super) making: Spans,
-    #[command(flatten)]
-    pub(super) asking: Asking,
-    /// Answer with a JSON object
-    #[arg(long)]
-    json: bool,
+    pub(super) making: Making,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,7 +52,7 @@ struct Report {
 /// `Invalid` where REF or TARGET can't be meant, or REF has an index; those of reading and publishing.
 pub(super) fn run(command: &Add, settings: &Settings) -> Result<()> {
     let begun = Instant::now();
-    let making = command.making.making(settings)?;
+    let making = command.making.spans.making(settings)?;
     let source = reference(&command.reference)?;
     let (target, tag) = target(command.target.as_deref(), &source)?;
     let replaced = is_replaced(&source, &target).then_some(&*tag);
@@ -80,7 +75,7 @@ pub(super) fn run(command: &Add, settings: &Settings) -> Result<()> {
         progress.finish();
         Ok::<_, Error>(report(&source, &target, &plain, &added?, &destination, begun))
     })?;
-    if command.json { print::json(&report) } else { print::line(text(&report)) }
+    if command.making.json { print::json(&report) } else { print::line(text(&report)) }
 }
 
 /// Where it goes: what was typed, else the tag it came from. Of a digest nobody knows whether the tag beside it still

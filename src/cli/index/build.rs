@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Asking, Spans};
+use super::{Asking, Chosen, Spans};
 use crate::cli::args::{REFERENCE, set};
 use crate::cli::progress::Progress;
 use crate::cli::{print, reference, runtime};
@@ -34,6 +34,8 @@ pub(super) struct Build {
     #[arg(long, value_name = "DIR", conflicts_with = "output")]
     store: Option<String>,
     #[command(flatten)]
+    chosen: Chosen,
+    #[command(flatten)]
     making: Spans,
     #[command(flatten)]
     asking: Asking,
@@ -44,6 +46,7 @@ pub(super) struct Build {
 
 impl Build {
     pub(super) fn set(&self, flags: &mut Flags) {
+        self.chosen.set(flags);
         self.asking.set(flags);
         set(flags, "store.folder", self.store.as_ref());
     }
@@ -100,7 +103,7 @@ pub(super) async fn built(
     making: &Making,
 ) -> Result<(Source, Built)> {
     let repository = crate::repository::connect(reference, &settings.repository)?;
-    let source = Source::open(repository, reference).await?;
+    let source = Source::open(repository, reference, settings.content.platform.as_ref()).await?;
     let progress = Progress::of("reading", source.bytes());
     progress.name(&reference.to_string());
     let bar = progress.clone();

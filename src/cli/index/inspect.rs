@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::Args;
 use serde::Serialize;
 
-use super::Asking;
+use super::Looking;
 use super::said::{OfModel, Said};
 use crate::cli::{print, runtime};
 use crate::config::Settings;
@@ -17,14 +17,8 @@ use crate::oci::Blob;
 /// Says what the index of REF has, its own or one that is attached to it, or the index in a file.
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
-    /// A model, or a file that 'index build' has written
-    #[arg(value_name = "REF|FILE")]
-    of: String,
     #[command(flatten)]
-    pub(super) asking: Asking,
-    /// Answer with a JSON object
-    #[arg(long)]
-    json: bool,
+    pub(super) looking: Looking,
 }
 
 #[derive(Debug, Serialize)]
@@ -59,15 +53,15 @@ struct Described {
 /// # Errors
 /// `NotFound` where there is none; those of reading it.
 pub(super) fn run(command: &Inspect, settings: &Settings) -> Result<()> {
-    let path = Path::new(&command.of);
+    let path = Path::new(&command.looking.of);
     let report = if path.is_file() {
         let Said { encoded, head } = Said::of_file(path)?;
         report("file", &encoded.blob, encoded.head.size, &head)
     } else {
-        let found = runtime()?.block_on(OfModel::open(&command.of, settings))?;
+        let found = runtime()?.block_on(OfModel::open(&command.looking.of, settings))?;
         report(found.how, &found.index.blob, found.index.head.size, &found.head)
     };
-    if command.json { print::json(&report) } else { print::line(text(&report)) }
+    if command.looking.json { print::json(&report) } else { print::line(text(&report)) }
 }
 
 fn report(how: &'static str, blob: &Blob, head_bytes: u64, head: &Head) -> Report {

@@ -13,7 +13,7 @@ use super::args::{Registries, set};
 use crate::config::{Flags, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::index::pass::Spacing;
-use crate::pack::build::Making;
+use crate::pack;
 
 #[derive(Debug, Args)]
 pub(super) struct Index {
@@ -45,6 +45,41 @@ struct Asking {
     read_deadline: Option<String>,
 }
 
+/// Which of several manifests is meant.
+#[derive(Debug, Args)]
+struct Chosen {
+    /// Take the manifest for this platform, as linux/arm64, where REF is a list of several [this machine's, or the only one]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<String>,
+}
+
+/// An index that is looked at, and how.
+#[derive(Debug, Args)]
+struct Looking {
+    /// A model, or a file that 'index build' has written
+    #[arg(value_name = "REF|FILE")]
+    of: String,
+    #[command(flatten)]
+    chosen: Chosen,
+    #[command(flatten)]
+    asking: Asking,
+    /// Answer with a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// How an index is made and published.
+#[derive(Debug, Args)]
+struct Making {
+    #[command(flatten)]
+    spans: Spans,
+    #[command(flatten)]
+    asking: Asking,
+    /// Answer with a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 /// How compressed layers are indexed.
 #[derive(Debug, Args)]
 struct Spans {
@@ -54,7 +89,7 @@ struct Spans {
 }
 
 impl Spans {
-    fn making(&self, settings: &Settings) -> Result<Making> {
+    fn making(&self, settings: &Settings) -> Result<pack::build::Making> {
         let spacing = match &self.span {
             None => Spacing::default(),
             Some(text) => {
@@ -64,7 +99,20 @@ impl Spans {
                 Spacing::new(size.as_u64()).map_err(|error| error.context("--span"))?
             }
         };
-        Ok(Making { spacing, scratch: settings.store.folder.join("scratch") })
+        Ok(pack::build::Making { spacing, scratch: settings.store.folder.join("scratch") })
+    }
+}
+
+impl Chosen {
+    fn set(&self, flags: &mut Flags) {
+        set(flags, "content.platform", self.platform.as_ref());
+    }
+}
+
+impl Looking {
+    fn set(&self, flags: &mut Flags) {
+        self.chosen.set(flags);
+        self.asking.set(flags);
     }
 }
 
@@ -79,11 +127,11 @@ impl Index {
     /// What the flags set.
     pub(super) fn set(&self, flags: &mut Flags) {
         match &self.command {
-            Which::Add(add) => add.asking.set(flags),
+            Which::Add(add) => add.making.asking.set(flags),
             Which::Build(build) => build.set(flags),
-            Which::Push(push) => push.asking.set(flags),
-            Which::Inspect(inspect) => inspect.asking.set(flags),
-            Which::Verify(verify) => verify.asking.set(flags),
+            Which::Push(push) => push.set(flags),
+            Which::Inspect(inspect) => inspect.looking.set(flags),
+            Which::Verify(verify) => verify.looking.set(flags),
         }
     }
 }

@@ -6,10 +6,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::said::Said;
-use super::{Asking, Spans};
+use super::{Chosen, Making};
 use crate::cli::args::REFERENCE;
 use crate::cli::{print, reference, runtime};
-use crate::config::Settings;
+use crate::config::{Flags, Settings};
 use crate::error::{Error, Result};
 use crate::index::cover_of;
 use crate::pack::Destination;
@@ -28,12 +28,16 @@ pub(super) struct Push {
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     #[command(flatten)]
-    making: Spans,
+    chosen: Chosen,
     #[command(flatten)]
-    pub(super) asking: Asking,
-    /// Answer with a JSON object
-    #[arg(long)]
-    json: bool,
+    making: Making,
+}
+
+impl Push {
+    pub(super) fn set(&self, flags: &mut Flags) {
+        self.chosen.set(flags);
+        self.making.asking.set(flags);
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -53,7 +57,7 @@ struct Report {
 /// # Errors
 /// `Invalid` where REF can't be meant or has an index, or the file's index is not of it; those of reading and publishing.
 pub(super) fn run(command: &Push, settings: &Settings) -> Result<()> {
-    let (of, making) = (reference(&command.reference)?, command.making.making(settings)?);
+    let (of, making) = (reference(&command.reference)?, command.making.spans.making(settings)?);
     let report = runtime()?.block_on(async {
         let (source, encoded) = match &command.file {
             None => {
@@ -62,7 +66,7 @@ pub(super) fn run(command: &Push, settings: &Settings) -> Result<()> {
             }
             Some(path) => {
                 let repository = crate::repository::connect(&of, &settings.repository)?;
-                let source = Source::open(repository, &of).await?;
+                let source = Source::open(repository, &of, settings.content.platform.as_ref()).await?;
                 let said = Said::of_file(path)?;
                 let named = |error: Error| error.context(format!("{} is no index of {of}", path.display()));
                 cover_of(&source.artifact, said.head).map_err(named)?;
@@ -80,7 +84,7 @@ pub(super) fn run(command: &Push, settings: &Settings) -> Result<()> {
             index_bytes: encoded.blob.size,
         })
     })?;
-    if command.json {
+    if command.making.json {
         return print::json(&report);
     }
     let rows = [

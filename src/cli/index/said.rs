@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::index::format::{Encoded, Head, of_file};
-use crate::index::{Subject, Trust, attached_of, bound};
+use crate::index::{attached_of, bound};
 use crate::oci::artifact::BoundIndex;
 use crate::pack::build::Opened;
 use crate::repository::Repository;
@@ -53,15 +53,14 @@ impl OfModel {
     pub(super) async fn open(reference: &str, settings: &Settings) -> Result<Self> {
         let reference = crate::cli::reference(reference)?;
         let repository = crate::repository::connect(&reference, &settings.repository)?;
-        let opened = Opened::open(repository, &reference).await?;
+        let opened = Opened::open(repository, &reference, settings.content.platform.as_ref()).await?;
         let repository: &dyn Repository = &*opened.repository;
         if let Some(found) = bound::open(repository, &opened.artifact, None).await? {
             let (index, head) = (found.index, found.head);
             return Ok(Self { opened, how: "bound", index, head });
         }
-        let subject = Subject { digest: &opened.pinned.digest, trust: Trust::Always };
-        match attached_of(repository, subject).await? {
-            Some((index, head)) => Ok(Self { opened, how: "attached", index, head }),
+        match attached_of(repository, &opened.artifact, &opened.pinned.digest, None).await? {
+            Some(found) => Ok(Self { opened, how: "attached", index: found.index, head: found.head }),
             None => Err(Error::new(Kind::NotFound, format!("{reference} has no index"))
                 .hint("make one with 'weightfs index build', 'index push' or 'index add'")),
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::Args;
 use serde::Serialize;
 
-use super::Asking;
+use super::Looking;
 use super::said::{OfModel, Said};
 use crate::cli::progress::Progress;
 use crate::cli::{print, runtime};
@@ -21,14 +21,8 @@ use crate::repository::Repository;
 /// once for their spans.
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// A model, or a file that 'index build' has written
-    #[arg(value_name = "REF|FILE")]
-    of: String,
     #[command(flatten)]
-    pub(super) asking: Asking,
-    /// Answer with a JSON object
-    #[arg(long)]
-    json: bool,
+    pub(super) looking: Looking,
 }
 
 #[derive(Debug, Serialize)]
@@ -46,21 +40,22 @@ struct Report {
 /// # Errors
 /// `Integrity` and `Invalid` where something is wrong, naming it; `NotFound` where there is no index; those of reading.
 pub(super) fn run(command: &Verify, settings: &Settings) -> Result<()> {
-    let path = Path::new(&command.of);
+    let path = Path::new(&command.looking.of);
     let report = runtime()?.block_on(async {
         if path.is_file() {
             let Said { encoded, head } = Said::of_file(path)?;
             check(None, &head).await?;
             return Ok(report(&encoded.blob.digest, &head, false));
         }
-        let found = OfModel::open(&command.of, settings).await?;
-        let named =
-            |error: Error| error.context(format!("the index {} of {}", found.index.blob.digest, command.of));
+        let found = OfModel::open(&command.looking.of, settings).await?;
+        let named = |error: Error| {
+            error.context(format!("the index {} of {}", found.index.blob.digest, command.looking.of))
+        };
         check(Some(&*found.opened.repository), &found.head).await.map_err(named)?;
-        layers(&found, &command.of, settings).await.map_err(named)?;
+        layers(&found, &command.looking.of, settings).await.map_err(named)?;
         Ok::<_, Error>(report(&found.index.blob.digest, &found.head, true))
     })?;
-    if command.json {
+    if command.looking.json {
         return print::json(&report);
     }
     let also = if report.layers_read { ", and says what the layers are" } else { "" };

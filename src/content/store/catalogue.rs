@@ -10,10 +10,10 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 
 use super::budget::entries;
-use super::{SMALL_LIMIT, Store, private};
+use super::{SMALL_LIMIT, Store, attached, private};
 use crate::index::format::{self, HEAD_LIMIT};
 use crate::index::{ChunkDigest, EntryKind, Grid, Layer};
-use crate::oci::artifact::Packaging;
+use crate::oci::artifact::{BoundIndex, Packaging};
 use crate::oci::manifest::Document;
 use crate::oci::{Artifact, Digest};
 use crate::range::ContentRange;
@@ -145,7 +145,8 @@ impl Section {
     }
 }
 
-/// The small files of `who` that opening this manifest takes: itself, its config, and what is kept of its index.
+/// The small files of `who` that opening this manifest takes: itself, its config, and what is kept of its index, bound or
+/// attached.
 pub(super) fn needed(who: &Path, digest: &Digest) -> Vec<PathBuf> {
     let Some(artifact) = manifest(who, digest) else { return Vec::new() };
     let mut needed = vec![path(who, digest)];
@@ -153,7 +154,12 @@ pub(super) fn needed(who: &Path, digest: &Digest) -> Vec<PathBuf> {
     if let Ok(Some(index)) = artifact.bound_index() {
         needed.push(path(who, &index.head.digest));
     }
-    let sections = head(who, &artifact).into_iter().flat_map(|head| head.layers);
+    let mut heads: Vec<_> = head(who, &artifact).into_iter().collect();
+    if let Some((note, index)) = attached::noted(who, digest) {
+        needed.extend([note, path(who, &index.head.digest)]);
+        heads.extend(read_head(who, &index));
+    }
+    let sections = heads.into_iter().flat_map(|head| head.layers);
     needed.extend(sections.filter_map(|layer| Some(path(who, &layer.bound?.chunks.digest))));
     needed
 }
@@ -167,7 +173,10 @@ fn manifest(who: &Path, digest: &Digest) -> Option<Artifact> {
 }
 
 fn head(who: &Path, artifact: &Artifact) -> Option<format::Head> {
-    let index = artifact.bound_index().ok()??;
+    read_head(who, &artifact.bound_index().ok()??)
+}
+
+fn read_head(who: &Path, index: &BoundIndex) -> Option<format::Head> {
     let bytes = private::read_small(&path(who, &index.head.digest), HEAD_LIMIT).ok()?;
     let bytes = Some(Bytes::from(bytes)).filter(|bytes| index.head.digest.matches(bytes))?;
     format::decode(&bytes, &index.blob).ok()

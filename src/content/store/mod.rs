@@ -12,6 +12,7 @@
 //!     …                                  as above, but for the last two
 //!     poisoned                           it was disproved; when, is the file's time
 //! STORE/small/WHO/ALGORITHM/HEX          manifests, configs, and the parts of bound indexes
+//! STORE/small/WHO/attached/…             which attached index was used of an artifact (see [`Store::attached`])
 //! STORE/admitted/KEY                     who was given which manifest (see [`Store::admit`])
 //! ```
 //!
@@ -25,6 +26,8 @@
 //! The table of chunks is plain files beside each image and not a database: the reason is in
 //! `docs/decisions/0004-store-form.md`.
 
+mod admitted;
+mod attached;
 pub mod audit;
 pub mod budget;
 pub mod catalogue;
@@ -42,8 +45,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
+pub use admitted::Asked;
 use budget::Budget;
 use kept::KeptFile;
 use open::OpenFiles;
@@ -51,9 +54,8 @@ use open::OpenFiles;
 use crate::error::{Error, Kind, Result};
 use crate::index::ChunkDigest;
 use crate::index::Layer;
-use crate::oci::{Digest, Reference};
+use crate::oci::Digest;
 use crate::range::{ContentRange, StoredRange};
-use crate::repository::Pinned;
 
 /// How long an admission counts while the registry cannot be asked: seven days.
 pub const GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -90,13 +92,6 @@ pub struct Store {
     folder: PathBuf,
     budget: Budget,
     open: OpenFiles,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Admission {
-    reference: String,
-    digest: Digest,
-    media_type: String,
 }
 
 impl Store {
@@ -367,44 +362,6 @@ impl Store {
         None
     }
 
-    /// Remembers that `who` was just given this manifest for this reference, so that he may have it again while
-    /// nobody answers there.
-    pub fn admit(&self, who: &str, reference: &Reference, pinned: &Pinned) {
-        self.keep_small(who, &pinned.digest, &pinned.bytes);
-        let admission = Admission {
-            reference: reference.to_string(),
-            digest: pinned.digest.clone(),
-            media_type: pinned.media_type.clone(),
-        };
-        let json = serde_json::to_vec(&admission).unwrap_or_default();
-        self.note(private::write_small(&self.admission(who, reference), &json), "record an admission");
-    }
-
-    /// What `who` was given for this reference at most [`GRACE`] ago; for when nobody answers.
-    #[must_use]
-    pub fn recall(&self, who: &str, reference: &Reference) -> Option<Pinned> {
-        let path = self.admission(who, reference);
-        let when = std::fs::symlink_metadata(&path).and_then(|meta| meta.modified()).ok()?;
-        // A time in the future is no proof of anything.
-        if when.elapsed().is_ok_and(|age| age <= GRACE) {
-            let admission: Admission =
-                serde_json::from_slice(&private::read_small(&path, 1 << 16).ok()?).ok()?;
-            let bytes = self.small(who, &admission.digest)?;
-            let meant = admission.reference == reference.to_string();
-            return meant.then_some(Pinned {
-                digest: admission.digest,
-                media_type: admission.media_type,
-                bytes,
-            });
-        }
-        None
-    }
-
-    /// Forgets what `who` was given for this reference: the registry was asked and refused.
-    pub fn revoke(&self, who: &str, reference: &Reference) {
-        let _ = std::fs::remove_file(self.admission(who, reference));
-    }
-
     fn shared(&self, layer: &Digest) -> PathBuf {
         self.folder.join("layers").join(layer.algorithm().name()).join(layer.hex())
     }
@@ -424,11 +381,6 @@ impl Store {
 
     fn small_path(&self, who: &str, digest: &Digest) -> PathBuf {
         self.folder.join("small").join(key(who)).join(digest.algorithm().name()).join(digest.hex())
-    }
-
-    fn admission(&self, who: &str, reference: &Reference) -> PathBuf {
-        let key = blake3::hash(format!("{who}\n{reference}").as_bytes());
-        self.folder.join("admitted").join(key.to_hex().as_str())
     }
 
     fn note(&self, outcome: io::Result<()>, doing: &str) {
@@ -472,31 +424,8 @@ mod tests {
         (dir, store)
     }
 
-    fn reference(tag: &str) -> Reference {
-        let place = crate::oci::Place::Registry { host: "host:1".into(), repository: "a/b".into() };
-        Reference { place, tag: Some(tag.into()), digest: None }
-    }
-
     const ALICE: &str = "host:1/a/b as alice";
     const BOB: &str = "host:1/a/b as bob";
-
-    #[test]
-    fn only_who_was_admitted_is_given_a_manifest_offline() {
-        let (_dir, store) = store();
-        let bytes = Bytes::from_static(b"{}");
-        let pinned = Pinned { digest: Digest::of(&bytes), media_type: "m".into(), bytes };
-        store.admit(ALICE, &reference("v1"), &pinned);
-        let found = store.recall(ALICE, &reference("v1")).unwrap();
-        assert_eq!((found.digest, found.media_type), (pinned.digest.clone(), "m".to_owned()));
-        assert!(store.recall(BOB, &reference("v1")).is_none());
-        assert!(store.recall(ALICE, &reference("v2")).is_none());
-        assert!(store.small(BOB, &pinned.digest).is_none());
-        std::fs::write(store.small_path(ALICE, &pinned.digest), b"{ }").unwrap();
-        assert!(store.recall(ALICE, &reference("v1")).is_none(), "a damaged manifest is none");
-        store.admit(ALICE, &reference("v1"), &pinned);
-        store.revoke(ALICE, &reference("v1"));
-        assert!(store.recall(ALICE, &reference("v1")).is_none());
-    }
 
     #[test]
     fn what_is_not_proved_is_each_ones_own_and_what_is_proved_is_for_who_can_have_it() {

@@ -8,8 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::admitted::Admission;
 use super::budget::{entries, evict, images};
-use super::{Admission, GRACE, Store, catalogue, private};
+use super::{GRACE, Store, catalogue, private};
 use crate::oci::Digest;
 
 /// What may go of the store.
@@ -156,6 +157,7 @@ mod tests {
 
     use bytes::Bytes;
 
+    use super::super::Asked;
     use super::super::audit::tests::{LEN, WHO, keep, store};
     use super::*;
     use crate::oci::Reference;
@@ -266,10 +268,10 @@ mod tests {
             bytes: manifest.into(),
         };
         store.keep_small(WHO, &digest, &config);
-        store.admit(WHO, &reference(tag), &pinned);
+        store.admit(WHO, &Asked::from(&reference(tag)), &pinned);
         let paths = [digest, pinned.digest].map(|digest| store.small_path(WHO, &digest));
         let [config, manifest] = paths;
-        (config, manifest, store.admission(WHO, &reference(tag)))
+        (config, manifest, store.admission(WHO, &Asked::from(&reference(tag))))
     }
 
     #[test]
@@ -282,7 +284,7 @@ mod tests {
             }
             assert_eq!(store.prune(what).leftovers, 3, "{what:?}");
             assert!(live.0.exists() && live.1.exists() && live.2.exists());
-            assert!(store.recall(WHO, &reference("live")).is_some());
+            assert!(store.recall(WHO, &Asked::from(&reference("live"))).is_some());
             assert!(!over.0.exists() && !over.1.exists() && !over.2.exists());
         }
     }

@@ -93,7 +93,8 @@ struct Driver<'a> {
 
 impl Driver<'_> {
     fn run(&mut self, mut pieces: mpsc::Receiver<Bytes>) -> Result<Passed> {
-        let mut pass = Pass::new(&self.stream.layer, self.layer, Spacing::default())?;
+        let (layer, headers) = (&self.stream.layer, self.stream.headers.clone());
+        let mut pass = Pass::beside(layer, self.layer, Spacing::default(), headers)?;
         while let Some(piece) = pieces.blocking_recv() {
             pass.step(&piece, &mut |event| self.take(event))?;
         }

@@ -22,7 +22,7 @@ use super::Integrity;
 use super::flight::Urgency;
 use super::loader::{GRACE, Loader, Standing, Stratum};
 use crate::error::{Error, Kind, Result};
-use crate::index::{Coding, Entry, EntryKind, Layer};
+use crate::index::{Allowance, Coding, Entry, Headers, Layer};
 use crate::oci::artifact::ModelLayer;
 
 /// Whether all names of a layer are known.
@@ -64,11 +64,10 @@ impl<'a> Coming<'a> {
         self.entries.map_or(0, boxcar::Vec::count)
     }
 
-    /// The last file named `path` among the first `count` names. Costs a look at all of them.
+    /// The name numbered `at`, if there are so many.
     #[must_use]
-    pub fn file_before(&self, count: usize, path: &str) -> Option<Entry> {
-        let is_it = |entry: &&Entry| entry.path == path && matches!(entry.kind, EntryKind::File { .. });
-        (0..count).rev().filter_map(|at| self.entries?.get(at)).find(is_it).cloned()
+    pub fn entry(&self, at: usize) -> Option<&'a Entry> {
+        self.entries?.get(at)
     }
 }
 
@@ -79,6 +78,8 @@ pub(super) struct Stream {
     layer: Arc<ModelLayer>,
     /// Whether the index had its one file's name and size, so that none is to come.
     is_named: bool,
+    /// What it has had of the headers that the artifact may have.
+    headers: Headers,
     entries: boxcar::Vec<Entry>,
     progress: watch::Sender<Progress>,
     urgency: Arc<Urgency>,
@@ -120,14 +121,16 @@ enum State {
 }
 
 impl Stream {
-    /// The going by of `layer`; `None` where it is not needed. `is_named`: its one file is known already.
-    pub(super) fn of(layer: &Layer, is_named: bool) -> Option<Arc<Self>> {
+    /// The going by of `layer`; `None` where it is not needed. `is_named`: its one file is known already. `headers` is what all
+    /// layers of the artifact may have of them.
+    pub(super) fn of(layer: &Layer, is_named: bool, headers: &Arc<Allowance>) -> Option<Arc<Self>> {
         let Coding::Streamed(layer) = &layer.coding else { return None };
         let names = if is_named { Names::Known } else { Names::Coming };
         let progress = Progress { arrived: 0, settled: 0, named: 0, names, state: State::Idle, tries: 0 };
         Some(Arc::new(Self {
             layer: Arc::clone(layer),
             is_named,
+            headers: Headers::of(headers),
             entries: boxcar::Vec::new(),
             progress: watch::Sender::new(progress),
             urgency: Arc::default(),

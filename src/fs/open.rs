@@ -1,0 +1,333 @@
+//! Opening a model: the floors below put together, once, from a reference to a tree and a loader.
+//!
+//! What is asked of a model that is open is [`Model`]'s own file. Called by floor 5 and the commands.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Model;
+use super::assemble::{Whole, assemble};
+use super::pin;
+use super::tree::Tree;
+use crate::content::store::Asked;
+use crate::content::{Config, Integrity, Loader, Store};
+use crate::error::Result;
+use crate::index::find::Known;
+use crate::index::{Attached, Coding, Index, Sources, Trust, bound};
+use crate::oci::artifact::{INDEX_KEY, ModelLayer, Packaging};
+use crate::oci::{Artifact, Digest, Reference};
+use crate::range::StoredRange;
+use crate::repository::Repository;
+
+/// How many bytes of archive headers are taken from the store into memory at most: what an index may have in all. A
+/// manifest may list any number of layers.
+const KEPT_HEADERS: u64 = 64 << 20;
+
+impl Model {
+    /// Resolves, pins, puts together, indexes. At most four sequential rounds after authentication; one more where names come
+    /// from the config, and two for each parent of a ModelKit.
+    ///
+    /// A reference that was opened before with the same credentials opens again from `store` where nobody answers.
+    /// Nothing is warmed: who wants that calls [`Loader::warm`]. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// `NotFound`, `Denied`, `Unreachable` and what else the repository may say; `Invalid` for manifests, names and
+    /// archives that are refused; `Unsupported` for forms that are not read.
+    pub async fn open(
+        repository: Arc<dyn Repository>,
+        reference: Reference,
+        store: Arc<Store>,
+        config: Config,
+    ) -> Result<Self> {
+        let asked = Asked { reference: reference.clone(), platform: config.platform.clone() };
+        let found = pin::pin(&*repository, &asked, &store).await?;
+        let own = repository;
+        let Whole { artifact, repository } = assemble(own.clone(), &found, &store)
+            .await
+            .map_err(|error| error.context(format!("cannot open {reference}")))?;
+        let mut warnings = Vec::new();
+        let gaps = kept_gaps(&store, &*repository, &artifact).await;
+        let known = |layer: &Digest| gaps.get(layer).cloned().unwrap_or_default();
+        // Side by side, to save a round: nothing but warnings hangs on the config.
+        let (description, index) = tokio::join!(
+            pin::config(&*own, &found, &store, &mut warnings),
+            find(&*repository, &store, &found, &artifact, &known, config.trust_index),
+        );
+        let indexes = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
+        let Indexes { mut index, bound, attached } = indexes;
+        warnings.extend(compare_diff_ids(&mut index, &artifact, &pin::diff_ids(description.as_ref())));
+        if config.integrity == Integrity::Strict {
+            forget_unproved(&mut index);
+        }
+        let tree = Tree::build(&index, &mut warnings)?;
+        index.warnings.append(&mut warnings);
+        let index = Arc::new(index);
+        if found.from == pin::Source::Repository {
+            pin::admit(&*own, &asked, &store, &found.pinned).await;
+            keep_gaps(&store, &*repository, &index).await;
+            if let Some(bound) = bound {
+                pin::keep_bound(&*repository, &store, bound).await;
+            }
+            if let Some(attached) = attached {
+                pin::keep_attached(&*repository, &store, &found.pinned.digest, attached).await;
+            }
+        }
+        let metrics = Arc::clone(&config.metrics);
+        let ignores_attached = found.from == pin::Source::Repository && config.trust_index == Trust::Never;
+        let ignoring = Some(repository.clone()).filter(|_| ignores_attached && is_any_streamed(&index));
+        let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
+        let digest = found.pinned.digest;
+        Ok(Self { reference, digest, artifact, config: description, index, tree, loader, ignoring, metrics })
+    }
+}
+
+/// The index of an artifact, and those that it was made of.
+struct Indexes {
+    index: Index,
+    bound: Option<bound::Opened>,
+    attached: Option<bound::Opened>,
+}
+
+fn is_any_streamed(index: &Index) -> bool {
+    index.layers.iter().any(|layer| matches!(layer.coding, Coding::Streamed(_)))
+}
+
+/// The index of `artifact`, which `found` was put together to, and what was read of its bound and of an attached one: kept of an
+/// earlier time or asked for.
+async fn find(
+    repository: &dyn Repository,
+    store: &Arc<Store>,
+    found: &pin::Found,
+    artifact: &Artifact,
+    known: &Known<'_>,
+    trust: Trust,
+) -> Result<Indexes> {
+    let kept = pin::kept_head(repository, store, artifact).await;
+    let opened = bound::open(repository, artifact, kept).await?;
+    let bound = opened.as_ref().map(|opened| opened.head.clone());
+    let attached = if trust == Trust::Never {
+        Attached::Nowhere
+    } else {
+        let kept = pin::kept_attached(repository, store, &found.pinned.digest).await;
+        match found.from {
+            pin::Source::Repository => Attached::Beside(&found.pinned.digest, kept),
+            pin::Source::Store => kept.map_or(Attached::Nowhere, Attached::Kept),
+        }
+    };
+    let indexes = pin::kept_indexes(repository, store, artifact).await;
+    let local =
+        |layer: &ModelLayer| indexes.get(&(layer.descriptor.digest.clone(), layer.reading())).cloned();
+    let sources = Sources { bound, local: &local, attached, known };
+    let (index, attached) = crate::index::find_in(repository, artifact, sources).await?;
+    Ok(Indexes { index, bound: opened, attached })
+}
+
+/// The archive headers kept of an earlier time, by layer, as far as [`KEPT_HEADERS`] goes.
+async fn kept_gaps(
+    store: &Arc<Store>,
+    repository: &dyn Repository,
+    artifact: &Artifact,
+) -> HashMap<Digest, Vec<(StoredRange, Bytes)>> {
+    let archives = artifact.visible().filter(|layer| layer.packaging == Packaging::Tar);
+    let archives: Vec<Digest> = archives.map(|layer| layer.descriptor.digest.clone()).collect();
+    let read = move |store: &Store, who: &str| {
+        let (mut kept, mut left) = (HashMap::new(), KEPT_HEADERS);
+        for layer in archives {
+            if left == 0 {
+                break;
+            }
+            let gaps = kept.entry(layer).or_insert_with_key(|layer| store.gaps(who, layer));
+            left = gaps.iter().fold(left, |left, (range, _)| left.saturating_sub(range.len()));
+        }
+        kept
+    };
+    pin::blocking(store, repository, read).await.unwrap_or_default()
+}
+
+async fn keep_gaps(store: &Arc<Store>, repository: &dyn Repository, index: &Arc<Index>) {
+    let index = index.clone();
+    let keep = move |store: &Store, who: &str| {
+        for layer in index.layers.iter().filter(|layer| !layer.gaps.is_empty()) {
+            store.keep_gaps(who, layer);
+        }
+    };
+    pin::blocking(store, repository, keep).await;
+}
+
+/// Forgets what the first header of a compressed layer says of its one file: nobody has verified it.
+fn forget_unproved(index: &mut Index) {
+    let mut streamed = Vec::new();
+    for layer in &mut index.layers {
+        let is_streamed = matches!(layer.coding, Coding::Streamed(_));
+        if is_streamed {
+            layer.extents.clear();
+        }
+        streamed.push(is_streamed);
+    }
+    index.entries.retain(|entry| streamed.get(entry.layer) != Some(&true));
+}
+
+/// Notes the config's diffIDs in the layers, and says where one disagrees: where content is the stored bytes it
+/// should be the layer's digest. A disagreement is a warning, never proof.
+fn compare_diff_ids(index: &mut Index, artifact: &Artifact, diff_ids: &[Digest]) -> Vec<String> {
+    let shown =
+        described(artifact, diff_ids.len()).into_iter().zip(diff_ids).filter(|(layer, _)| !layer.hidden);
+    let mut warnings = Vec::new();
+    for (layer, (_, diff_id)) in index.layers.iter_mut().zip(shown) {
+        let digest = &layer.blob.digest;
+        let is_content = matches!(layer.coding, Coding::Stored);
+        if is_content && diff_id != digest && diff_id.algorithm() == digest.algorithm() {
+            warnings.push(format!("layer {digest}: the config's diffID for it is {diff_id}, ignored"));
+        }
+        layer.diff_id = Some(diff_id.clone());
+    }
+    warnings
+}
+
+/// The layers that a config with `count` diffIDs describes: all, or all but the bound index, which may have been added
+/// since, or those that are shown. None where it can't be told.
+fn described(artifact: &Artifact, count: usize) -> Vec<&ModelLayer> {
+    let all: Vec<_> = artifact.layers.iter().collect();
+    let not_index = |layer: &&ModelLayer| !layer.descriptor.annotations.contains_key(INDEX_KEY);
+    let without_index = artifact.layers.iter().filter(not_index).collect();
+    let shown = artifact.visible().collect();
+    [all, without_index, shown].into_iter().find(|layers| layers.len() == count).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use futures_util::future::BoxFuture;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::content::StoreConfig;
+    use crate::error::{Error, Kind};
+    use crate::index::ChunkDigest;
+    use crate::oci::artifact::{INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY};
+    use crate::oci::manifest::{Manifest, OCI_MANIFEST};
+    use crate::oci::{Blob, Descriptor, Which};
+    use crate::repository::{ByteStream, Memory, Pinned};
+
+    fn layer(path: &str, content: u8) -> Descriptor {
+        let annotations = [("org.cncf.model.filepath".to_owned(), path.to_owned())].into();
+        let media_type = "application/vnd.cncf.model.weight.v1.raw".to_owned();
+        Descriptor { media_type, digest: Digest::of(&[content]), size: 1, annotations }
+    }
+
+    #[test]
+    fn a_diff_id_is_given_to_its_layer_and_one_that_disagrees_is_a_warning() {
+        let mut layers = vec![layer("h", 0), layer("a", 1), layer("b", 2)];
+        let mark = ("containerd.io/snapshot/nydus-bootstrap".to_owned(), "true".to_owned());
+        layers[0].annotations.extend([mark]);
+        let artifact = Artifact::read(Manifest { layers, ..Manifest::default() }).unwrap();
+        let memory = Memory::new();
+        let found = crate::index::find(&memory, &artifact, &|_| Vec::new()).now_or_never().unwrap().unwrap();
+        let ids = [Digest::of(&[0]), Digest::of(&[1]), Digest::of(&[9]), Digest::of(&[7])];
+        let mut with_index = artifact.clone();
+        with_index.layers.push(with_index.layers[0].clone());
+        with_index.layers[3].descriptor.annotations = [(INDEX_KEY.to_owned(), "v1".to_owned())].into();
+        for (artifact, ids) in [
+            (&artifact, &ids[..3]),
+            (&artifact, &ids[1..3]),
+            (&with_index, &ids[..]),
+            (&with_index, &ids[..3]),
+            (&with_index, &ids[1..3]),
+        ] {
+            let mut index = found.clone();
+            let warnings = compare_diff_ids(&mut index, artifact, ids);
+            assert_eq!(index.layers[0].diff_id, Some(Digest::of(&[1])));
+            assert_eq!(warnings.len(), 1);
+            assert!(warnings[0].contains(&Digest::of(&[2]).to_string()), "{warnings:?}");
+        }
+        let mut index = found;
+        assert!(compare_diff_ids(&mut index, &artifact, &ids[..1]).is_empty());
+        assert_eq!(index.layers[0].diff_id, None);
+    }
+
+    #[tokio::test]
+    async fn an_artifact_with_an_index_opens_again_without_its_repository_having_it() {
+        let memory = Arc::new(Memory::new());
+        let content = memory.put(vec![1]);
+        let plain = Artifact::read(Manifest { layers: vec![layer("a", 1)], ..Manifest::default() }).unwrap();
+        let index = crate::index::find(&*memory, &plain, &|_| Vec::new()).await.unwrap();
+        let encoded = crate::index::format::encode(&index, &[vec![ChunkDigest::of(&[1])]]).unwrap();
+        let blob = memory.put(encoded.bytes().unwrap());
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","layers":[
+            {{"mediaType":"x.raw","digest":"{}","size":1,"annotations":{{"org.cncf.model.filepath":"a"}}}},
+            {{"mediaType":"y.raw","digest":"{}","size":{},"annotations":{{"{INDEX_KEY}":"v1",
+            "{INDEX_HEAD_DIGEST_KEY}":"{}","{INDEX_HEAD_SIZE_KEY}":"{}"}}}}]}}"#,
+            content.digest, blob.digest, blob.size, encoded.head.digest, encoded.head.size
+        );
+        memory.put_manifest("v1", OCI_MANIFEST, manifest);
+        let place = tempfile::tempdir().unwrap();
+        let config = StoreConfig { folder: place.path().join("store"), size: Some(1 << 20) };
+        let store = Store::open(&config).unwrap();
+        let open = || {
+            let reference: Reference = "127.0.0.1:1/a/b:v1".parse().unwrap();
+            Model::open(memory.clone(), reference, store.clone(), Config::default())
+        };
+        let first = open().await.unwrap();
+        let bound = first.index.layers[0].bound.clone().unwrap();
+        assert_eq!(store.small(&memory.identity(), &bound.chunks.digest), bound.chunks.bytes);
+        first.close().await;
+        memory.fail_with(|_, _| Some(Error::new(Kind::Unreachable, "nobody answers")));
+        let again = open().await.unwrap();
+        assert_eq!(again.index.layers[0].bound.as_ref().unwrap().kept_as, bound.kept_as);
+        again.close().await;
+        std::fs::remove_dir_all(store.folder().join("small")).unwrap();
+        let error = open().await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unreachable);
+        assert!(error.to_string().contains(&format!("the bound index {}", blob.digest)), "{error}");
+    }
+
+    /// Blobs and manifests in memory, and a list of referrers that never comes; how often it was asked for.
+    #[derive(Debug)]
+    struct Silent(Memory, watch::Sender<u64>);
+
+    impl Repository for Silent {
+        fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
+            self.0.manifest(which)
+        }
+
+        fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+            self.0.read(blob, range)
+        }
+
+        fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
+            self.1.send_modify(|asked| *asked += 1);
+            Box::pin(std::future::pending())
+        }
+
+        fn place(&self) -> String {
+            self.0.place()
+        }
+
+        fn identity(&self) -> String {
+            self.0.identity()
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_the_referrers_of_an_artifact_whose_indexes_are_not_trusted() {
+        let memory = Memory::new();
+        let blob = memory.put("compressed");
+        let layer =
+            format!(r#"{{"mediaType":"x.tar+gzip","digest":"{}","size":{}}}"#, blob.digest, blob.size);
+        let manifest = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","layers":[{layer}]}}"#);
+        memory.put_manifest("v1", OCI_MANIFEST, manifest);
+        let place = tempfile::tempdir().unwrap();
+        let config = StoreConfig { folder: place.path().join("store"), size: Some(1 << 20) };
+        let store = Store::open(&config).unwrap();
+        let silent = Arc::new(Silent(memory, watch::Sender::new(0)));
+        let reference: Reference = "127.0.0.1:1/a/b:v1".parse().unwrap();
+        let model = Model::open(silent.clone(), reference, store, Config::default()).await.unwrap();
+        assert_eq!(*silent.1.borrow(), 0);
+        model.mention_ignored_index();
+        silent.1.subscribe().wait_for(|asked| *asked == 1).await.unwrap();
+        model.close().await;
+    }
+}
