@@ -206,10 +206,11 @@ mod tests {
     use crate::content::StoreConfig;
     use crate::error::{Error, Kind};
     use crate::index::ChunkDigest;
+    use crate::oci::Descriptor;
     use crate::oci::artifact::{INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY};
     use crate::oci::manifest::{Manifest, OCI_MANIFEST};
-    use crate::oci::{Blob, Descriptor, Which};
-    use crate::repository::{ByteStream, Memory, Pinned};
+    use crate::repository::Memory;
+    use crate::repository::around::Around;
 
     fn layer(path: &str, content: u8) -> Descriptor {
         let annotations = [("org.cncf.model.filepath".to_owned(), path.to_owned())].into();
@@ -288,26 +289,14 @@ mod tests {
     #[derive(Debug)]
     struct Silent(Memory, watch::Sender<u64>);
 
-    impl Repository for Silent {
-        fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
-            self.0.manifest(which)
-        }
-
-        fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
-            self.0.read(blob, range)
+    impl Around for Silent {
+        fn inner(&self) -> &dyn Repository {
+            &self.0
         }
 
         fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
             self.1.send_modify(|asked| *asked += 1);
             Box::pin(std::future::pending())
-        }
-
-        fn place(&self) -> String {
-            self.0.place()
-        }
-
-        fn identity(&self) -> String {
-            self.0.identity()
         }
     }
 

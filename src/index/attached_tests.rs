@@ -7,11 +7,10 @@ use crate::codec::tar::tests::plain;
 use crate::index::local::tests::indexed;
 use crate::index::pass::tests::digested;
 use crate::index::{Attached, Coding, Index, Sources, find_in, format};
-use crate::oci::Blob;
 use crate::oci::Digest;
 use crate::oci::manifest::OCI_MANIFEST;
-use crate::range::StoredRange;
-use crate::repository::{ByteStream, Memory, Pinned};
+use crate::repository::Memory;
+use crate::repository::around::Around;
 
 /// An artifact of one gzip layer in memory, and its manifest's digest.
 struct Model {
@@ -173,25 +172,13 @@ async fn an_index_that_was_used_serves_again_where_nobody_can_be_asked_and_saves
 #[derive(Debug)]
 struct Silent(Memory);
 
-impl Repository for Silent {
-    fn manifest<'a>(&'a self, which: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
-        self.0.manifest(which)
-    }
-
-    fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
-        self.0.read(blob, range)
+impl Around for Silent {
+    fn inner(&self) -> &dyn Repository {
+        &self.0
     }
 
     fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
         Box::pin(std::future::pending())
-    }
-
-    fn place(&self) -> String {
-        self.0.place()
-    }
-
-    fn identity(&self) -> String {
-        self.0.identity()
     }
 }
 

@@ -30,7 +30,7 @@ impl<R: Repository> Connected<R> {
         {
             return Ok(());
         }
-        let doing = format!("an artifact of {} names another registry: {host}", self.place());
+        let doing = format!("an artifact of {} names another registry: {host}", self.inner.place());
         let way_out = format!(
             "if that one is to be asked, with your credentials for it, add {host} to registry.parents"
         );
