@@ -57,6 +57,7 @@ impl Model {
         );
         let indexes = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
         let Indexes { mut index, bound, attached } = indexes;
+        let has_bound = bound.is_some();
         warnings.extend(compare_diff_ids(&mut index, &artifact, &pin::diff_ids(description.as_ref())));
         if config.integrity == Integrity::Strict {
             forget_unproved(&mut index);
@@ -75,7 +76,8 @@ impl Model {
             }
         }
         let metrics = Arc::clone(&config.metrics);
-        let ignores_attached = found.from == pin::Source::Repository && config.trust_index == Trust::Never;
+        let is_asked = found.from == pin::Source::Repository && !has_bound;
+        let ignores_attached = is_asked && config.trust_index == Trust::Never;
         let ignoring = Some(repository.clone()).filter(|_| ignores_attached && is_any_streamed(&index));
         let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
         let digest = found.pinned.digest;

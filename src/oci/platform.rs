@@ -68,7 +68,7 @@ impl FromStr for Platform {
         };
         let parts: Vec<&str> = text.split('/').collect();
         match parts.as_slice() {
-            all if !all.iter().all(|part| may(part)) => Err(()),
+            all if !all.iter().all(may) => Err(()),
             [os, architecture] => Ok(Self::new(os, architecture, "")),
             [os, architecture, variant] => Ok(Self::new(os, architecture, variant)),
             _ => Err(()),
