@@ -2,7 +2,7 @@
 //!
 //! Made while the layer went by and its own digest was proved. So its chunks are kept under the layer's digest itself, and
 //! what was kept then is found again. The file may have been damaged since: its head is checked by the digest behind
-//! it, its sections by theirs, and whoever finds one wrong does without. Called by the loader, `find` and `index build`.
+//! it, its sections but for the checkpoints by theirs, and whoever finds one wrong does without. Called by the loader, `find` and `index build`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,12 +12,15 @@ use bytes::Bytes;
 
 use super::bound::refuse_large;
 use super::format::{self, HEAD_LIMIT};
-use super::{ChunkDigest, Entry, EntryKind, Home, Index, Layer};
+use super::{ChunkDigest, Coding, Entry, EntryKind, Home, Index, Layer, Section};
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Digest};
 
 /// The length of the digest behind the index.
 const SEAL: u64 = 32;
+
+/// The longest section that is read when an index is opened: the chunk digests of 512 GiB.
+const ALONG: u64 = 16 << 20;
 
 /// Where the head's length stands (docs/index-format.md).
 const LENGTH_AT: u64 = 16;
@@ -42,8 +45,9 @@ pub fn write(file: &File, layer: &Layer, entries: &[Entry], digests: Vec<ChunkDi
     put(&encoded.head.digest.value())
 }
 
-/// The layer `blob` as the index in `file` has it, and its entries, as of number `number` of an artifact's layers. Sections
-/// stay in the file. Blocks on the local disk; costs memory as [`format::decode()`].
+/// The layer `blob` as the index in `file` has it, and its entries, as of number `number` of an artifact's layers. Chunk digests
+/// and the table of spans come along, verified; checkpoints stay in the file. Blocks on the local disk; costs memory as
+/// [`format::decode()`], and 16 MiB for each of both at most.
 ///
 /// # Errors
 /// [`Kind::Invalid`] and [`Kind::Integrity`] where it is not such an index, or not of this layer, and [`Kind::Storage`] where
@@ -73,9 +77,28 @@ pub fn open(file: Arc<File>, blob: &Blob, number: usize) -> Result<(Layer, Vec<E
     }
     if let Some(bound) = &mut layer.bound {
         bound.kept_as = blob.digest.clone();
+        take_along(&mut bound.chunks)?;
+    }
+    if let Coding::Spans(spans) = &mut layer.coding {
+        take_along(&mut spans.table)?;
     }
     let entries = head.entries.into_iter().map(|entry| renumbered(entry, number)).collect();
     Ok((layer, entries))
+}
+
+/// Reads a section and compares it with its digest, so that damage is found while the layer can still go by instead, and none
+/// that comes later counts. A very long one is left to who touches it.
+fn take_along(section: &mut Section) -> Result<()> {
+    let Home::File(file) = &section.home else { return Ok(()) };
+    if section.range.len() > ALONG {
+        return Ok(());
+    }
+    let bytes = read(file, section.range.start(), section.range.len())?;
+    if !section.digest.matches(&bytes) {
+        return Err(Error::new(Kind::Integrity, "a section of an index is not what was written"));
+    }
+    section.bytes = Some(bytes);
+    Ok(())
 }
 
 /// The entry as one of the layer `number`.

@@ -1,14 +1,22 @@
-//! Compressed archives as the programs in use write them, gone over once: every file as it was.
+//! Compressed archives as the programs in use and we ourselves write them: every file as it was when they have gone over once,
+//! and any part of it, read at random while they go by and by the index that is known then.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use proptest::prelude::*;
+use weightfs::codec::{gzip, tar_header, zstd};
+use weightfs::content::{Config, Store, StoreConfig, Warm};
+use weightfs::fs::Model;
 use weightfs::index::pass::{Event, Pass, Spacing};
 use weightfs::index::{Entry, EntryKind};
-use weightfs::oci::manifest::Manifest;
+use weightfs::oci::manifest::{Manifest, OCI_MANIFEST};
 use weightfs::oci::{Artifact, Descriptor, Digest};
+use weightfs::repository::{Memory, Repository as _};
 
 use crate::support::artifacts::bytes;
 
@@ -90,22 +98,111 @@ fn gone_by(suffix: &str, stored: &[u8], piece: usize) -> Files {
     passed.entries.iter().filter_map(|entry| Some((entry.path.clone(), content(entry)?))).collect()
 }
 
+/// The archive as `pack` writes it.
+fn archived_here(files: &Files) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for (path, content) in files {
+        archive.extend(tar_header::headers(path, content.len() as u64, 0o644, 0));
+        archive.extend(content);
+        archive.resize(archive.len().next_multiple_of(512), 0);
+    }
+    archive.extend([0; 1024]);
+    archive
+}
+
+/// The content compressed as `pack` does it, for either media type.
+fn compressed_here(content: &[u8]) -> [(&'static str, Vec<u8>); 2] {
+    let (mut members, mut frames) = (Vec::new(), Vec::new());
+    for piece in content.chunks(100_000) {
+        gzip::member(piece, &mut members).unwrap();
+    }
+    let mut writer = zstd::Writer::new(3, 100_000).unwrap();
+    writer.push(content, &mut frames).unwrap();
+    writer.finish(&mut frames).unwrap();
+    [("gzip", members), ("zstd", frames)]
+}
+
+/// A read: which file, from where on, how much; each in parts of 65536 of what there is.
+type Read = (u16, u16, u16);
+
+/// Reads of a model of this layer that keeps nothing, while it goes by and again by the index that was made then.
+fn assert_read_at_random(files: &Files, (suffix, stored): (&str, Vec<u8>), reads: &[Read]) {
+    let memory = Arc::new(Memory::new());
+    let blob = memory.put(stored);
+    let layer = format!(
+        r#"{{"mediaType":"application/vnd.cncf.modelpack.model.layer.v1.tar+{suffix}","digest":"{}","size":{}}}"#,
+        blob.digest, blob.size
+    );
+    memory.put_manifest("v1", OCI_MANIFEST, format!(r#"{{"schemaVersion":2,"layers":[{layer}]}}"#));
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for streamed in [true, false] {
+        let store = StoreConfig { folder: folder.path().join("store"), size: Some(0) };
+        let config = Config { warm: Warm::None, memory: 0, ..Config::default() };
+        let reference = "127.0.0.1:1/a/b:v1".parse().unwrap();
+        runtime.block_on(async {
+            let model = Model::open(memory.clone(), reference, Store::open(&store).unwrap(), config).await;
+            let model = model.unwrap();
+            assert_eq!(model.is_named(), !streamed, "the second time there is an index");
+            for read in reads {
+                assert_read(&model, files, read).await;
+            }
+            model.all_named().await.unwrap();
+            let (store, who) = (Store::open(&store).unwrap(), memory.identity());
+            let reading = model.artifact.layers[0].reading();
+            let indexed = async {
+                while store.index(&who, &blob.digest, &reading).is_none() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), indexed).await.expect("no index was kept");
+            model.close().await;
+        });
+    }
+}
+
+async fn assert_read(model: &Model, files: &Files, (file, start, len): &Read) {
+    let part = |of: usize, share: u16| of * usize::from(share) / 65536;
+    let (path, content) = files.iter().nth(part(files.len(), *file)).unwrap();
+    let start = part(content.len(), *start);
+    let len = part(content.len() - start, *len) + 1;
+    let expected = &content[start..(start + len).min(content.len())];
+    let node = model.find(path).await.unwrap().unwrap_or_else(|| panic!("{path} is not there"));
+    let bytes = model.read(node, start as u64, len as u64).await.unwrap();
+    assert!(bytes == expected, "{path} at {start}, {len} bytes");
+}
+
+/// How many cases: as many as `PROPTEST_CASES` says, and few where it says nothing, since each runs programs.
+fn cases() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let cases = if default.cases == 256 { 8 } else { default.cases };
+    ProptestConfig { cases, max_shrink_iters: 0, failure_persistence: None, ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4, max_shrink_iters: 0, ..ProptestConfig::default() })]
+    #![proptest_config(cases())]
 
     #[test]
     fn random_archives_of_random_writers_give_every_file_as_it_was(
         sizes in prop::collection::vec((0_usize..3, 0_usize..150_000), 1..6),
-        archive in 0_usize..5, piece in 1_usize..100_000,
+        archive in 0..=ARCHIVES.len(), compressor in 0..COMPRESSORS.len(), piece in 1_usize..100_000,
+        reads in prop::collection::vec(any::<Read>(), 1..8),
     ) {
         let file = |(number, (depth, size)): (usize, &(usize, usize))| {
             (format!("{}file {number} é{}", "folder/".repeat(*depth), "x".repeat(size % 90)), bytes(number as u64, *size))
         };
         let files: Files = sizes.iter().enumerate().map(file).collect();
-        let content = archived(&files, ARCHIVES[archive]);
-        for (suffix, how) in COMPRESSORS {
-            let found = gone_by(suffix, &compressed(&content, how), piece);
-            prop_assert!(found == files, "{} by {how}", ARCHIVES[archive]);
+        let content = ARCHIVES.get(archive).map_or_else(|| archived_here(&files), |how| archived(&files, how));
+        for (suffix, stored) in compressed_here(&content) {
+            prop_assert!(gone_by(suffix, &stored, piece) == files, "archive {archive} by our own {suffix}");
+            assert_read_at_random(&files, (suffix, stored), &reads);
+        }
+        for (number, (suffix, how)) in COMPRESSORS.into_iter().enumerate() {
+            let stored = compressed(&content, how);
+            prop_assert!(gone_by(suffix, &stored, piece) == files, "archive {archive} by {how}");
+            if number == compressor {
+                assert_read_at_random(&files, (suffix, stored), &reads);
+            }
         }
     }
 }
