@@ -403,6 +403,8 @@ impl Request {
         let mut pieces = Pieces { stream, left: Bytes::new() };
         let mut keeping = JoinSet::new();
         let outcome = self.receive(extent, run, &mut pieces, &mut keeping).await;
+        // What is left of an answer may hold a place in the repository, which somebody waits for.
+        drop(pieces);
         // The turn is kept until the chunks are: what is in memory stays bounded by the lanes.
         keeping.join_all().await;
         outcome

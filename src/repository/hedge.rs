@@ -11,6 +11,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::around::Around;
@@ -171,7 +173,7 @@ impl<R: Repository + 'static> Race<R> {
         self.patience = None;
         if self.times.spend() {
             self.metrics.hedges.add(1);
-            self.second = Some(Leg::of(&self.inner, &self.blob, self.rest));
+            self.second = Some(Leg::beside(&self.inner, &self.blob, self.rest));
         }
     }
 
@@ -212,6 +214,24 @@ impl Leg {
         let (inner, blob) = (Arc::clone(inner), blob.clone());
         let opening = async move { inner.read(&blob, range).await };
         Self { stream: stream::once(opening).try_flatten().boxed(), at: range.start() }
+    }
+
+    /// One in a task of its own, which ends with it: while the first is read, or nobody reads at all, it is not left in the
+    /// middle of what others wait for.
+    fn beside<R: Repository + 'static>(inner: &Arc<R>, blob: &Blob, range: StoredRange) -> Self {
+        let Self { mut stream, at } = Self::of(inner, blob, range);
+        let (give, take) = mpsc::channel(1);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            while let Some(piece) = stream.next().await
+                && give.send(piece).await.is_ok()
+            {}
+        });
+        let taking = stream::unfold((take, task), |(mut take, task)| async move {
+            let piece = take.recv().await?;
+            Some((piece, (take, task)))
+        });
+        Self { stream: taking.boxed(), at }
     }
 
     /// One that brings nothing more.
@@ -392,6 +412,58 @@ mod tests {
             given.extend_from_slice(&piece);
         }
         assert!(given == bytes);
+    }
+
+    /// Holds what others wait for until it is asked a few times, as who asks where a blob is does.
+    #[derive(Debug, Default)]
+    struct Locking {
+        memory: Memory,
+        lock: tokio::sync::Mutex<()>,
+    }
+
+    impl Around for Locking {
+        fn inner(&self) -> &dyn Repository {
+            &self.memory
+        }
+
+        fn read<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
+            Box::pin(async move {
+                let _held = self.lock.lock().await;
+                for _ in 0..5 {
+                    tokio::task::yield_now().await;
+                }
+                self.memory.read(blob, range).await
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_request_that_nobody_reads_keeps_nothing_from_others() {
+        let locking = Arc::new(Locking::default());
+        let blob = locking.memory.put(vec![7; 1 << 20]);
+        let all = StoredRange::new(0, blob.size);
+        let (give, first) = mpsc::channel(4);
+        let first = stream::unfold(first, |mut first| async move { Some((first.recv().await?, first)) });
+        let mut race = Race {
+            inner: Arc::clone(&locking),
+            times: Arc::default(),
+            metrics: Arc::default(),
+            blob: blob.clone(),
+            rest: all,
+            len: all.len(),
+            first: Leg { stream: first.boxed(), at: 0 },
+            second: Some(Leg::beside(&locking, &blob, all)),
+            patience: None,
+            waited: Duration::ZERO,
+        };
+        while locking.lock.try_lock().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        give.send(Ok(Bytes::from(vec![7; 10]))).await.unwrap();
+        assert_eq!(race.next().await.unwrap().unwrap().len(), 10);
+        assert!(race.second.is_some(), "it may still be the faster one");
+        let free = timeout(Duration::from_secs(1), locking.lock.lock()).await;
+        assert!(free.is_ok(), "held by who is not asked");
     }
 
     #[tokio::test(start_paused = true)]

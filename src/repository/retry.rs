@@ -5,16 +5,12 @@
 //! [`Tries`]'; how much asking again a host in trouble bears is its [`Budget`](super::budget)'s, which stands around each
 //! host within. It wraps the registry in [`super::connect`]; folders and memory need none of it.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
-use lru::LruCache;
-use parking_lot::Mutex;
-use tokio::time::{Instant, sleep};
 
 use super::around::Around;
 use super::budget::Budgets;
@@ -24,13 +20,6 @@ use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
-
-/// How long after a refusal a blob is asked for once more, at the least; twice that at the most.
-const SECOND_THOUGHT: Duration = Duration::from_millis(200);
-/// For how long two refusals in a row are the last word on a blob: nobody asks twice meanwhile.
-const LAST_WORD: Duration = Duration::from_secs(5);
-/// Of how many blobs that is remembered.
-const REFUSED: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// Asks `R` again after failures that may pass, until a deadline without progress.
 #[derive(Debug)]
@@ -78,7 +67,6 @@ impl<R: Repository + 'static> Retrying<R> {
             blob: blob.clone(),
             rest: range,
             stream: None,
-            refused: false,
             deadline: self.read_deadline,
         };
         super::inside(blob, range)?;
@@ -123,14 +111,12 @@ impl<R: Repository + 'static> Around for Retrying<R> {
 struct Shared {
     budgets: Arc<Budgets>,
     metrics: Arc<Metrics>,
-    /// Blobs that were refused twice in a row, and until when that is taken for the last word.
-    refused: Mutex<LruCache<Digest, Instant>>,
 }
 
 impl Shared {
     fn new(config: &Config) -> Self {
         let (budgets, metrics) = (Arc::clone(&config.budgets), Arc::clone(&config.metrics));
-        Self { budgets, metrics, refused: Mutex::new(LruCache::new(REFUSED)) }
+        Self { budgets, metrics }
     }
 
     /// Waits until the next attempt is due, or gives up with the reason.
@@ -139,22 +125,6 @@ impl Shared {
         tries.pause_within(&self.budgets, error, doing).await?;
         self.metrics.retries.add(u64::from(asked));
         Ok(())
-    }
-
-    /// Waits until a blob that was refused is to be asked for once more, unless it has just been refused twice. A manifest
-    /// has named it, so that it was there: what says otherwise may be a storage or a token service that is a moment behind.
-    async fn second_thought(&self, digest: &Digest, error: Error) -> Result<()> {
-        if self.refused.lock().get(digest).is_some_and(|until| Instant::now() < *until) {
-            return Err(error);
-        }
-        tracing::debug!(%error, "asking once more");
-        self.metrics.retries.add(1);
-        sleep(SECOND_THOUGHT.mul_f64(1.0 + fastrand::f64())).await;
-        Ok(())
-    }
-
-    fn refused_for_good(&self, digest: &Digest) {
-        self.refused.lock().put(digest.clone(), Instant::now() + LAST_WORD);
     }
 }
 
@@ -166,8 +136,6 @@ struct Reading<R> {
     blob: Blob,
     rest: StoredRange,
     stream: Option<ByteStream>,
-    /// Whether it was refused, and asked once more.
-    refused: bool,
     deadline: Duration,
 }
 
@@ -189,7 +157,7 @@ impl<R: Repository + 'static> Reading<R> {
                 }
                 Err(error) => {
                     drop(stream);
-                    self.bear(&mut tries, error).await?;
+                    self.shared.pause(&mut tries, error, &self.doing()).await?;
                 }
             }
         }
@@ -200,21 +168,9 @@ impl<R: Repository + 'static> Reading<R> {
     async fn attempt(&mut self, tries: &mut Tries) -> Result<()> {
         match tries.bounded(self.purpose.read(&*self.inner, &self.blob, self.rest)).await {
             Ok(stream) => self.stream = Some(stream),
-            Err(error) => self.bear(tries, error).await?,
+            Err(error) => self.shared.pause(tries, error, &self.doing()).await?,
         }
         Ok(())
-    }
-
-    /// Waits out a failure that may pass.
-    async fn bear(&mut self, tries: &mut Tries, error: Error) -> Result<()> {
-        if !matches!(error.kind(), Kind::Denied | Kind::NotFound) {
-            return self.shared.pause(tries, error, &self.doing()).await;
-        }
-        if std::mem::replace(&mut self.refused, true) {
-            self.shared.refused_for_good(&self.blob.digest);
-            return Err(error);
-        }
-        self.shared.second_thought(&self.blob.digest, error).await
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<()> {
@@ -250,6 +206,7 @@ async fn some_bytes(stream: &mut ByteStream, at: u64) -> Result<Bytes> {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
+    use tokio::time::{Instant, sleep};
     use url::Url;
 
     use super::*;
@@ -359,19 +316,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_is_asked_about_once_more_and_is_then_the_last_word_for_a_time() {
-        for kind in [Kind::Denied, Kind::NotFound] {
-            let (repository, blob) = failing(kind, 1);
-            read_all(&repository, &blob, StoredRange::new(0, 5)).await.unwrap();
-            let (repository, blob) = failing(kind, u32::MAX);
-            for asked in [2, 3, 4] {
-                let error = read_all(&repository, &blob, StoredRange::new(0, 5)).await.unwrap_err();
-                assert_eq!((error.kind(), requests(&repository)), (kind, asked));
-            }
-            tokio::time::advance(LAST_WORD).await;
-            repository.inner.within().fail_with(|_, _| None);
-            read_all(&repository, &blob, StoredRange::new(0, 5)).await.unwrap();
-        }
+    async fn a_refusal_is_not_asked_about_again() {
+        let (repository, blob) = failing(Kind::Denied, u32::MAX);
+        let error = read_all(&repository, &blob, StoredRange::new(0, 5)).await.unwrap_err();
+        assert_eq!((error.kind(), requests(&repository)), (Kind::Denied, 1));
     }
 
     #[tokio::test(start_paused = true)]

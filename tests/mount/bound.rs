@@ -56,6 +56,24 @@ fn images(place: &Place) -> Vec<Vec<u8>> {
 }
 
 #[test]
+fn a_mount_shows_what_its_tag_named_when_it_was_made() {
+    let (registry, files, _) = start(Packing::Raw);
+    let (reference, place) = (registry.reference(&format!("{REFERENCE}:v1")), Place::new());
+    place.mount(&reference, &["--warm", "none"]);
+    let others = vec![pack::File::new("other.safetensors", vec![7; 4097])];
+    let plain = pack::pack(&others, Packing::Raw, Dialect::Upstream, std::path::Path::new("/nowhere"));
+    registry.push(REFERENCE, "v1", &bound::bind(&plain, &others, Packing::Raw));
+    // Nothing of it was read before.
+    assert_whole(&place, &files);
+    assert!(!place.path("other.safetensors").exists());
+    place.unmount();
+    place.mount(&reference, &["--warm", "none"]);
+    assert_whole(&place, &others);
+    assert!(!place.path(NAME).exists());
+    place.unmount();
+}
+
+#[test]
 fn a_model_with_its_own_digests_is_verified_from_the_first_byte_and_says_so() {
     for packing in [Packing::Raw, Packing::Tar, Packing::OneTar] {
         let (registry, files, _) = start(packing);

@@ -21,7 +21,9 @@ use crate::repository::Secret;
 const LIMIT: u64 = 4 << 20;
 
 /// Names of the file where a folder is given: Docker's own, and those of a Kubernetes secret that is mounted.
-const NAMES: [&str; 3] = ["config.json", ".dockerconfigjson", ".dockercfg"];
+const NAMES: [&str; 3] = ["config.json", ".dockerconfigjson", OLDER];
+/// The one that has hosts where others have `auths` among other things.
+pub(super) const OLDER: &str = ".dockercfg";
 
 /// What a file says, as far as credentials go.
 #[derive(Debug, Default, Deserialize)]

@@ -1,11 +1,11 @@
 //! Credentials that are put away and taken out again: into the helper that is configured for the host, else into the file.
 //!
-//! What is written is of the one form that Docker, containers' tools and weightfs read. A file is replaced as a whole,
-//! readable by its owner alone, and keeps whatever else it says. Called by `weightfs login` and `logout`.
+//! What is written is of the one form that Docker, containers' tools and weightfs read; a file of the older form stays one.
+//! It is replaced as a whole, never readable by everybody, stays its owner's and keeps whatever else it says. Called by `weightfs login` and `logout`.
 
 use std::fs::{self, File as Opened, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-use super::file::{File, read, unusable};
+use super::file::{File, OLDER, read, unusable};
 use super::helper::HUB;
 use super::matching::{Wanted, is_hub, is_plainly};
 use super::{Credentials, Form, Sources, TOKEN_USER};
@@ -139,14 +139,32 @@ fn edit(path: &Path, change: impl FnOnce(&mut Map<String, Value>)) -> Result<()>
         Ok(Value::Object(whole)) => whole,
         _ => return Err(unusable(&path, "it is no JSON object")),
     };
+    let older = is_older(&path, &whole);
+    let auths = if older {
+        &mut whole
+    } else {
+        auths_of(&mut whole).ok_or_else(|| unusable(&path, "its auths is no object"))?
+    };
+    change(auths);
+    let text = Zeroizing::new(written(&whole).storage(|| format!("cannot write {}", path.display()))?);
+    replace(&path, &text).storage(|| format!("cannot write {}", path.display()))
+}
+
+fn auths_of(whole: &mut Map<String, Value>) -> Option<&mut Map<String, Value>> {
     let auths = whole.entry("auths").or_insert_with(|| json!({}));
     if auths.is_null() {
         *auths = json!({});
     }
-    let auths = auths.as_object_mut().ok_or_else(|| unusable(&path, "its auths is no object"))?;
-    change(auths);
-    let text = Zeroizing::new(written(&whole).storage(|| format!("cannot write {}", path.display()))?);
-    replace(&path, &text).storage(|| format!("cannot write {}", path.display()))
+    auths.as_object_mut()
+}
+
+/// Whether a file has hosts where others have `auths` among other things. With these beside them they would be read no more.
+fn is_older(path: &Path, whole: &Map<String, Value>) -> bool {
+    let is_entry = |value: &Value| {
+        ["auth", "username", "password", "identitytoken"].iter().any(|key| value.get(key).is_some())
+    };
+    !["auths", "credsStore", "credHelpers"].iter().any(|key| whole.contains_key(*key))
+        && (path.file_name().is_some_and(|name| name == OLDER) || whole.values().any(is_entry))
 }
 
 /// Indented by a tab, as Docker and containers' tools do.
@@ -159,7 +177,8 @@ fn written(whole: &Map<String, Value>) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Puts a new file in the place of the one at `path`, at once, for its owner's eyes alone.
+/// Puts a new file in the place of the one at `path`, at once, for the eyes of that one's owner and of those of its group
+/// alone who were let in on purpose.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -168,8 +187,8 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let taken = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
     let (name, mut file) = temporary::make(make, taken)?;
     let beside = folder.join(name);
-    let placed = file
-        .write_all(bytes)
+    let placed = take_after(&file, path)
+        .and_then(|()| file.write_all(bytes))
         .and_then(|()| file.sync_all())
         .and_then(|()| fs::rename(&beside, path))
         .and_then(|()| Opened::open(folder)?.sync_all());
@@ -179,10 +198,23 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     placed
 }
 
+/// Gives a file, which is its maker's alone, the owner of the one at `path`, and what its group may do there unless everybody
+/// may: that is how files come to be that nobody has thought about.
+fn take_after(file: &Opened, path: &Path) -> io::Result<()> {
+    let (Ok(old), new) = (fs::metadata(path), file.metadata()?) else { return Ok(()) };
+    if (old.uid(), old.gid()) != (new.uid(), new.gid())
+        && fchown(file, Some(old.uid()), Some(old.gid())).is_err()
+    {
+        // It stays his who may write here at all.
+        return Ok(());
+    }
+    let mode = old.mode() & 0o777;
+    let group = if mode & 0o007 == 0 { mode & 0o060 } else { 0 };
+    file.set_permissions(fs::Permissions::from_mode(0o600 | group))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
     use crate::repository::Secret;
 
@@ -233,6 +265,49 @@ mod tests {
         log_in(&sources, "r.io", &me()).await.unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+    }
+
+    #[tokio::test]
+    async fn a_file_of_the_older_form_stays_one_and_keeps_its_hosts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(".dockercfg");
+        for text in ["", "{}", r#"{"https://x.io":{"auth":"dXNlcjpwYXNz","email":"a@b"}}"#] {
+            fs::write(&path, text).unwrap();
+            let sources = sources(folder.path());
+            log_in(&sources, "r.io", &me()).await.unwrap();
+            let written: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            assert!(written.get("auths").is_none() && written["r.io"]["auth"].is_string(), "{written}");
+            assert_eq!(known_user(&sources, "r.io").unwrap().as_deref(), Some("me"));
+            let other = (!text.is_empty() && text != "{}").then_some("user");
+            assert_eq!(known_user(&sources, "x.io").unwrap().as_deref(), other);
+            log_out(&sources, "r.io").await.unwrap();
+            assert_eq!(known_user(&sources, "r.io").unwrap(), None);
+        }
+        // One that says other things is none.
+        fs::write(folder.path().join("config.json"), r#"{"HttpHeaders":{"User-Agent":"x"}}"#).unwrap();
+        log_in(&sources(folder.path()), "r.io", &me()).await.unwrap();
+        assert!(content(folder.path())["auths"]["r.io"]["auth"].is_string());
+    }
+
+    #[tokio::test]
+    async fn a_file_stays_its_owners_and_no_more_may_read_it_than_were_meant_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        for (before, after) in
+            [(0o644, 0o600), (0o640, 0o640), (0o660, 0o660), (0o600, 0o600), (0o777, 0o600)]
+        {
+            fs::write(&path, "{}").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
+            let other = nix::unistd::geteuid().is_root();
+            if other {
+                std::os::unix::fs::chown(&path, Some(12), Some(34)).unwrap();
+            }
+            let owner = || fs::metadata(&path).map(|found| (found.uid(), found.gid())).unwrap();
+            let kept = owner();
+            log_in(&sources(folder.path()), "r.io", &me()).await.unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, after, "{before:o}");
+            assert_eq!(owner(), kept);
+        }
     }
 
     #[tokio::test]

@@ -29,7 +29,6 @@ pub use self::sources::{Given, Providers, Sources};
 use super::Secret;
 use super::secret::shield;
 use crate::error::{Error, Result};
-use crate::oci::Digest;
 
 /// How long the word of a Docker credential helper is believed.
 const HELPER_LIFE: Duration = Duration::from_secs(5 * 60);
@@ -58,11 +57,11 @@ pub enum Form {
 const TOKEN_USER: &str = "<token>";
 
 /// User names that say which kind of secret follows, and not whose it is.
-const NOBODYS_NAMES: [&str; 12] = [
+const NOBODYS_NAMES: [&str; 21] = [
     "",
     TOKEN_USER,
     "00000000-0000-0000-0000-000000000000",
-    "AWS",
+    "aws",
     "oauth2accesstoken",
     "_json_key",
     "_json_key_base64",
@@ -71,6 +70,15 @@ const NOBODYS_NAMES: [&str; 12] = [
     "$oauthtoken",
     "token",
     "x-access-token",
+    "x-token-auth",
+    "x-oauth-basic",
+    "oauth2",
+    "_oauth_token",
+    "gitlab-ci-token",
+    "iamapikey",
+    "iambearer",
+    "nologin",
+    "unused",
 ];
 
 impl Credentials {
@@ -94,12 +102,16 @@ impl Credentials {
         Secret::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())))
     }
 
-    /// Whose they are, for telling identities apart: the user, or where the name is nobody's a digest of the secret.
+    /// Whose they are, for telling identities apart: the user, whose passwords may change; or a digest of the secret where
+    /// the name is nobody's, or an identity token goes with it, to which the name says nothing. Nobody learns the secret
+    /// from the digest, nor finds it among digests of the same that were taken for something else.
     fn whose(&self) -> String {
-        if NOBODYS_NAMES.contains(&&*self.user) {
-            return format!("{}#{}", self.user, Digest::of(self.secret.expose().as_bytes()).hex());
+        let named = self.form == Form::Password && !NOBODYS_NAMES.contains(&&*self.user.to_ascii_lowercase());
+        if named {
+            return self.user.clone();
         }
-        self.user.clone()
+        let digest = blake3::derive_key("weightfs 1 whose credentials", self.secret.expose().as_bytes());
+        format!("{}#{}", self.user, blake3::Hash::from_bytes(digest).to_hex())
     }
 }
 
@@ -264,6 +276,13 @@ mod tests {
         let aws = |secret: &str| Credentials::password("AWS", Secret::new(secret)).whose();
         assert_ne!(aws("a"), aws("b"));
         assert!(!aws("hunter2").contains("hunter2"));
+        for name in ["oauth2", "OAuth2", "<token>", "_json_key", "gitlab-ci-token"] {
+            let whose = |secret: &str| Credentials::password(name, Secret::new(secret)).whose();
+            assert_ne!(whose("a"), whose("b"), "{name}");
+            assert_eq!(whose("a"), whose("a"), "{name}");
+        }
+        let token = |secret: &str| Credentials::identity_token("me", Secret::new(secret)).whose();
+        assert_ne!(token("a"), token("b"), "whoever has the token, whatever name is beside it");
         let me = |secret: &str| Credentials::password("me", Secret::new(secret)).whose();
         assert_eq!((me("a"), me("b")), ("me".into(), "me".into()));
     }

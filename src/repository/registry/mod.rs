@@ -1,6 +1,6 @@
 //! A repository of a registry, over HTTP (OCI distribution specification 1.1).
 //!
-//! Every call is one attempt: asking again is [`super::Retrying`]'s. Blobs are read (`blobs`) by single ranges that are
+//! Every call is one attempt: asking again is [`super::Retrying`]'s. Manifests (`manifests`) are read whole; blobs are read (`blobs`) by single ranges that are
 //! checked to the byte (`wire`), or cut out of the whole where ranges are ignored (`whole`); redirects are followed by
 //! hand (`hops`), no further than a registry may lead (`reach`), and remembered (`found`) for a time (`expiry`);
 //! credentials stay with the registry (`auth`, which meets the challenge of `realm` by a `token`). What is pushed goes by
@@ -10,11 +10,13 @@
 mod ask;
 mod auth;
 mod blobs;
+mod doubt;
 mod endpoint;
 mod expiry;
 mod found;
 mod hops;
 mod login;
+mod manifests;
 pub mod proxy;
 mod reach;
 mod realm;
@@ -28,19 +30,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
-use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION,
-};
-use reqwest::{Client, Method, Response, StatusCode};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Client, Response, StatusCode};
 use url::Url;
 
 use self::ask::Ask;
 pub(super) use self::ask::Stretch;
 use self::auth::{Auth, Generation, Renewed};
+use self::doubt::Doubts;
 use self::endpoint::name_on_the_wire;
 pub(super) use self::endpoint::{Endpoint, Role};
 use self::found::Found;
@@ -53,23 +53,10 @@ use self::tls::{Clients, Side};
 pub(super) use self::upload::{Session, Setback};
 use self::whole::Wholes;
 use super::credentials::Keychain;
-use super::{ByteStream, Config, MANIFEST_LIMIT, Pace, Pinned, Repository, referrers};
+use super::{ByteStream, Config, Pace, Pinned, Repository};
 use crate::error::{Error, Kind, Result};
-use crate::oci::digest::{Algorithm, Hasher};
-use crate::oci::manifest::OCI_INDEX;
 use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
-
-/// The forms of manifest that are asked for: OCI, Docker, and ModelPack's own in its three families.
-const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
-    application/vnd.oci.image.index.v1+json, \
-    application/vnd.docker.distribution.manifest.v2+json, \
-    application/vnd.docker.distribution.manifest.list.v2+json, \
-    application/vnd.cncf.modelpack.manifest.v1+json, \
-    application/vnd.cncf.model.manifest.v1+json, \
-    application/vnd.cnai.model.manifest.v1+json";
-
-const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// How often one request is sent at most: anonymous, with a token, with a token that others renewed meanwhile.
 const AUTH_ATTEMPTS: u32 = 3;
@@ -105,6 +92,7 @@ pub struct Registry {
     reach: Arc<Reach>,
     found: Found,
     wholes: Wholes,
+    doubts: Doubts,
 }
 
 impl Registry {
@@ -157,73 +145,9 @@ impl Registry {
             endpoint,
             stall: config.stall,
             found: Found::new(),
+            doubts: Doubts::new(),
             wholes: Wholes::new(Arc::clone(&config.metrics)),
         })
-    }
-
-    async fn pin(&self, which: &Which) -> Result<Pinned> {
-        let url = self.url(&format!("manifests/{which}"))?;
-        let ask = Ask::new(Method::GET, &self.auth).header(ACCEPT, HeaderValue::from_static(MANIFESTS));
-        let (_, response) = self.follow(Hop::first(url), &ask).await?;
-        if response.status() != StatusCode::OK {
-            return Err(self.refusal(response).await);
-        }
-        wire::check_encoding(response.headers())?;
-        let told = wire::one(response.headers(), &CONTENT_DIGEST)?;
-        let media_type = wire::one(response.headers(), &CONTENT_TYPE)?.unwrap_or_default();
-        let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
-        let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
-        let bytes = wire::limited(response, limit, self.stall).await?;
-        let digest = pinned_digest(which, told.as_deref(), &bytes)?;
-        Ok(Pinned { digest, media_type, bytes })
-    }
-
-    /// The list of what refers to `subject`, as the registry gives it; `None` where it does not know the request.
-    async fn list(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Bytes>> {
-        let mut url = self.url(&format!("referrers/{subject}"))?;
-        url.query_pairs_mut().append_pair("artifactType", artifact_type);
-        let ask = Ask::new(Method::GET, &self.auth).header(ACCEPT, HeaderValue::from_static(OCI_INDEX));
-        let (_, response) = self.follow(Hop::first(url), &ask).await?;
-        let media_type = wire::one(response.headers(), &CONTENT_TYPE)?.unwrap_or_default();
-        let is_list = media_type.split(';').next().is_some_and(|kind| kind.trim() == OCI_INDEX);
-        match response.status() {
-            StatusCode::OK if is_list => {
-                wire::check_encoding(response.headers())?;
-                let limit = usize::try_from(MANIFEST_LIMIT).unwrap_or(usize::MAX);
-                wire::limited(response, limit, self.stall).await.map(Some)
-            }
-            // A page for people, or a word that the request is unknown.
-            StatusCode::OK
-            | StatusCode::NOT_FOUND
-            | StatusCode::METHOD_NOT_ALLOWED
-            | StatusCode::BAD_REQUEST => Ok(None),
-            _ => Err(self.refusal(response).await),
-        }
-    }
-
-    async fn referring(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Descriptor>> {
-        let list = match self.list(subject, artifact_type).await? {
-            Some(list) => list,
-            None => self.list_by_tag(subject).await?,
-        };
-        if list.is_empty() { Ok(Vec::new()) } else { referrers::of_type(&list, artifact_type) }
-    }
-
-    /// The list that a tag stands in for; empty where there is none.
-    async fn list_by_tag(&self, subject: &Digest) -> Result<Bytes> {
-        match self.pin(&Which::Tag(referrers::tag_of(subject))).await {
-            Ok(pinned) => Ok(pinned.bytes),
-            Err(error) if error.kind() == Kind::NotFound => Ok(Bytes::new()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The list that a tag must stand in for, empty where there is none yet; `None` where the registry keeps lists by itself.
-    pub(super) async fn own_list(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Bytes>> {
-        match self.list(subject, artifact_type).await? {
-            Some(_) => Ok(None),
-            None => self.list_by_tag(subject).await.map(Some),
-        }
     }
 
     /// Follows redirects from `hop` on; gives the last hop and its answer, of whatever status.
@@ -316,9 +240,12 @@ impl Registry {
             .request(ask.method.clone(), url.clone())
             .headers(headers)
             .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        ask.send(request, self.stall)
-            .await
-            .map_err(|error| self.elsewhere(url, self.client.through(url, error)))
+        let sent = ask.send(request, self.stall).await;
+        let response = sent.map_err(|error| self.elsewhere(url, self.client.through(url, error)))?;
+        if let Some(peer) = self.client.peer(url, &response) {
+            self.reach.answered(url, peer);
+        }
+        Ok(response)
     }
 
     /// Names the host where it is not the registry's own.
@@ -460,41 +387,9 @@ fn client(config: &Config, endpoint: &Endpoint, reach: &Arc<Reach>, side: Side) 
     })
 }
 
-/// The digest of a manifest's bytes, which must be the one asked for, or the one told where a tag was asked.
-fn pinned_digest(which: &Which, told: Option<&str>, bytes: &[u8]) -> Result<Digest> {
-    if let Which::Digest(asked) = which {
-        if asked.matches(bytes) {
-            return Ok(asked.clone());
-        }
-        return Err(Error::new(Kind::Integrity, format!("its bytes are not what {asked} names")));
-    }
-    let Some(told) = told else { return Ok(Digest::of(bytes)) };
-    let told: Digest =
-        told.parse().map_err(|error| Error::from_source(Kind::Protocol, "Docker-Content-Digest", error))?;
-    let mut hasher = Hasher::new(told.algorithm());
-    hasher.update(bytes);
-    if hasher.finish() != told {
-        return Err(wire::protocol(format!("its bytes are not what Docker-Content-Digest says, {told}")));
-    }
-    // Pinned by sha256 unless the registry names it by the longer one.
-    Ok(if told.algorithm() == Algorithm::Sha256 { Digest::of(bytes) } else { told })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_manifest_is_pinned_only_where_its_bytes_agree() {
-        let (tag, digest) = (Which::Tag("t".into()), Digest::of(b"{}"));
-        let other = Digest::of(b"[]").to_string();
-        assert_eq!(pinned_digest(&tag, None, b"{}").unwrap(), digest);
-        assert_eq!(pinned_digest(&tag, Some(&digest.to_string()), b"{}").unwrap(), digest);
-        assert_eq!(pinned_digest(&tag, Some(&other), b"{}").unwrap_err().kind(), Kind::Protocol);
-        let asked = Which::Digest(digest.clone());
-        assert_eq!(pinned_digest(&asked, Some(&other), b"{}").unwrap(), digest);
-        assert_eq!(pinned_digest(&asked, None, b"[]").unwrap_err().kind(), Kind::Integrity);
-    }
 
     #[tokio::test]
     async fn a_name_that_leads_into_this_machine_is_not_connected_to() {

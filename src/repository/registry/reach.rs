@@ -4,7 +4,9 @@
 //! link-local addresses to whoever asks, and much in a private network believes who is in it. So a registry leads
 //! to public addresses, to such as are where it is, and where the user says. Names are looked at twice: as they
 //! are written, and by the addresses that they have when a connection is made, so that a name that changes its
-//! address gains nothing. Behind a proxy it is the proxy that looks names up.
+//! address gains nothing. Where the registry is says the address that the user wrote, or the one that its answer came from:
+//! what a name server says of it is the word of whoever has the name, who may give any address with it. Behind a proxy it is
+//! the proxy that looks names up, and says nothing of where the registry is.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -139,7 +141,7 @@ pub(super) struct Reach {
     redirect_to: Vec<RedirectTo>,
     /// Hosts that are asked by the user's word wherever they are: proxies.
     proxies: Vec<String>,
-    /// The zones that the registry itself was found in.
+    /// The zones that the registry itself is in.
     zones: AtomicU8,
 }
 
@@ -192,11 +194,20 @@ impl Reach {
         self.redirect_to.iter().any(|place| place.has(&host, address))
     }
 
-    /// Those of a host's addresses that a connection may be made to. The registry's own say where it is.
+    /// Takes down that `url` was answered from this address. What is on this machine's link leads nobody to its neighbours,
+    /// among whom clouds have their credentials.
+    pub(super) fn answered(&self, url: &Url, from: IpAddr) {
+        if url.origin() != self.registry.origin() {
+            return;
+        }
+        let zone = Some(Zone::of(from)).filter(|zone| *zone != Zone::Link).map_or(0, Zone::bit);
+        // In place of what an earlier answer said: a name may be at one place now and at another then.
+        self.zones.store(Zone::of_host(&self.registry).bit() | zone, Ordering::Relaxed);
+    }
+
+    /// Those of a host's addresses that a connection may be made to. The registry itself may be anywhere: the user named it.
     fn reachable(&self, host: &str, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, OutOfReach> {
         if self.registry.host_str().is_some_and(|own| own.eq_ignore_ascii_case(host)) {
-            let zones = found.iter().fold(0, |zones, at| zones | Zone::of(at.ip()).bit());
-            self.zones.fetch_or(zones, Ordering::Relaxed);
             return Ok(found);
         }
         if self.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(host)) {
@@ -302,14 +313,25 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_that_a_name_shows_to_be_private_may_lead_to_its_neighbours() {
+    fn a_registry_that_answers_from_a_private_network_may_lead_to_its_neighbours() {
         let at = |address: &str| vec![SocketAddr::new(address.parse().unwrap(), 0)];
         let registry = reach("https://harbor.corp/", &[]);
         assert!(!may_go(&registry, "https://10.9.9.9/"));
         assert!(registry.reachable("HARBOR.corp", at("10.0.0.7")).is_ok());
+        assert!(!may_go(&registry, "https://10.9.9.9/"), "its name server's word alone");
+        let answered = |from: &str, address: &str| {
+            registry.answered(&Url::parse(from).unwrap(), address.parse().unwrap());
+        };
+        answered("https://cdn.corp/x", "10.0.0.7");
+        assert!(!may_go(&registry, "https://10.9.9.9/"), "another's answer");
+        answered("https://harbor.corp/v2/x", "169.254.0.7");
+        assert!(!may_go(&registry, "https://169.254.169.254/") && !may_go(&registry, "https://10.9.9.9/"));
+        answered("https://harbor.corp/v2/x", "10.0.0.7");
         assert!(may_go(&registry, "https://10.9.9.9/"));
         assert!(registry.reachable("minio.corp", at("192.168.0.1")).is_ok());
         assert!(registry.reachable("minio.corp", at("169.254.169.254")).is_err());
+        answered("https://harbor.corp/v2/x", "8.8.8.8");
+        assert!(!may_go(&registry, "https://10.9.9.9/") && may_go(&registry, "https://9.9.9.9/"));
     }
 
     #[test]

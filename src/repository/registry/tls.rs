@@ -5,10 +5,11 @@
 //! us to ([`Clients`]).
 
 use std::error::Error as StdError;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use reqwest::{Certificate, Client, ClientBuilder, Identity, Method, RequestBuilder};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, Method, RequestBuilder, Response};
 use rustls::{AlertDescription, CertificateError};
 use url::{Origin, Url};
 
@@ -151,6 +152,12 @@ impl Clients {
     /// The error of a request to `url`, with the proxy that it went through: it may be the one that failed.
     pub(super) fn through(&self, url: &Url, error: Error) -> Error {
         self.proxies.of(url).map_or(error.clone(), |proxy| proxy.failed(error))
+    }
+
+    /// Where the answer came from; `None` where a proxy stands before that.
+    pub(super) fn peer(&self, url: &Url, answer: &Response) -> Option<IpAddr> {
+        let peer = answer.remote_addr().map(|peer| peer.ip());
+        peer.filter(|_| self.proxies.of(url).is_none())
     }
 
     /// A `GET` of `url`.
