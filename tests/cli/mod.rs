@@ -435,7 +435,7 @@ fn the_demo_over_a_registry_that_fails_says_what_was_met_and_that_no_rule_was_br
     let mut command: Command = place.command();
     let rules = [
         "GET */blobs/* 503 30%",
-        "GET */blobs/* truncate 9000 10%",
+        "GET */blobs/* truncate 9000 30%",
         "GET */manifests/* reset once",
         "GET /token 500 once",
     ];
@@ -443,6 +443,7 @@ fn the_demo_over_a_registry_that_fails_says_what_was_met_and_that_no_rule_was_br
     command.args(rules.iter().flat_map(|rule| ["--fault", *rule]));
     let measured = place.finish(command, Duration::from_secs(400)).ok().json();
     assert!(measured["faults"]["status"].as_u64() > Some(0), "{measured}");
+    assert!(measured["faults"]["truncate"].as_u64() > Some(0), "{measured}");
     assert_eq!(
         (&measured["faults"]["reset"], &measured["violations"]),
         (&1.into(), &serde_json::json!([])),

@@ -45,7 +45,9 @@ async fn a_manifest_that_is_another_under_the_same_digest_is_never_opened() {
     let both = old.with(&new);
     let setting = Setting::open(both.source(), Habits::default(), TIMES, 1 << 30).await;
     setting.registry.rule(Rule::always("/manifests/", Fault::Swap(new.manifest())));
-    let error = setting.anew().await.err().expect("other bytes under the digest that the answer names");
+    let Err(error) = setting.anew().await else {
+        panic!("other bytes under the digest that the answer names")
+    };
     assert!(matches!(error.kind(), Kind::Protocol | Kind::Integrity), "{error:?}");
     setting.registry.heal();
     let (again, _store) = setting.anew().await.unwrap();

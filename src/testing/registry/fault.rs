@@ -185,7 +185,7 @@ impl Fault {
     }
 }
 
-/// Which requests get which fault. The first rule that fits a request counts, also where its chance spares it.
+/// Which requests get which fault. The first rule that fits a request counts; one whose chance spares it leaves it to the next.
 #[derive(Clone, Debug)]
 pub struct Rule {
     pattern: Pattern,
@@ -276,8 +276,16 @@ impl Rule {
         self.times > 0 && self.pattern.fits(request) && self.until.is_none_or(|until| Instant::now() < until)
     }
 
-    /// The fault for a request that fits, where it gets one.
-    fn fault(&mut self, path: &str) -> Option<Fault> {
+    /// Which of its faults it is that chance gives a request; `None` where it spares it.
+    fn draw(&mut self) -> Option<usize> {
+        match &mut self.chance {
+            Some(chance) => chance.draw(self.faults.len()),
+            None => Some(0),
+        }
+    }
+
+    /// The fault that was drawn for a request that fits, where it gets one.
+    fn fault(&mut self, path: &str, drawn: usize) -> Option<Fault> {
         if self.skip > 0 {
             self.skip -= 1;
             return None;
@@ -288,10 +296,6 @@ impl Rule {
         if self.first_only.as_mut().is_some_and(|seen| !seen.insert(path.to_owned())) {
             return None;
         }
-        let drawn = match &mut self.chance {
-            Some(chance) => chance.draw(self.faults.len())?,
-            None => 0,
-        };
         self.times -= 1;
         self.faults.get(drawn).cloned()
     }
@@ -337,7 +341,9 @@ impl Rules {
     /// The fault for a request, from the first rule that fits; `request` is its method, path and query.
     pub(super) fn fault(&mut self, request: &str) -> Option<Fault> {
         let path = request.split('?').next().unwrap_or_default();
-        let fault = self.all.iter_mut().find(|rule| rule.fits(request))?.fault(path)?;
+        let mut fitting = self.all.iter_mut().filter(|rule| rule.fits(request));
+        let (rule, drawn) = fitting.find_map(|rule| rule.draw().map(|drawn| (rule, drawn)))?;
+        let fault = rule.fault(path, drawn)?;
         *self.given.entry(fault.name()).or_default() += 1;
         Some(fault)
     }
@@ -382,6 +388,20 @@ mod tests {
         for kind in ["Close", "Reset", "Garbage"] {
             assert!(first.iter().flatten().filter(|one| *one == kind).count() > 60, "{kind}");
         }
+    }
+
+    #[test]
+    fn what_the_chance_of_one_rule_spares_is_left_to_the_next() {
+        let mut rules = Rules::default();
+        rules.add(Rule::mixture("", 0.5, 1, [Fault::Close]));
+        rules.add(Rule::always("", Fault::Reset));
+        rules.add(Rule::always("", Fault::Garbage));
+        for _ in 0..1000 {
+            rules.fault("GET /").unwrap();
+        }
+        let given = |name| rules.given.get(name).copied().unwrap_or_default();
+        assert_eq!((given("close") + given("reset"), given("garbage")), (1000, 0));
+        assert!((400..600).contains(&given("close")), "{}", given("close"));
     }
 
     #[test]

@@ -365,6 +365,9 @@ impl Stage {
         let answer = self.given.lock().give(tokens, query, request.headers());
         if answer.too_soon {
             self.watch.lock().broken(Breach::TokenTooSoon, &logged.key());
+        } else if answer.response.status().is_success() {
+            // Many readers whose tokens are refused one after the other have each a reason for the next.
+            self.watch.lock().given(logged);
         }
         answer.response
     }

@@ -119,7 +119,7 @@ const WHEN: &[(&str, &str)] = &[
 pub fn grammar() -> String {
     let mut text =
         "A rule is METHOD PATH FAULT [WHEN], as 'GET */blobs/* 503 30%'. In METHOD and PATH, which has the \
-        query too, * stands for anything. Of several rules that fit a request the first counts.\n\nFAULT:\n"
+        query too, * stands for anything. Of several rules that fit a request the first counts, or the next where its chance spares the request.\n\nFAULT:\n"
             .to_owned();
     let mut line = |typed: String, what: &str| {
         let _ = writeln!(text, "  {typed:<28}  {what}");
@@ -305,7 +305,7 @@ mod tests {
     fn the_grammar_names_all() {
         let grammar = grammar();
         assert!(
-            FORMS.iter().all(|form| grammar.contains(&format!("  {} {}", form.name, form.args).trim_end()))
+            FORMS.iter().all(|form| grammar.contains(format!("  {} {}", form.name, form.args).trim_end()))
         );
         assert!(WHEN.iter().all(|(typed, _)| grammar.contains(typed)));
     }
