@@ -225,7 +225,7 @@ impl Loader {
     pub(super) fn spans_of(&self, layer: usize) -> Option<&Spans> {
         match &self.layer(layer)?.coding {
             Coding::Spans(spans) => Some(spans),
-            Coding::Stored | Coding::Streamed(_) => None,
+            Coding::Stored | Coding::Streamed(..) => None,
         }
     }
 

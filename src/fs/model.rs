@@ -14,7 +14,7 @@ use super::tree::{Look, NodeId, NodeKind, Tree};
 use crate::content::{Config, Integrity, Loader, Standing, Store};
 use crate::error::{Error, Kind, Result};
 use crate::index::find::Known;
-use crate::index::{Coding, ExtentId, Grid, Index, Sources, Subject, Trust, bound};
+use crate::index::{Coding, ExtentId, Grid, Guides, Index, Sources, Subject, bound};
 use crate::metrics::Metrics;
 use crate::oci::artifact::{INDEX_KEY, ModelLayer, Packaging};
 use crate::oci::digest::Algorithm;
@@ -81,7 +81,7 @@ impl Model {
         // Side by side, to save a round: nothing but warnings hangs on the config.
         let (description, index) = tokio::join!(
             pin::config(&*own, &found, &store, &mut warnings),
-            find(&*repository, &store, &found, &artifact, &known, config.trust_index),
+            find(&*repository, &store, &found, &artifact, &known, &config),
         );
         let (mut index, opened) = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
         warnings.extend(compare_diff_ids(&mut index, &artifact, &pin::diff_ids(description.as_ref())));
@@ -374,17 +374,23 @@ async fn find(
     found: &pin::Found,
     artifact: &Artifact,
     known: &Known<'_>,
-    trust: Trust,
+    config: &Config,
 ) -> Result<(Index, Option<bound::Opened>)> {
     let kept = pin::kept_head(repository, store, artifact).await;
     let opened = bound::open(repository, artifact, kept).await?;
     let bound = opened.as_ref().map(|opened| opened.head.clone());
-    let subject = Subject { digest: &found.pinned.digest, trust };
-    let attached = (found.from == pin::Source::Repository).then_some(subject);
+    let answers = found.from == pin::Source::Repository;
+    let subject = Subject { digest: &found.pinned.digest, trust: config.trust_index };
+    let attached = answers.then_some(subject);
+    let guides = match config.integrity {
+        _ if !answers => Guides::None,
+        Integrity::Strict => Guides::Pinned,
+        Integrity::Auto | Integrity::Deferred => Guides::Checked,
+    };
     let indexes = pin::kept_indexes(repository, store, artifact).await;
     let local =
         |layer: &ModelLayer| indexes.get(&(layer.descriptor.digest.clone(), layer.reading())).cloned();
-    let sources = Sources { bound, local: &local, attached, known };
+    let sources = Sources { bound, local: &local, attached, known, guides };
     let index = crate::index::find_in(repository, artifact, sources).await?;
     Ok((index, opened))
 }
@@ -425,7 +431,7 @@ async fn keep_gaps(store: &Arc<Store>, repository: &dyn Repository, index: &Arc<
 fn forget_unproved(index: &mut Index) {
     let mut streamed = Vec::new();
     for layer in &mut index.layers {
-        let is_streamed = matches!(layer.coding, Coding::Streamed(_));
+        let is_streamed = layer.is_growing();
         if is_streamed {
             layer.extents.clear();
         }

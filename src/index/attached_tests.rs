@@ -6,7 +6,7 @@ use super::*;
 use crate::codec::tar::tests::plain;
 use crate::index::local::tests::indexed;
 use crate::index::pass::tests::digested;
-use crate::index::{Coding, Index, Sources, find_in, format};
+use crate::index::{Coding, Guides, Index, Sources, find_in, format};
 use crate::oci::Digest;
 use crate::oci::manifest::OCI_MANIFEST;
 use crate::repository::Memory;
@@ -63,7 +63,13 @@ impl Model {
 
     fn find(&self, trust: Trust) -> Result<Index> {
         let attached = Some(Subject { digest: &self.digest, trust });
-        let sources = Sources { bound: None, local: &|_| None, attached, known: &|_| Vec::new() };
+        let sources = Sources {
+            bound: None,
+            local: &|_| None,
+            attached,
+            known: &|_| Vec::new(),
+            guides: Guides::default(),
+        };
         find_in(&self.memory, &self.artifact, sources).now_or_never().unwrap()
     }
 }
@@ -77,7 +83,7 @@ fn an_attached_index_counts_where_it_is_trusted_and_nowhere_else() {
     assert_eq!(trusted.entries[0].path, "a");
     assert_ne!(trusted.layers[0].kept_as(), &trusted.layers[0].blob.digest, "its word is not the layer's");
     let ignored = model.find(Trust::Never).unwrap();
-    assert!(matches!(ignored.layers[0].coding, Coding::Streamed(_)) && ignored.entries.is_empty());
+    assert!(matches!(ignored.layers[0].coding, Coding::Streamed(..)) && ignored.entries.is_empty());
 }
 
 #[test]
@@ -85,7 +91,7 @@ fn what_belongs_to_another_artifact_or_is_another_tools_is_not_taken() {
     let model = model();
     model.attach(|_| {}, &Digest::of(b"another"), ARTIFACT_TYPE);
     model.attach(|_| {}, &model.digest, "application/vnd.amazon.soci.index.v1+json");
-    assert!(matches!(model.find(Trust::Always).unwrap().layers[0].coding, Coding::Streamed(_)));
+    assert!(matches!(model.find(Trust::Always).unwrap().layers[0].coding, Coding::Streamed(..)));
 }
 
 #[test]
@@ -96,6 +102,6 @@ fn a_trusted_index_that_is_damaged_is_an_error_that_names_it() {
         let error = model.find(Trust::Always).unwrap_err();
         assert_eq!(error.kind(), Kind::Integrity);
         assert!(error.to_string().contains("the attached index sha256:"), "{error}");
-        assert!(matches!(model.find(Trust::Never).unwrap().layers[0].coding, Coding::Streamed(_)));
+        assert!(matches!(model.find(Trust::Never).unwrap().layers[0].coding, Coding::Streamed(..)));
     }
 }

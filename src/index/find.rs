@@ -16,7 +16,7 @@ use super::attached::{self, Trust};
 use super::format::Head;
 use super::plain::{Derived, Task};
 use super::window::Allowance;
-use super::{Coding, Entry, EntryKind, Index, bound, compression, cover, local, union};
+use super::{Entry, EntryKind, Guides, Index, Layer, bound, compression, cover, local, union};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::ModelLayer;
 use crate::oci::{Artifact, Digest};
@@ -46,6 +46,8 @@ pub struct Sources<'a> {
     pub attached: Option<Subject<'a>>,
     /// Bytes of gaps kept from an earlier time.
     pub known: &'a Known<'a>,
+    /// Which of what compressed layers say of themselves counts.
+    pub guides: Guides,
 }
 
 /// An artifact that an index may be attached to.
@@ -76,7 +78,7 @@ pub async fn find_with(
     known: &Known<'_>,
     head: Option<Head>,
 ) -> Result<Index> {
-    let sources = Sources { bound: head, local: &|_| None, attached: None, known };
+    let sources = Sources { bound: head, local: &|_| None, attached: None, known, guides: Guides::default() };
     find_in(repository, artifact, sources).await
 }
 
@@ -89,7 +91,7 @@ pub async fn find_with(
 /// each 64 KiB window of headers, layers side by side. A layer's diffID is what its index says. Where a compressed layer
 /// has neither a bound index nor one of this machine, an attached one is looked for, which costs up to four requests one after
 /// the other. A compressed layer without any is [streamed](super::Coding::Streamed), which costs a request where an
-/// annotation names a file of it.
+/// annotation names a file of it, and some where it may have a [guide](super::guide).
 ///
 /// # Errors
 /// Naming the layer: those of reading; `Invalid` for names, links and archives that are refused, for a path
@@ -109,7 +111,13 @@ pub async fn find_in(
     let tasks: Vec<_> = artifact
         .visible()
         .enumerate()
-        .map(|(number, layer)| Task { repository, layer, number, allowance: &allowance })
+        .map(|(number, layer)| Task {
+            repository,
+            layer,
+            number,
+            allowance: &allowance,
+            guides: sources.guides,
+        })
         .zip(covered)
         .map(|(task, covered)| derive(task, known, covered))
         .collect();
@@ -121,7 +129,7 @@ pub async fn find_in(
     }
     if !artifact.is_layered() {
         check_tree(&index)?;
-    } else if !index.layers.iter().any(|layer| matches!(layer.coding, Coding::Streamed(_))) {
+    } else if !index.layers.iter().any(Layer::is_growing) {
         index.entries = union::merge(std::mem::take(&mut index.entries))?;
     }
     Ok(index)

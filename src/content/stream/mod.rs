@@ -121,7 +121,7 @@ enum State {
 impl Stream {
     /// The going by of `layer`; `None` where it is not needed. `is_named`: its one file is known already.
     pub(super) fn of(layer: &Layer, is_named: bool) -> Option<Arc<Self>> {
-        let Coding::Streamed(layer) = &layer.coding else { return None };
+        let Coding::Streamed(layer, _) = &layer.coding else { return None };
         let names = if is_named { Names::Known } else { Names::Coming };
         let progress = Progress { arrived: 0, settled: 0, named: 0, names, state: State::Idle, tries: 0 };
         Some(Arc::new(Self {
