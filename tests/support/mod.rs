@@ -15,6 +15,7 @@ pub mod http;
 pub(crate) mod neighbours;
 pub mod nginx;
 pub mod pack;
+pub mod parted;
 pub mod place;
 pub mod proxy;
 pub mod read;

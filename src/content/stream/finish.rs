@@ -53,6 +53,11 @@ impl Loader {
             return self.refuse_poisoned(layer);
         }
         let driven = gone.decoded?;
+        if let Some(guided) = &stream.guided
+            && (guided.guide.entries != driven.passed.entries || described.extents != driven.passed.extents)
+        {
+            return Err(self.contradicted(layer, &stream.layer.name()));
+        }
         stream.change(|now| {
             if matches!(now.names, Names::Coming) {
                 now.names = Names::Known;
