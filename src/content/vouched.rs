@@ -16,10 +16,11 @@ use super::lanes::Lane;
 use super::loader::{Loader, Standing};
 use super::passing::within;
 use super::reader::{Fault, Reader};
-use super::runs::runs;
+use super::stream::Stream;
 use super::verify::Verified;
 use super::wire::Use;
 use crate::error::{Error, Kind, Result};
+use crate::index::CHUNK;
 use crate::index::guide::Part;
 use crate::range::ContentRange;
 
@@ -43,10 +44,12 @@ impl Loader {
         range: ContentRange,
     ) -> Result<Bytes> {
         self.prepare(extent.id.layer).await?;
-        let unknown: Vec<u64> =
-            extent.grid.covering(range).filter(|chunk| !extent.is_vouched_for(*chunk)).collect();
-        for run in runs(&unknown, RUN) {
-            let _begun = self.begin_parts(extent, &run).await?;
+        let mut unknown: Vec<u64> = extent.grid.covering(range).collect();
+        unknown.retain(|chunk| !extent.is_vouched_for(*chunk));
+        while let Some(first) = unknown.first().copied() {
+            let run = self.side_by_side(extent, &unknown);
+            unknown.retain(|chunk| !run.contains(chunk));
+            let _begun = self.begin_parts(extent, first).await?;
             // Who was before here may have had them.
             if run.clone().all(|chunk| extent.is_vouched_for(chunk)) {
                 continue;
@@ -65,10 +68,32 @@ impl Loader {
         self.collect(extent, range).await
     }
 
-    /// Waits until nobody else fetches the parts with which these chunks begin.
-    async fn begin_parts(self: &Arc<Self>, extent: &Extent, run: &Range<u64>) -> Result<Beginning<'_>> {
+    /// The first of the chunks, which are in order, and those that follow it and are fetched with it: a long part is fetched
+    /// by one alone.
+    fn side_by_side(&self, extent: &Extent, chunks: &[u64]) -> Range<u64> {
+        let part = |chunk: u64| self.parts(extent, &(chunk..chunk + 1)).first().copied();
+        let first = chunks.first().copied().unwrap_or(0);
+        let with = part(first);
+        let follows = |(at, chunk): &(u64, &u64)| {
+            let own = part(**chunk);
+            **chunk == first.saturating_add(*at)
+                && (own == with || own.is_some_and(|own| own.content.len() <= CHUNK))
+        };
+        let count = (0..RUN).zip(chunks).take_while(follows).count();
+        first..first.saturating_add(u64::try_from(count).unwrap_or(0).max(1))
+    }
+
+    /// The parts that hold any byte of these chunks, whatever has become of the layer meanwhile.
+    fn parts(&self, extent: &Extent, run: &Range<u64>) -> &[Part] {
+        let stream = self.layers.get(extent.id.layer).and_then(|layer| layer.stream.as_deref());
+        let guided = stream.and_then(Stream::guide);
+        guided.and_then(|guided| guided.parts(extent.content(run))).unwrap_or_default()
+    }
+
+    /// Waits until nobody else fetches the part with which this chunk begins.
+    async fn begin_parts(self: &Arc<Self>, extent: &Extent, chunk: u64) -> Result<Beginning<'_>> {
         let layer = extent.id.layer;
-        let (span, _) = self.table(layer).await?.at(extent.content(run).start())?;
+        let (span, _) = self.table(layer).await?.at(extent.content(&(chunk..chunk + 1)).start())?;
         let decoding = self.decoding(layer).ok_or_else(|| Error::new(Kind::Invalid, "no such layer"))?;
         Ok(decoding.begin(span).await)
     }
@@ -81,8 +106,7 @@ impl Loader {
         lane: Lane,
     ) -> Result<Vec<(u64, Result<Verified>)>> {
         let layer = extent.id.layer;
-        let wanted = extent.content(&run);
-        let parts = self.guided(layer).and_then(|guided| guided.parts(wanted)).unwrap_or_default();
+        let parts = self.parts(extent, &run);
         let end = parts.last().map_or(0, |part| part.content.end());
         let (mut had, mut reader): (Vec<Had>, Option<Reader>) = (Vec::new(), None);
         for part in parts {
@@ -168,18 +192,28 @@ impl Request {
         let loader = Arc::clone(&self.loader);
         let decoding = loader.decoding(self.id.layer);
         let decoding = decoding.ok_or_else(|| Error::new(Kind::Invalid, "no such layer"))?;
-        let _begun = decoding.relay(|| self.beat(), loader.begin_parts(extent, &run)).await?;
-        let left = self.still_wanted(run);
-        let (Some(first), Some(last)) = (left.front(), left.back()) else { return Ok(()) };
-        let vouched = loader.vouch(extent, *first..last.saturating_add(1), self.lane);
-        let vouched = decoding.relay(|| self.beat(), vouched).await?;
+        let mut left: Vec<u64> = run.collect();
+        while let Some(first) = left.first().copied() {
+            let run = loader.side_by_side(extent, &left);
+            left.retain(|chunk| !run.contains(chunk));
+            let _begun = decoding.relay(|| self.beat(), loader.begin_parts(extent, first)).await?;
+            let wanted = self.still_wanted(run);
+            let (Some(first), Some(last)) = (wanted.front(), wanted.back()) else { continue };
+            let vouched = loader.vouch(extent, *first..last.saturating_add(1), self.lane);
+            let vouched = decoding.relay(|| self.beat(), vouched).await?;
+            self.take_verified(vouched).await?;
+        }
+        Ok(())
+    }
+
+    async fn take_verified(&mut self, vouched: Vec<(u64, Result<Verified>)>) -> Result<()> {
         for (chunk, verified) in vouched {
             let key = (self.id, chunk);
             match verified {
                 Ok(verified) => {
-                    loader.hand_out(key, &verified);
+                    self.loader.hand_out(key, &verified);
                     self.flights.retain(|(flown, _)| *flown != key);
-                    let loader = Arc::clone(&loader);
+                    let loader = Arc::clone(&self.loader);
                     let keep = move || loader.keep(key, &verified);
                     tokio::task::spawn_blocking(keep).await.map_err(interrupted)?;
                 }
