@@ -13,10 +13,9 @@ use tokio::sync::Semaphore;
 
 use super::loader_tests::{id, plain, strict};
 use super::{Config, Loader, Standing, Store, StoreConfig, Warm};
-use crate::codec::zstd::seekable;
 use crate::error::{Kind, Result};
 use crate::index::guide::forms::{
-    FORMS, Written, estargz, estargz_apart, frames, noise, stargz_zstd, storage,
+    FORMS, Form, Rows, Written, estargz, estargz_apart, frames, noise, stargz_zstd, storage, with_rows,
 };
 use crate::index::guide::{Guide, Guides};
 use crate::index::{Coding, Index, Sources, find_in};
@@ -139,7 +138,7 @@ async fn standing(loader: &Loader, wanted: Standing) {
 }
 
 /// Nobody vouches for its table.
-fn unpinned(form: fn(&[(&str, Vec<u8>)], usize) -> Written) -> Written {
+fn unpinned(form: Form) -> Written {
     let mut written = form(&some_files(), PIECE);
     written.annotations.clear();
     written
@@ -180,31 +179,16 @@ async fn nobody_has_the_layer_go_by_who_has_read_little_of_it() {
     loader.close().await;
 }
 
-/// The seek table's rows changed by `change`.
-fn with_rows(change: impl Fn(&mut Vec<(u32, u32)>)) -> Written {
-    let mut written = frames(&some_files(), PIECE);
-    let count = written.stored.len();
-    let rows = u32::from_le_bytes(written.stored[count - 9..count - 5].try_into().unwrap()) as usize;
-    let start = count - 9 - rows * 8;
-    let number = |at: usize| u32::from_le_bytes(written.stored[at..at + 4].try_into().unwrap());
-    let mut rows: Vec<_> =
-        (0..rows).map(|row| (number(start + row * 8), number(start + row * 8 + 4))).collect();
-    change(&mut rows);
-    written.stored.truncate(start - 8);
-    written.stored.extend(seekable::table(&rows).unwrap());
-    written
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_leads_astray_is_given_up_and_the_layer_waited_for() {
     // Within the second file, so that all headers are where the table says.
-    let wrong: [fn(&mut Vec<(u32, u32)>); 3] = [
+    let wrong: [fn(&mut Rows); 3] = [
         |rows| (rows[4].0, rows[5].0) = (rows[4].0 + 10, rows[5].0 - 10),
         |rows| (rows[4].1, rows[5].1) = (rows[4].1 + 100, rows[5].1 - 100),
         |rows| (rows[4].1, rows[5].1) = (rows[4].1 - 100, rows[5].1 + 100),
     ];
     for change in wrong {
-        let model = Model::new(with_rows(change)).await;
+        let model = Model::new(with_rows(&some_files(), PIECE, change)).await;
         model.line.whole.close();
         let loader = model.loader(plain());
         model.assert_all(&loader).await;

@@ -17,9 +17,14 @@ pub(crate) struct Written {
     pub(crate) annotations: Vec<(&'static str, String)>,
 }
 
-/// The forms in which files are written in parts of so many bytes.
-pub(crate) const FORMS: [fn(&[(&str, Vec<u8>)], usize) -> Written; 5] =
-    [frames, storage, stargz_zstd, estargz, estargz_apart];
+/// Writes files in parts of so many bytes.
+pub(crate) type Form = fn(&[(&str, Vec<u8>)], usize) -> Written;
+
+/// The stored and content bytes of each frame, as a seek table has them.
+pub(crate) type Rows = Vec<(u32, u32)>;
+
+/// All forms.
+pub(crate) const FORMS: [Form; 5] = [frames, storage, stargz_zstd, estargz, estargz_apart];
 
 /// Bytes that no compression makes smaller.
 pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -71,6 +76,21 @@ pub(crate) fn frames(files: &[(&str, Vec<u8>)], part: usize) -> Written {
     }
     stored.extend(seekable::table(&rows).unwrap());
     Written { suffix: "tar+zstd", stored, annotations: Vec::new() }
+}
+
+/// As [`frames`], with the rows of the table changed.
+pub(crate) fn with_rows(files: &[(&str, Vec<u8>)], part: usize, change: fn(&mut Rows)) -> Written {
+    let mut written = frames(files, part);
+    let len = written.stored.len();
+    let number = |at: usize| u32::from_le_bytes(written.stored[at..at + 4].try_into().unwrap());
+    let count = number(len - 9) as usize;
+    let start = len - 9 - count * 8;
+    let mut rows: Rows =
+        (0..count).map(|row| (number(start + row * 8), number(start + row * 8 + 4))).collect();
+    change(&mut rows);
+    written.stored.truncate(start - 8);
+    written.stored.extend(seekable::table(&rows).unwrap());
+    written
 }
 
 /// Parts of files and what lies between them, each compressed by itself, and the rows of the table.
@@ -151,10 +171,10 @@ fn chunked(files: &[(&str, Vec<u8>)], part: usize, apart: Apart) -> Written {
     footer.extend(if is_storage { b"GNUlInUx" } else { b"GnUlInUx" });
     parts.stored.extend(skippable(&footer));
     let position = numbers.map(|number| number.to_string()).join(":");
-    let keys = crate::codec::zstd::chunked::POSITION_KEYS
+    let mut keys = crate::codec::zstd::chunked::POSITION_KEYS
         .into_iter()
         .zip(crate::codec::zstd::chunked::CHECKSUM_KEYS);
-    let (at, digest) = keys.skip(usize::from(!is_storage)).next().unwrap();
+    let (at, digest) = keys.nth(usize::from(!is_storage)).unwrap();
     Written {
         suffix: "tar+zstd",
         stored: parts.stored,

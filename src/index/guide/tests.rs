@@ -4,14 +4,15 @@
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
+use futures_util::{FutureExt, StreamExt};
 use proptest::prelude::*;
 
-use super::forms::{FORMS, Written, estargz, estargz_apart, frames, noise, stargz_zstd, storage};
+use super::forms::{
+    FORMS, Rows, Written, estargz, estargz_apart, frames, noise, stargz_zstd, storage, with_rows,
+};
 use super::*;
-use crate::codec::zstd::seekable;
 use crate::index::pass::{Pass, Passed, Spacing};
 use crate::index::{Coding, Index, Sources, find_in};
 use crate::oci::manifest::Manifest;
@@ -48,8 +49,6 @@ impl Repository for Line {
         String::new()
     }
 }
-
-use futures_util::StreamExt;
 
 fn some_files() -> Vec<(&'static str, Vec<u8>)> {
     vec![
@@ -185,25 +184,13 @@ fn a_pinned_table_with_another_digest_is_of_no_use() {
     }
 }
 
-/// The seek table's rows changed by `change`.
-fn with_rows(change: impl Fn(&mut Vec<(u32, u32)>)) -> Written {
-    let mut written = frames(&some_files(), PIECE);
-    let count = written.stored.len();
-    let frames = u32::from_le_bytes(written.stored[count - 9..count - 5].try_into().unwrap()) as usize;
-    let start = count - 9 - frames * 8;
-    let number = |at: usize| u32::from_le_bytes(written.stored[at..at + 4].try_into().unwrap());
-    let mut rows: Vec<_> =
-        (0..frames).map(|row| (number(start + row * 8), number(start + row * 8 + 4))).collect();
-    change(&mut rows);
-    written.stored.truncate(start - 8);
-    written.stored.extend(seekable::table(&rows).unwrap());
-    written
-}
-
 #[test]
 fn a_seek_table_that_the_headers_contradict_is_of_no_use() {
-    assert!(guide(&found(&with_rows(|_| {}), Guides::Checked).0).is_some(), "as it was");
-    let wrong: [fn(&mut Vec<(u32, u32)>); 5] = [
+    assert!(
+        guide(&found(&with_rows(&some_files(), PIECE, |_| {}), Guides::Checked).0).is_some(),
+        "as it was"
+    );
+    let wrong: [fn(&mut Rows); 5] = [
         |rows| rows[0].1 += 512,
         |rows| rows[2].1 -= 1,
         |rows| rows.swap(1, 20),
@@ -211,7 +198,7 @@ fn a_seek_table_that_the_headers_contradict_is_of_no_use() {
         |rows| rows.truncate(5),
     ];
     for (case, change) in wrong.into_iter().enumerate() {
-        let written = with_rows(change);
+        let written = with_rows(&some_files(), PIECE, change);
         let (index, _) = found(&written, Guides::Checked);
         // Two frames of one size in the wrong order are not seen in headers that lie elsewhere.
         if case != 2 {
