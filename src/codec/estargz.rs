@@ -95,7 +95,7 @@ pub fn read(content: &[u8], stored: StoredRange, digest: Option<ContentDigest>) 
             "the table of contents has another digest than its annotation",
         ));
     }
-    toc::read(json, stored.start(), &HIDDEN)
+    toc::read(json, stored.start())
 }
 
 fn invalid(why: &str) -> Error {

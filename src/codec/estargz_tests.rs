@@ -55,7 +55,7 @@ fn what_is_no_footer_is_plain_gzip_and_one_that_points_outside_is_refused() {
 }
 
 #[test]
-fn the_table_is_read_checked_and_without_its_writers_marks() {
+fn the_table_is_read_and_checked_with_its_writers_marks() {
     let json = toc_table(&[
         json!({"type": "reg", "name": ".prefetch.landmark", "size": 1, "offset": 40, "chunkDigest": ContentDigest::of(b"\x0f").to_string()}),
         json!({"type": "reg", "name": "a", "size": 10, "offset": 100}),
@@ -65,9 +65,9 @@ fn the_table_is_read_checked_and_without_its_writers_marks() {
     let toc = read(&archive, stored, Some(ContentDigest::of(&json))).unwrap();
     assert_eq!(
         toc.entries.iter().map(|entry| &*entry.name).collect::<Vec<_>>(),
-        ["a", "sub/.prefetch.landmark"]
+        [".prefetch.landmark", "a", "sub/.prefetch.landmark"]
     );
-    let EntryKind::File(file) = &toc.entries[1].kind else { panic!("no file") };
+    let EntryKind::File(file) = &toc.entries[2].kind else { panic!("no file") };
     assert_eq!(file.parts[0].stored, StoredRange::new(200, 700));
     let refusal = |content: &[u8], digest| read(content, stored, digest).unwrap_err().kind();
     assert_eq!(refusal(&archive, Some(ContentDigest::of(b""))), Kind::Integrity);

@@ -68,7 +68,7 @@ impl fmt::Display for ContentDigest {
     }
 }
 
-/// What a table says, in its order, without its writer's own marks.
+/// What a table says, in its order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Toc {
     /// Files, folders and links.
@@ -123,8 +123,7 @@ pub struct Part {
     pub digest: Option<ContentDigest>,
 }
 
-/// Reads a table of files that lie in the first `data` stored bytes of a blob. Names in `hidden` are its writer's marks:
-/// they are left out, at the root only.
+/// Reads a table of files that lie in the first `data` stored bytes of a blob, its writer's marks among them.
 ///
 /// Takes memory of at most the JSON's size and 120 bytes an entry.
 ///
@@ -132,7 +131,7 @@ pub struct Part {
 /// [`Kind::Invalid`] where it is malformed, a file's parts do not cover it, or parts overlap or leave the data;
 /// [`Kind::Unsupported`] for more than [`JSON_LIMIT`] or [`ENTRIES_LIMIT`], another version, or an entry that is no file,
 /// folder or link.
-pub fn read(json: &[u8], data: u64, hidden: &[&str]) -> Result<Toc> {
+pub fn read(json: &[u8], data: u64) -> Result<Toc> {
     if u64::try_from(json.len()).map_or(true, |len| len > JSON_LIMIT) {
         return Err(too_large());
     }
@@ -148,10 +147,7 @@ pub fn read(json: &[u8], data: u64, hidden: &[&str]) -> Result<Toc> {
     }
     building.end_file()?;
     building.lay_out(data)?;
-    let is_hidden = |entry: &Entry| hidden.contains(&entry.name.trim_start_matches("./"));
-    let mut entries = building.entries;
-    entries.retain(|entry| !is_hidden(entry));
-    Ok(Toc { entries })
+    Ok(Toc { entries: building.entries })
 }
 
 pub(super) fn too_large() -> Error {

@@ -58,7 +58,8 @@ struct Spool {
 pub(super) struct Decoding {
     table: OnceCell<Arc<Table>>,
     windows: Mutex<LruCache<usize, Bytes>>,
-    walkers: Mutex<Vec<(Instant, Walker)>>,
+    /// Each with the table that it goes by.
+    walkers: Mutex<Vec<(Instant, Arc<Table>, Walker)>>,
     /// Spans that are being decoded: who begins with one of them waits, and joins what the other hands out.
     busy: Mutex<BTreeSet<usize>>,
     free: Notify,
@@ -146,30 +147,33 @@ impl Decoding {
         }
     }
 
-    /// A decoder that is nearer to `content` than the start of its span, at `start`; `None` where there is none.
-    pub(super) fn resume(&self, start: u64, content: u64) -> Option<Walker> {
+    /// A decoder by `table` that is nearer to `content` than the start of its span, at `start`; `None` where there is none.
+    pub(super) fn resume(&self, table: &Arc<Table>, start: u64, content: u64) -> Option<Walker> {
         let mut walkers = self.walkers.lock();
         let within = start..=content;
-        let near = walkers.iter().enumerate().filter(|(_, (_, walker))| within.contains(&walker.content));
-        let (place, _) = near.max_by_key(|(_, (_, walker))| walker.content)?;
-        Some(walkers.swap_remove(place).1)
+        let near = walkers.iter().enumerate().filter(|(_, (_, by, walker))| {
+            // Of a layer with a guide there are two.
+            within.contains(&walker.content) && Arc::ptr_eq(by, table)
+        });
+        let (place, _) = near.max_by_key(|(_, (.., walker))| walker.content)?;
+        Some(walkers.swap_remove(place).2)
     }
 
     /// Keeps a decoder for who reads on.
-    pub(super) fn suspend(&self, walker: Walker) {
+    pub(super) fn suspend(&self, table: &Arc<Table>, walker: Walker) {
         let mut walkers = self.walkers.lock();
         if walkers.len() >= WALKERS
-            && let Some(oldest) = walkers.iter().enumerate().min_by_key(|(_, (since, _))| *since)
+            && let Some(oldest) = walkers.iter().enumerate().min_by_key(|(_, (since, ..))| *since)
         {
             let oldest = oldest.0;
             walkers.swap_remove(oldest);
         }
-        walkers.push((Instant::now(), walker));
+        walkers.push((Instant::now(), Arc::clone(table), walker));
     }
 
     /// Lets go of decoders that nobody has gone on with lately.
     pub(super) fn release_idle(&self) {
-        self.walkers.lock().retain(|(since, _)| since.elapsed() <= IDLE);
+        self.walkers.lock().retain(|(since, ..)| since.elapsed() <= IDLE);
     }
 
     /// Says that something of the layer has arrived.
@@ -225,7 +229,7 @@ impl Loader {
     pub(super) fn spans_of(&self, layer: usize) -> Option<&Spans> {
         match &self.layer(layer)?.coding {
             Coding::Spans(spans) => Some(spans),
-            Coding::Stored | Coding::Streamed(_) => None,
+            Coding::Stored | Coding::Streamed(..) => None,
         }
     }
 
@@ -235,6 +239,9 @@ impl Loader {
     /// `Integrity` where its bytes are not what the index says, `Invalid` where they are no table of this layer, else what
     /// the repository says; the next one to ask tries again.
     pub(super) async fn table(self: &Arc<Self>, layer: usize) -> Result<Arc<Table>> {
+        if let Some(guided) = self.guided(layer) {
+            return Ok(Arc::clone(&guided.table));
+        }
         let found = self.decoding(layer).zip(self.spans_of(layer));
         let (decoding, _) = found.ok_or_else(|| Error::new(Kind::Unsupported, "the layer has no spans"))?;
         decoding.table.get_or_try_init(|| self.bring_table(layer)).await.cloned()

@@ -51,6 +51,8 @@ struct Known {
     digest: ChunkDigest,
     /// Whether this process has had such bytes in its hands, or knows of them from the store only.
     seen: bool,
+    /// Whether they were found right by digests that the manifest pins.
+    vouched: bool,
 }
 
 #[derive(Debug, Default)]
@@ -222,6 +224,18 @@ impl Extent {
         self.digests.lock().get(&chunk).is_some_and(|known| known.seen)
     }
 
+    /// Takes down that the chunk as it is known is what the manifest pins.
+    pub(super) fn vouch_for(&self, chunk: u64) {
+        if let Some(known) = self.digests.lock().get_mut(&chunk) {
+            known.vouched = true;
+        }
+    }
+
+    /// Whether what the chunk must be is known to be what the manifest pins.
+    pub(super) fn is_vouched_for(&self, chunk: u64) -> bool {
+        self.digests.lock().get(&chunk).is_some_and(|known| known.vouched)
+    }
+
     /// Whether this process has had any chunk in its hands.
     pub(super) fn touched(&self) -> bool {
         self.digests.lock().values().any(|known| known.seen)
@@ -241,7 +255,7 @@ impl Extent {
             return;
         }
         if let Some(digest) = kept.digest(chunk) {
-            self.digests.lock().entry(chunk).or_insert(Known { digest, seen: false });
+            self.digests.lock().entry(chunk).or_insert(Known { digest, seen: false, vouched: false });
         }
     }
 
@@ -260,7 +274,8 @@ impl Extent {
             return bound.of(chunk) == Some(verified.digest());
         }
         let mut digests = self.digests.lock();
-        let known = digests.entry(chunk).or_insert(Known { digest: verified.digest(), seen: true });
+        let known =
+            digests.entry(chunk).or_insert(Known { digest: verified.digest(), seen: true, vouched: false });
         let agrees = known.digest == verified.digest();
         known.seen |= agrees;
         agrees

@@ -109,9 +109,9 @@ impl Loader {
         let mut under_way = FuturesUnordered::new();
         let mut outcome = Ok(());
         let pace = self.repository.pace();
-        let longest = match self.spans_of(id.layer) {
-            Some(_) => self.grain(id.layer).ahead,
-            None => (pace.bytes / CHUNK).max(1),
+        let longest = match self.is_decoded(id.layer) {
+            true => self.grain(id.layer).ahead,
+            false => (pace.bytes / CHUNK).max(1),
         };
         for run in runs(&missing.unwrap_or_default(), longest) {
             // More than one prefetch may be at it: the lanes have fewer turns than all of them together.
@@ -191,7 +191,7 @@ impl Loader {
     }
 
     pub(super) fn grain(&self, layer: usize) -> Grain {
-        if self.spans_of(layer).is_some() { Grain::DECODED } else { Grain::STORED }
+        if self.is_decoded(layer) { Grain::DECODED } else { Grain::STORED }
     }
 
     /// Starts a request for chunks that are neighbours; what it gives ends when the request has, with its chunks kept.
@@ -334,12 +334,21 @@ impl Request {
         }
         self.flights.iter().for_each(|(_, flight)| flight.progress());
         let (mut left, mut unusable) = self.take_from_store().await;
-        if loader.streaming(self.id.layer).is_some() {
-            left = self.let_come(left).await;
+        // Twice where a guide leads astray: it is given up then.
+        while !left.is_empty() {
+            if loader.streaming(self.id.layer).is_some() {
+                left = self.let_come(left).await;
+            }
+            left = self.bring(extent, left, std::mem::take(&mut unusable)).await;
         }
+    }
+
+    /// Brings what is left, of which the store only says to have what is `unusable`. Gives what must be waited for after all.
+    async fn bring(&mut self, extent: &Extent, mut left: Vec<u64>, mut unusable: Vec<u64>) -> Vec<u64> {
         if left.is_empty() {
-            return;
+            return left;
         }
+        let loader = Arc::clone(&self.loader);
         let width = loader.repository.pace().requests;
         let _turn = loader.lanes.enter(self.lane, &self.urgency, width).await;
         let mut patience = Instant::now();
@@ -349,7 +358,11 @@ impl Request {
             let claims = claim(&left, &unusable, kept.as_deref().filter(|_| patience.elapsed() < limit));
             let mine: Vec<u64> = claims.iter().map(|(chunk, _)| *chunk).collect();
             for run in runs(&mine, u64::MAX) {
-                if let Err(error) = self.take_from_repository(extent, run.clone()).await {
+                let taken = self.take_from_repository(extent, run.clone()).await;
+                if loader.must_come(self.id.layer) {
+                    return self.flights.iter().map(|((_, chunk), _)| *chunk).collect();
+                }
+                if let Err(error) = taken {
                     self.give_up(run, &error);
                 }
             }
@@ -364,6 +377,7 @@ impl Request {
                 }
             }
         }
+        left
     }
 
     /// Hands out the chunks that the store has. Gives the others, and those of them that it only says to have.
@@ -388,7 +402,10 @@ impl Request {
     /// Fetches a run of chunks in one request and sees them into the store.
     async fn take_from_repository(&mut self, extent: &Extent, run: Range<u64>) -> Result<()> {
         let loader = Arc::clone(&self.loader);
-        if loader.spans_of(self.id.layer).is_some() {
+        if loader.guided(self.id.layer).is_some_and(|guided| guided.guide.parts.is_some()) {
+            return self.take_vouched(extent, run).await;
+        }
+        if loader.is_decoded(self.id.layer) {
             return self.take_decoded(extent, run).await;
         }
         let (blob, range) = loader.stored(extent, &run)?;

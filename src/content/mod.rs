@@ -13,6 +13,9 @@ mod decoding;
 mod extent;
 mod fetch;
 mod flight;
+mod guided;
+#[cfg(test)]
+mod guided_tests;
 mod lanes;
 pub mod loader;
 #[cfg(test)]
@@ -32,6 +35,7 @@ mod standing;
 pub mod store;
 pub mod stream;
 pub mod verify;
+mod vouched;
 mod warm;
 mod wire;
 

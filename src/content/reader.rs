@@ -75,7 +75,8 @@ impl Reader {
             _ => None,
         };
         let shared = loader.decoding(layer).filter(|_| how == Use::Shared);
-        let resumed = shared.and_then(|decoding| decoding.resume(span.content.start(), range.start()));
+        let resumed =
+            shared.and_then(|decoding| decoding.resume(&table, span.content.start(), range.start()));
         if let Some(walker) = resumed {
             return Ok(Self {
                 wire,
@@ -170,7 +171,7 @@ impl Reader {
             if let Some((position, stored)) = &self.held {
                 loader.desk.spool(layer, *position, stored);
             }
-            decoding.suspend(walker);
+            decoding.suspend(&self.table, walker);
         }
     }
 

@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes};
 use super::buffer::Filling;
 use crate::codec::{gzip, zstd};
 use crate::error::{Error, Kind, Result};
-use crate::index::{Compression, Spans};
+use crate::index::{Compression, Spans, sections};
 use crate::range::{ContentRange, StoredRange};
 
 /// The most stored bytes of a span that is held as a whole, so that it is verified before it is decoded. A larger one is
@@ -29,6 +29,15 @@ pub(super) struct Span {
     pub(super) content: ContentRange,
     /// The BLAKE3 of its stored bytes, where the table says it.
     pub(super) digest: Option<[u8; 32]>,
+}
+
+impl From<&sections::Table> for Table {
+    fn from(table: &sections::Table) -> Self {
+        match table {
+            sections::Table::Gzip(table) => Self::Gzip(table.clone()),
+            sections::Table::Zstd(spans) => Self::Zstd(spans.clone()),
+        }
+    }
 }
 
 impl Table {
@@ -116,6 +125,8 @@ pub(super) struct Walker {
 
 enum Codec {
     Gzip(Box<gzip::Decoder>),
+    /// Of a table of members alone: each is a span, and none runs on into the next.
+    Members(Box<gzip::Members>),
     Zstd(Box<zstd::Scanner>),
 }
 
@@ -128,10 +139,11 @@ impl Walker {
         let missing = || Error::new(Kind::Invalid, "there is no such span");
         let span = table.span(position).ok_or_else(missing)?;
         let codec = match table {
-            Table::Gzip(table) => {
+            Table::Gzip(table) if span.digest.is_some() => {
                 let rest = ContentRange::new(span.content.start(), table.content_size());
                 Codec::Gzip(Box::new(gzip::Decoder::new(table, window, rest)?))
             }
+            Table::Gzip(_) => Codec::Members(Box::new(gzip::Members::new()?)),
             // Frames are told apart by itself; what it notes of them is one span.
             Table::Zstd(_) => Codec::Zstd(Box::new(zstd::Scanner::of_known()?)),
         };
@@ -148,11 +160,15 @@ impl Walker {
     /// Enters the next span that has content. What is left of this one is frames without content, or a byte that both share.
     pub(super) fn enter_next(&mut self, table: &Table) -> Result<()> {
         let (position, span) = table.at(self.ends.0)?;
-        if let Codec::Zstd(scanner) = &mut self.codec {
-            // Between frames, wherever the next one begins; what it was not given of the last one is passed over.
-            if self.stored != self.ends.1 {
-                **scanner = zstd::Scanner::of_known()?;
-            }
+        // Between frames, wherever the next one begins; what it was not given of the last one is passed over.
+        let is_within = self.stored != self.ends.1;
+        match &mut self.codec {
+            Codec::Gzip(_) => {}
+            Codec::Members(members) if is_within => **members = gzip::Members::new()?,
+            Codec::Zstd(scanner) if is_within => **scanner = zstd::Scanner::of_known()?,
+            Codec::Members(_) | Codec::Zstd(_) => {}
+        }
+        if !matches!(self.codec, Codec::Gzip(_)) {
             self.stored = span.stored.start();
         }
         (self.span, self.ends) = (position, (span.content.end(), span.stored.end()));
@@ -196,16 +212,21 @@ impl Walker {
         Err(Error::new(Kind::Invalid, "a span has less content than the table says, or is malformed"))
     }
 
-    /// Nothing may come out of what is left of a zstd span: its checksum, frames without content.
+    /// Nothing may come out of what is left of a span that is decoded by itself: its checksum, frames without content.
     fn end_span(&mut self, stored: &mut Bytes) -> Result<()> {
-        let Codec::Zstd(scanner) = &mut self.codec else { return Ok(()) };
-        while !stored.is_empty() {
-            let moved = scanner.push(stored, &mut [0])?;
-            if moved.content > 0 || moved.stored == 0 {
+        if matches!(self.codec, Codec::Gzip(_)) {
+            return Ok(());
+        }
+        // An answer may go on into the next span.
+        let left = usize::try_from(self.ends.1.saturating_sub(self.stored)).unwrap_or(usize::MAX);
+        let mut own = stored.split_to(left.min(stored.len()));
+        while !own.is_empty() {
+            let (read, written) = self.codec.step(&own, &mut [0])?;
+            if written > 0 || read == 0 {
                 return Err(Error::new(Kind::Invalid, "a span has more content than the table says"));
             }
-            stored.advance(moved.stored);
-            self.stored = self.stored.saturating_add(u64::try_from(moved.stored).unwrap_or(u64::MAX));
+            own.advance(read);
+            self.stored = self.stored.saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
         }
         Ok(())
     }
@@ -216,6 +237,7 @@ impl Codec {
     fn step(&mut self, stored: &[u8], room: &mut [u8]) -> Result<(usize, usize)> {
         match self {
             Self::Gzip(decoder) => decoder.step(stored, room).map(|moved| (moved.read, moved.written)),
+            Self::Members(members) => members.step(stored, room).map(|moved| (moved.read, moved.written)),
             Self::Zstd(scanner) => scanner.push(stored, room).map(|moved| (moved.stored, moved.content)),
         }
     }

@@ -21,7 +21,10 @@ impl Loader {
             return;
         }
         for stream in self.layers.iter().filter_map(|layer| layer.stream.as_ref()) {
-            stream.begin();
+            // What can be read without is loaded as that of plain layers is.
+            if stream.guided().is_none() || self.config.warm == Warm::All {
+                stream.begin();
+            }
         }
         let loader = Arc::clone(self);
         self.spawn(async move {
@@ -57,7 +60,7 @@ impl Loader {
     pub(super) fn observe(self: &Arc<Self>, extent: &Extent, range: ContentRange) -> bool {
         let plan = extent.observe(range);
         // What goes by is all coming already.
-        if self.config.warm == Warm::None || self.streaming(extent.id.layer).is_some() {
+        if self.config.warm == Warm::None || self.comes_by_itself(extent.id.layer) {
             return plan.reads_on;
         }
         if let Some(ahead) = plan.ahead {

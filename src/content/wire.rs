@@ -21,6 +21,8 @@ use crate::repository::{ByteStream, read_all};
 const PIECE: u64 = 1 << 20;
 /// How much of such a span is asked for beyond what its content should take.
 const MARGIN: u64 = 256 << 10;
+/// The same by a table without digests, whose spans are small.
+const NARROW: u64 = 64 << 10;
 /// From so many spans on, the last one is asked for by itself where little of it is needed: a neighbour may bring it.
 const MANY: usize = 4;
 
@@ -104,6 +106,15 @@ impl Wire {
 
     /// The next stored bytes of a span that is not held: those at `from`, of which the content at `content` is made.
     pub(super) async fn piece(&mut self, from: u64, content: u64, span: &Span) -> Result<Bytes> {
+        // The end of the span before, which had no content.
+        let passed = self
+            .answer
+            .as_ref()
+            .map(|answer| answer.range)
+            .filter(|range| range.start() < from && from < range.end() && from - range.start() <= MARGIN);
+        if let Some(range) = passed {
+            self.gather(StoredRange::new(range.start(), from)).await?;
+        }
         let next =
             |end: u64| StoredRange::new(from, span.stored.end().min(end).min(from.saturating_add(PIECE)));
         let ready =
@@ -111,13 +122,15 @@ impl Wire {
         if let Some(end) = ready.map(|answer| answer.range.end()) {
             return self.gather(next(end)).await;
         }
-        let needed = self.end.min(span.content.end()).saturating_sub(content);
-        let ratio =
-            u128::from(needed) * u128::from(span.stored.len()) / u128::from(span.content.len().max(1));
-        let len = u64::try_from(ratio).unwrap_or(u64::MAX).saturating_add(MARGIN);
-        let range = StoredRange::new(from, span.stored.end().min(from.saturating_add(len)));
-        self.ask(range).await?;
-        self.gather(next(range.end())).await
+        // Where no span is held, one answer is for all of them.
+        let last =
+            (span.digest.is_none() && self.end > span.content.end()).then(|| self.table.span(self.last()));
+        let end = match last.flatten().filter(|last| last.stored.start() >= span.stored.end()) {
+            Some(last) => share(&last, last.stored.start(), self.end.saturating_sub(last.content.start())),
+            None => share(span, from, self.end.min(span.content.end()).saturating_sub(content)),
+        };
+        self.ask(StoredRange::new(from, end)).await?;
+        self.gather(next(end)).await
     }
 
     /// The error under the layer's name.
@@ -177,6 +190,7 @@ impl Wire {
             if answer.left.is_empty() {
                 answer.left = answer.stream.next().await.unwrap_or_else(|| Err(early()))?;
                 self.loader.metrics.fetched_bytes.add(answer.left.len() as u64);
+                self.loader.count_guided(self.layer, answer.left.len() as u64);
                 if let Some(decoding) = self.loader.decoding(self.layer) {
                     decoding.progress();
                 }
@@ -216,6 +230,14 @@ impl Answer {
         let shared = start == range.start().saturating_add(1) && self.before.is_some();
         (start == range.start() || shared) && range.end() <= self.range.end()
     }
+}
+
+/// Up to where stored bytes of `span` from `from` on should be enough for so much content.
+fn share(span: &Span, from: u64, content: u64) -> u64 {
+    let ratio = u128::from(content) * u128::from(span.stored.len()) / u128::from(span.content.len().max(1));
+    let margin = if span.digest.is_none() { NARROW } else { MARGIN };
+    let len = u64::try_from(ratio).unwrap_or(u64::MAX).saturating_add(margin);
+    span.stored.end().min(from.saturating_add(len))
 }
 
 /// Whether these are the span's bytes. Hashes where blocking is allowed.

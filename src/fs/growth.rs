@@ -19,7 +19,7 @@ use crate::oci::artifact::Manner;
 /// image, whose layers take away, replace and redirect what lies below them.
 pub(super) fn is_layered(index: &Index) -> bool {
     let layered = |layer: &crate::index::Layer| match &layer.coding {
-        Coding::Streamed(layer) => layer.members.manner == Manner::Layered,
+        Coding::Streamed(layer, None) => layer.members.manner == Manner::Layered,
         _ => false,
     };
     index.layers.iter().any(layered)
@@ -29,7 +29,7 @@ pub(super) fn is_layered(index: &Index) -> bool {
 pub(super) fn layers(index: &Index) -> Vec<usize> {
     let named: HashSet<usize> = index.entries.iter().map(|entry| entry.layer).collect();
     let streamed = index.layers.iter().enumerate();
-    let streamed = streamed.filter(|(_, layer)| matches!(layer.coding, Coding::Streamed(_)));
+    let streamed = streamed.filter(|(_, layer)| layer.is_growing());
     streamed.map(|(number, _)| number).filter(|number| !named.contains(number)).collect()
 }
 

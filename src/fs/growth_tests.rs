@@ -56,7 +56,7 @@ impl Growth {
     /// `streamed` says of each layer whether its names come; `first` are those of the others.
     fn new(streamed: &[bool], first: Vec<Entry>) -> Self {
         let coding = |streamed: &bool| match streamed {
-            true => Coding::Streamed(compressed()),
+            true => Coding::Streamed(compressed(), None),
             false => Coding::Stored,
         };
         let layers: Vec<_> = streamed.iter().map(|streamed| layer(coding(streamed))).collect();

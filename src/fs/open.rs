@@ -15,7 +15,7 @@ use crate::content::store::Asked;
 use crate::content::{Config, Integrity, Loader, Store};
 use crate::error::Result;
 use crate::index::find::Known;
-use crate::index::{Attached, Coding, Index, Sources, Trust, bound};
+use crate::index::{Attached, Coding, Guides, Index, Sources, Trust, bound};
 use crate::oci::artifact::{INDEX_KEY, ModelLayer, Packaging};
 use crate::oci::{Artifact, Digest, Reference};
 use crate::range::StoredRange;
@@ -53,7 +53,7 @@ impl Model {
         // Side by side, to save a round: nothing but warnings hangs on the config.
         let (description, index) = tokio::join!(
             pin::config(&*own, &found, &store, &mut warnings),
-            find(&*repository, &store, &found, &artifact, &known, config.trust_index),
+            find(&*repository, &store, &found, &artifact, &known, &config),
         );
         let indexes = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
         let Indexes { mut index, bound, attached } = indexes;
@@ -93,7 +93,7 @@ struct Indexes {
 }
 
 fn is_any_streamed(index: &Index) -> bool {
-    index.layers.iter().any(|layer| matches!(layer.coding, Coding::Streamed(_)))
+    index.layers.iter().any(|layer| matches!(layer.coding, Coding::Streamed(..)))
 }
 
 /// The index of `artifact`, which `found` was put together to, and what was read of its bound and of an attached one: kept of an
@@ -104,12 +104,12 @@ async fn find(
     found: &pin::Found,
     artifact: &Artifact,
     known: &Known<'_>,
-    trust: Trust,
+    config: &Config,
 ) -> Result<Indexes> {
     let kept = pin::kept_head(repository, store, artifact).await;
     let opened = bound::open(repository, artifact, kept).await?;
     let bound = opened.as_ref().map(|opened| opened.head.clone());
-    let attached = if trust == Trust::Never {
+    let attached = if config.trust_index == Trust::Never {
         Attached::Nowhere
     } else {
         let kept = pin::kept_attached(repository, store, &found.pinned.digest).await;
@@ -121,7 +121,12 @@ async fn find(
     let indexes = pin::kept_indexes(repository, store, artifact).await;
     let local =
         |layer: &ModelLayer| indexes.get(&(layer.descriptor.digest.clone(), layer.reading())).cloned();
-    let sources = Sources { bound, local: &local, attached, known };
+    let guides = match config.integrity {
+        _ if found.from != pin::Source::Repository => Guides::None,
+        Integrity::Strict => Guides::Pinned,
+        Integrity::Auto | Integrity::Deferred => Guides::Checked,
+    };
+    let sources = Sources { bound, local: &local, attached, known, guides };
     let (index, attached) = crate::index::find_in(repository, artifact, sources).await?;
     Ok(Indexes { index, bound: opened, attached })
 }
@@ -162,7 +167,7 @@ async fn keep_gaps(store: &Arc<Store>, repository: &dyn Repository, index: &Arc<
 fn forget_unproved(index: &mut Index) {
     let mut streamed = Vec::new();
     for layer in &mut index.layers {
-        let is_streamed = matches!(layer.coding, Coding::Streamed(_));
+        let is_streamed = layer.is_growing();
         if is_streamed {
             layer.extents.clear();
         }

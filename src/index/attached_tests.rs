@@ -6,7 +6,7 @@ use super::*;
 use crate::codec::tar::tests::plain;
 use crate::index::local::tests::indexed;
 use crate::index::pass::tests::digested;
-use crate::index::{Attached, Coding, Index, Sources, find_in, format};
+use crate::index::{Attached, Coding, Guides, Index, Sources, find_in, format};
 use crate::oci::Digest;
 use crate::oci::manifest::OCI_MANIFEST;
 use crate::repository::Memory;
@@ -18,6 +18,10 @@ struct Model {
     stored: Vec<u8>,
     digest: Digest,
     artifact: Artifact,
+}
+
+fn sources(attached: Attached<'_>) -> Sources<'_> {
+    Sources { bound: None, local: &|_| None, attached, known: &|_| Vec::new(), guides: Guides::default() }
 }
 
 fn model() -> Model {
@@ -83,8 +87,7 @@ impl Model {
     }
 
     async fn find_where(&self, attached: Attached<'_>) -> Result<(Index, Option<Opened>)> {
-        let sources = Sources { bound: None, local: &|_| None, attached, known: &|_| Vec::new() };
-        find_in(&self.memory, &self.artifact, sources).await
+        find_in(&self.memory, &self.artifact, sources(attached)).await
     }
 
     async fn find(&self) -> Result<Index> {
@@ -99,7 +102,7 @@ impl Model {
 }
 
 fn is_streamed(index: &Index) -> bool {
-    matches!(index.layers[0].coding, Coding::Streamed(_)) && index.entries.is_empty()
+    matches!(index.layers[0].coding, Coding::Streamed(..)) && index.entries.is_empty()
 }
 
 #[tokio::test]
@@ -185,10 +188,9 @@ impl Around for Silent {
 #[tokio::test(start_paused = true)]
 async fn a_list_of_referrers_that_never_comes_costs_some_seconds_and_no_more() {
     let Model { memory, digest, artifact, .. } = model();
-    let attached = Attached::Beside(&digest, None);
-    let sources = Sources { bound: None, local: &|_| None, attached, known: &|_| Vec::new() };
     let began = Instant::now();
-    let (index, used) = find_in(&Silent(memory), &artifact, sources).await.unwrap();
+    let attached = Attached::Beside(&digest, None);
+    let (index, used) = find_in(&Silent(memory), &artifact, sources(attached)).await.unwrap();
     assert!(is_streamed(&index) && used.is_none());
     assert_eq!(began.elapsed(), LIST_WAIT, "by the clock that stands still");
 }

@@ -72,7 +72,7 @@ pub fn of(artifact: &Artifact, head: Head) -> Result<Index> {
 
 /// The layer without anything that is known of it.
 pub(super) fn bare(layer: &ModelLayer) -> Layer {
-    let streamed = |_| Coding::Streamed(Arc::new(layer.clone()));
+    let streamed = |_| Coding::Streamed(Arc::new(layer.clone()), None);
     Layer {
         blob: layer.descriptor.blob(),
         media_type: layer.descriptor.media_type.clone(),
@@ -135,7 +135,7 @@ fn check_coding(said: &Layer, layer: &ModelLayer) -> Result<()> {
     let how = match &said.coding {
         Coding::Stored => None,
         Coding::Spans(spans) => Some(spans.how),
-        Coding::Streamed(layer) => compression(layer.packaging),
+        Coding::Streamed(layer, _) => compression(layer.packaging),
     };
     if how != compression(layer.packaging) {
         return Err(wrong(format!("it is otherwise compressed than {}", layer.descriptor.media_type)));

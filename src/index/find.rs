@@ -17,7 +17,7 @@ use super::attached::{self, Kept};
 use super::bound::{self, Opened};
 use super::format::Head;
 use super::plain::{Derived, Task};
-use super::{Coding, Entry, EntryKind, Index, compression, cover, local, union};
+use super::{Entry, EntryKind, Guides, Index, Layer, compression, cover, local, union};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::ModelLayer;
 use crate::oci::{Artifact, Digest};
@@ -47,6 +47,8 @@ pub struct Sources<'a> {
     pub attached: Attached<'a>,
     /// Bytes of gaps kept from an earlier time.
     pub known: &'a Known<'a>,
+    /// Which of what compressed layers say of themselves counts.
+    pub guides: Guides,
 }
 
 /// Where an index that is attached to an artifact is looked for.
@@ -79,7 +81,13 @@ pub async fn find_with(
     known: &Known<'_>,
     head: Option<Head>,
 ) -> Result<Index> {
-    let sources = Sources { bound: head, local: &|_| None, attached: Attached::Nowhere, known };
+    let sources = Sources {
+        bound: head,
+        local: &|_| None,
+        attached: Attached::Nowhere,
+        known,
+        guides: Guides::default(),
+    };
     find_in(repository, artifact, sources).await.map(|(index, _)| index)
 }
 
@@ -92,7 +100,7 @@ pub async fn find_with(
 /// each 64 KiB window of headers, layers side by side. A layer's diffID is what its index says. Where a compressed layer
 /// has neither a bound index nor one of this machine, an attached one is looked for, which costs up to four requests one after
 /// the other. A compressed layer without any is [streamed](super::Coding::Streamed), which costs a request where an
-/// annotation names a file of it.
+/// annotation names a file of it, and some where it may have a [guide](super::guide).
 ///
 /// # Errors
 /// Naming the layer: those of reading; `Invalid` for names, links and archives that are refused, for a path
@@ -113,7 +121,13 @@ pub async fn find_in(
     let tasks: Vec<_> = artifact
         .visible()
         .enumerate()
-        .map(|(number, layer)| Task { repository, layer, number, allowance: &allowance })
+        .map(|(number, layer)| Task {
+            repository,
+            layer,
+            number,
+            allowance: &allowance,
+            guides: sources.guides,
+        })
         .zip(covered)
         .map(|(task, covered)| derive(task, known, covered))
         .collect();
@@ -125,7 +139,7 @@ pub async fn find_in(
     }
     if !artifact.is_layered() {
         check_tree(&index)?;
-    } else if !index.layers.iter().any(|layer| matches!(layer.coding, Coding::Streamed(_))) {
+    } else if !index.layers.iter().any(Layer::is_growing) {
         index.entries = union::merge(std::mem::take(&mut index.entries))?;
     }
     Ok((index, attached))

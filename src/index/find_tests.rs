@@ -460,7 +460,7 @@ fn a_compressed_layer_without_an_index_is_streamed_and_asks_for_nothing() {
     let index = model.find().unwrap();
     assert_eq!(model.requests(), 0);
     assert!(
-        matches!(&index.layers[0].coding, Coding::Streamed(layer) if layer.packaging == Packaging::TarGzip)
+        matches!(&index.layers[0].coding, Coding::Streamed(layer, _) if layer.packaging == Packaging::TarGzip)
     );
     assert!(index.layers[0].extents.is_empty() && index.layers[0].content().is_none());
     assert_eq!(paths(&index), ["w"]);
@@ -522,8 +522,13 @@ fn an_index_of_this_machine_is_used_unless_it_is_wrong() {
     let find = |file: File| {
         let file = Arc::new(file);
         let local = |_: &ModelLayer| Some(file.clone());
-        let sources =
-            Sources { bound: None, local: &local, attached: Attached::Nowhere, known: &|_| Vec::new() };
+        let sources = Sources {
+            bound: None,
+            local: &local,
+            attached: Attached::Nowhere,
+            known: &|_| Vec::new(),
+            guides: Guides::default(),
+        };
         find_in(&model.repository, &artifact, sources).now_or_never().unwrap().unwrap().0
     };
     let index = find(file.try_clone().unwrap());
@@ -533,6 +538,6 @@ fn an_index_of_this_machine_is_used_unless_it_is_wrong() {
     assert_eq!(index.layers[1].kept_as(), &index.layers[1].blob.digest);
     assert!(index.layers[1].bound.is_some() && index.layers[1].media_type.ends_with("tar+gzip"));
     let empty = find(tempfile::tempfile().unwrap());
-    assert!(matches!(empty.layers[1].coding, Coding::Streamed(_)));
+    assert!(matches!(empty.layers[1].coding, Coding::Streamed(..)));
     assert_eq!(model.requests(), 0);
 }

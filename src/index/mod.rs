@@ -13,6 +13,7 @@ mod digest;
 pub mod find;
 pub mod format;
 mod grid;
+pub mod guide;
 mod layered;
 pub mod local;
 mod names;
@@ -30,6 +31,7 @@ pub use cover::of as cover_of;
 pub use digest::ChunkDigest;
 pub use find::{Attached, Sources, find, find_in, find_with};
 pub use grid::Grid;
+pub use guide::{Guide, Guides};
 
 use std::fs::File;
 use std::sync::Arc;
@@ -165,10 +167,10 @@ pub enum Coding {
     Stored,
     /// Decoded span by span.
     Spans(Box<Spans>),
-    /// Compressed, and nobody knows the spans yet: the layer, of which the manifest says this, goes by once, and its files
-    /// become known as it does. The one file of a layer whose annotation names it is known already, with the first extent; no
-    /// other entry or extent is.
-    Streamed(Arc<ModelLayer>),
+    /// Compressed, and nobody has seen the spans yet: the layer, of which the manifest says this, goes by once. Where it has
+    /// a guide all its entries and extents are known already. Else its files become known as it goes by; the one file of a
+    /// layer whose annotation names it is known already, with the first extent; no other entry or extent is.
+    Streamed(Arc<ModelLayer>, Option<Arc<Guide>>),
 }
 
 /// The spans of a compressed layer.
@@ -217,13 +219,19 @@ impl Layer {
         self.bound.is_some() || matches!(self.coding, Coding::Spans(_))
     }
 
+    /// Whether its names become known only as it goes by, but for that of its one file where an annotation says it.
+    #[must_use]
+    pub fn is_growing(&self) -> bool {
+        matches!(self.coding, Coding::Streamed(_, None))
+    }
+
     /// The size of its content in bytes; `None` where the layer must go by before it is known.
     #[must_use]
     pub fn content(&self) -> Option<u64> {
         match &self.coding {
             Coding::Stored => Some(self.blob.size),
             Coding::Spans(spans) => Some(spans.content),
-            Coding::Streamed(_) => None,
+            Coding::Streamed(..) => None,
         }
     }
 

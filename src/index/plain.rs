@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::allowance::Allowance;
 use super::names::Names;
 use super::window::Window;
-use super::{Coding, Entry, EntryKind, ExtentId, Layer, compression, streamed};
+use super::{Coding, Entry, EntryKind, ExtentId, Guides, Layer, compression, streamed};
 use crate::codec::tar::{self, Member, Step};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::{ModelLayer, Packaging};
@@ -33,6 +33,7 @@ pub(crate) struct Task<'a> {
     /// Its place among the index's layers.
     pub(crate) number: usize,
     pub(crate) allowance: &'a Allowance,
+    pub(crate) guides: Guides,
 }
 
 impl Task<'_> {

@@ -22,6 +22,15 @@ pub enum Table {
 }
 
 impl Table {
+    /// The size of the layer's content in bytes.
+    #[must_use]
+    pub fn content(&self) -> u64 {
+        match self {
+            Self::Gzip(table) => table.content_size(),
+            Self::Zstd(spans) => spans.content(),
+        }
+    }
+
     /// Each span's stored bytes and, where it is known, their BLAKE3.
     pub fn spans(&self) -> Box<dyn Iterator<Item = (StoredRange, Option<[u8; 32]>)> + Send + '_> {
         match self {

@@ -1,13 +1,17 @@
-//! A compressed layer that has no index: its files become known as it goes by, which is not done here.
+//! A compressed layer that has no index: it goes by once, which is not done here.
 //!
-//! Where an annotation names the layer's file, its first header says at once whether that is so, and how large the file
-//! is. Called by [`find`](super::find()).
+//! Where it has a [guide](super::guide), its files are known at once. Else they become known as it goes by; but where an
+//! annotation names the layer's file, its first header says whether that is so, and how large the file is. Called by
+//! [`find`](super::find()).
 
 use std::sync::Arc;
 
+use futures_util::future::join;
+
+use super::guide::{self, Guided};
 use super::pass::{Event, Pass, Spacing};
 use super::plain::{Derived, Task};
-use super::{Coding, Entry, Layer};
+use super::{Coding, Entry, Layer, between};
 use crate::error::{Error, Kind, Result};
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::read_all;
@@ -18,22 +22,38 @@ const START: u64 = 64 << 10;
 /// How much of it is decoded at once, so that what decodes to much is given up early.
 const PIECE: usize = 4 << 10;
 
-/// The layer `layer` of `task`, which is compressed, with the file that is known of it, if one is.
+/// The layer `layer` of `task`, which is compressed, with the files that are known of it.
 ///
 /// # Errors
 /// Those of reading. What can't be decoded is whoever streams the layer to say.
 pub(super) async fn derive(task: Task<'_>, mut layer: Layer) -> Result<Derived> {
-    layer.coding = Coding::Streamed(Arc::new(task.layer.clone()));
-    let (mut entries, warnings) = (Vec::new(), Vec::new());
-    if task.layer.path.is_some() && layer.blob.size > 0 {
-        let start = StoredRange::new(0, START.min(layer.blob.size));
-        let start = read_all(task.repository, &layer.blob, start).await?;
-        if let Some((entry, extent)) = first(&task, &start) {
-            layer.extents.extend(extent);
-            entries.push(entry);
-        }
+    let described = Arc::new(task.layer.clone());
+    let (guided, found) = join(guide::find(&task, &layer), start(&task, &layer)).await;
+    // A tree that has no name of it can't tell that none is to come.
+    if let Some(guided) = guided.filter(|guided| !guided.entries.is_empty()) {
+        let Guided { guide, extents, entries, warnings } = guided;
+        layer.gaps = between(&extents, guide.table.content());
+        layer.extents = extents;
+        layer.coding = Coding::Streamed(described, Some(Arc::new(guide)));
+        return Ok(Derived { layer, entries, warnings });
     }
-    Ok(Derived { layer, entries, warnings })
+    layer.coding = Coding::Streamed(described, None);
+    let mut entries = Vec::new();
+    if let Some((entry, extent)) = found? {
+        layer.extents.extend(extent);
+        entries.push(entry);
+    }
+    Ok(Derived { layer, entries, warnings: Vec::new() })
+}
+
+/// The file that an annotation names, where it does and the layer begins with it.
+async fn start(task: &Task<'_>, layer: &Layer) -> Result<Option<Found>> {
+    if task.layer.path.is_none() || layer.blob.size == 0 {
+        return Ok(None);
+    }
+    let start = StoredRange::new(0, START.min(layer.blob.size));
+    let start = read_all(task.repository, &layer.blob, start).await?;
+    Ok(first(task, &start))
 }
 
 /// A file and where it lies in the content; `None` where it is empty.

@@ -230,7 +230,7 @@ impl Artifact {
     ///
     /// # Errors
     /// [`Kind::Unsupported`] where it is none by its own word: what goes with another artifact, or an image with layers in a
-    /// format that is not read, as an encrypted one.
+    /// format that is not read, as an encrypted one or a compressed file without an archive.
     pub fn read(manifest: Manifest) -> Result<Self> {
         family::refuse_others(&manifest)?;
         let (family, artifact_type) = family::of_manifest(&manifest);
@@ -238,6 +238,7 @@ impl Artifact {
         let layers = manifest.layers.into_iter();
         let mut layers: Vec<_> = layers.map(|layer| ModelLayer::read(layer, &mut warnings)).collect();
         dialect::apply(family, &mut layers, &mut warnings)?;
+        layers.iter().filter(|layer| !layer.hidden).try_for_each(refuse_compressed_raw)?;
         let Manifest { config, annotations, .. } = manifest;
         Ok(Self { family, artifact_type, config, layers, annotations, warnings })
     }
@@ -299,6 +300,19 @@ impl ModelLayer {
     }
 }
 
+/// The specification compresses archives alone (ModelPack's `mediatype.go`): a file that is compressed without one has no name
+/// or size in it, and nobody writes it.
+fn refuse_compressed_raw(layer: &ModelLayer) -> Result<()> {
+    let is_raw = [".raw+gzip", ".raw+zstd"].iter().any(|end| layer.descriptor.media_type.ends_with(end));
+    if !is_raw || layer.packaging == Packaging::Raw {
+        return Ok(());
+    }
+    let doing =
+        format!("{} is a compressed file without an archive: {}", layer.name(), layer.descriptor.media_type);
+    Err(Error::new(Kind::Unsupported, doing)
+        .hint("push it as '.raw', or as an archive in '.tar+gzip' or '.tar+zstd'"))
+}
+
 fn is_index(descriptor: &Descriptor) -> bool {
     descriptor.annotations.contains_key(INDEX_KEY)
 }
@@ -353,6 +367,18 @@ mod tests {
                 (kind, packaging),
                 "{media_type}"
             );
+        }
+    }
+
+    #[test]
+    fn a_compressed_file_without_an_archive_is_refused_by_its_type() {
+        for media_type in
+            ["application/vnd.cncf.model.weight.v1.raw+gzip", "application/vnd.cnai.model.doc.v1.raw+zstd"]
+        {
+            let layers = vec![layer(media_type, &[("org.cncf.model.filepath", "w.bin")])];
+            let error = Artifact::read(Manifest { layers, ..Manifest::default() }).unwrap_err();
+            assert_eq!(error.kind(), Kind::Unsupported);
+            assert!(error.to_string().contains(media_type), "{error}");
         }
     }
 

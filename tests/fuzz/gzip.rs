@@ -2,7 +2,7 @@
 //!
 //! The input is taken as a file, and as a table for the bytes of that file. The seeds are small files of each kind, and a table.
 
-use weightfs::codec::gzip::{Decoder, Scanner, Spacing, Table};
+use weightfs::codec::gzip::{Decoder, Members, Scanner, Spacing, Table};
 use weightfs::range::{ContentRange, StoredRange};
 
 /// As much content as one input may lead to: a bomb is no finding.
@@ -13,6 +13,7 @@ pub fn run(data: &[u8]) {
     let piece = data.last().map_or(1, |byte| usize::from(*byte) * 17 + 1);
     if let Some((table, windows, content)) = scanned(data, piece) {
         assert_eq!(Table::decode(&table.encode()).expect("what was encoded is decoded"), table);
+        assert!(members(data, piece).expect("what was scanned is whole members") == content);
         for span in 0..table.len() {
             let range = table.content(span);
             let got = decoded(data, &table, &windows, range, piece).expect("what was scanned is decoded");
@@ -47,6 +48,24 @@ fn scanned(stored: &[u8], piece: usize) -> Option<(Table, Vec<u8>, Vec<u8>)> {
         }
     }
     Some((scanner.finish().ok()?, windows, content))
+}
+
+/// The content of whole members, by the decoder that knows nothing else.
+fn members(stored: &[u8], piece: usize) -> Option<Vec<u8>> {
+    let mut members = Members::new().ok()?;
+    let (mut content, mut room) = (Vec::new(), vec![0; piece * 5]);
+    for mut piece in stored.chunks(piece) {
+        loop {
+            let moved = members.step(piece, &mut room).ok()?;
+            piece = &piece[moved.read..];
+            content.extend(&room[..moved.written]);
+            if piece.is_empty() && moved.written < room.len() {
+                break;
+            }
+        }
+    }
+    members.finish().ok()?;
+    Some(content)
 }
 
 fn decoded(

@@ -10,7 +10,7 @@ pub fn run(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         let _ = chunked::annotated(|key| (key == chunked::POSITION_KEYS[0]).then_some(text), 1 << 20);
     }
-    let Ok(toc) = read(data, 1 << 20, &estargz::HIDDEN) else { return };
+    let Ok(toc) = read(data, 1 << 20) else { return };
     for entry in toc.entries {
         let EntryKind::File(file) = entry.kind else { continue };
         let mut at = 0;

@@ -16,6 +16,7 @@ pub mod names;
 pub(crate) mod neighbours;
 pub mod nginx;
 pub mod pack;
+pub mod parted;
 pub mod place;
 pub mod proxy;
 pub mod read;

@@ -79,7 +79,7 @@ fn described(layer: &Layer) -> Described {
     let (coding, spans) = match &layer.coding {
         Coding::Spans(spans) if spans.how == Compression::Gzip => ("gzip", Some(spans)),
         Coding::Spans(spans) => ("zstd", Some(spans)),
-        Coding::Stored | Coding::Streamed(_) => ("stored", None),
+        Coding::Stored | Coding::Streamed(..) => ("stored", None),
     };
     let checkpoints = spans.and_then(|spans| spans.checkpoints.as_ref());
     Described {

@@ -106,6 +106,46 @@ impl Decoder {
     }
 }
 
+/// Decodes whole members, one after the other, from where one begins: for who knows where, and nothing else.
+///
+/// Takes about 100 KiB.
+pub struct Members(Walk);
+
+impl Members {
+    /// A decoder at the start of a member.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] where the inflate library can't be set up.
+    pub fn new() -> Result<Self> {
+        Walk::from_start().map(Self)
+    }
+
+    /// Decodes on, as [`Scanner::step`](super::Scanner::step).
+    ///
+    /// # Errors
+    /// Those of [`Scanner::step`](super::Scanner::step).
+    pub fn step(&mut self, stored: &[u8], content: &mut [u8]) -> Result<Moved> {
+        let mut moved = Moved::default();
+        loop {
+            let rest = stored.get(moved.read..).unwrap_or_default();
+            let room = content.get_mut(moved.written..).unwrap_or_default();
+            let (by, landmark) = self.0.step(rest, room, Stop::Never)?;
+            moved.add(by);
+            if landmark == Landmark::None {
+                return Ok(moved);
+            }
+        }
+    }
+
+    /// Says whether the last member has ended when there are no more stored bytes.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] where it has not.
+    pub fn finish(self) -> Result<()> {
+        self.0.end()
+    }
+}
+
 fn invalid(why: &str) -> Error {
     Error::new(Kind::Invalid, format!("cannot decode a part of a gzip layer: {why}"))
 }

@@ -17,7 +17,7 @@ mod walk;
 mod window;
 mod write;
 
-pub use decode::Decoder;
+pub use decode::{Decoder, Members};
 pub use scan::{Scanner, Spacing};
 pub use table::{SPANS_LIMIT, Table, WindowPlace};
 pub use window::WINDOW_LIMIT;

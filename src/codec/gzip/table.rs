@@ -65,6 +65,28 @@ impl Table {
     /// How many bytes a table can have.
     pub const LENGTHS: std::ops::RangeInclusive<u64> = 64..=64 + 88 * 1_000_000;
 
+    /// The table of a file of `stored` bytes, of which only is known where members begin: the stored byte, and the content
+    /// before it, in order. They end at `end` with `content` bytes. Without digests, so it can be no part of an index.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] where they are out of order or do not fit; [`Kind::Unsupported`] past [`SPANS_LIMIT`].
+    pub fn of_members(members: &[(u64, u64)], end: u64, content: u64, stored: u64) -> Result<Self> {
+        if members.len() > SPANS_LIMIT {
+            return Err(Error::new(Kind::Unsupported, format!("it has more than {SPANS_LIMIT} members")));
+        }
+        let (spans, stored_digests, digests) = (Vec::new(), Vec::new(), Vec::new());
+        let mut table = Self { stored, end, content, spacing: 0, spans, stored_digests, digests };
+        for (start, before) in members.iter().copied() {
+            let bit = start.checked_mul(8).ok_or_else(|| bad("a member begins beyond 64 bits"))?;
+            // One without content is passed over with the member that follows it.
+            if table.spans.last().is_none_or(|last| last.content != before) {
+                table.push(bit, before, 0)?;
+            }
+        }
+        table.check()?;
+        Ok(table)
+    }
+
     /// How many spans there are; 0 where there is no content.
     #[must_use]
     pub fn len(&self) -> usize {

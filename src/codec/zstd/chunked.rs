@@ -5,7 +5,6 @@
 //! without a digest. [`toc`](crate::codec::toc) reads the table. Floor 2 calls it.
 
 use super::{Decoder, Moved, Scanner, invalid, u32_at, u64_at};
-use crate::codec::estargz::HIDDEN;
 use crate::codec::toc::{self, ContentDigest, JSON_LIMIT, Toc};
 use crate::error::{Error, Kind, Result};
 use crate::range::StoredRange;
@@ -125,7 +124,7 @@ pub fn read(position: &Position, stored: &[u8]) -> Result<Toc> {
     let mut json = vec![0; usize::try_from(position.content).map_err(|_| toc::too_large())?];
     Decoder::new()?.span(stored, &mut json).map_err(|error| error.context("the table of contents"))?;
     // The table's own frame has 8 bytes before it.
-    toc::read(&json, position.stored.start() - 8, &HIDDEN)
+    toc::read(&json, position.stored.start() - 8)
 }
 
 /// The content of one file's part from the stored bytes of its [`Part`](toc::Part); `content` is of the part's size.

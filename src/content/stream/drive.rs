@@ -161,6 +161,9 @@ impl Driver<'_> {
     fn extent(&self, number: usize, range: ContentRange, path: &str) -> Result<()> {
         let stratum = self.loader.layers.get(self.layer).ok_or_else(nonsense)?;
         let Some(known) = stratum.extents.get(number) else {
+            if self.stream.guided.is_some() {
+                return Err(self.loader.contradicted(self.layer, path));
+            }
             let id = ExtentId { layer: self.layer, extent: number };
             let layer = self.stream.layer.descriptor.digest.clone();
             let pushed = stratum.extents.push(Extent::new(id, path.to_owned(), layer, range, None));
@@ -168,6 +171,9 @@ impl Driver<'_> {
         };
         if known.range == range {
             return Ok(());
+        }
+        if self.stream.guided.is_some() {
+            return Err(self.loader.contradicted(self.layer, path));
         }
         let doing = format!("{path:?} lies elsewhere in its layer than {:?} was said to", known.path);
         Err(Error::new(Kind::Integrity, doing))
@@ -213,6 +219,13 @@ impl Driver<'_> {
 }
 
 impl Loader {
+    /// What went by of a layer is not what its own table said: names and bytes that were given are wrong. Blocks.
+    pub(super) fn contradicted(&self, layer: usize, path: &str) -> Error {
+        self.poison(layer, "its own table says other places of its files than its archive has");
+        let doing = format!("{path:?} is not where its layer's own table says");
+        Error::new(Kind::Integrity, doing).hint("write the layer again")
+    }
+
     /// The chunk, if it is what it was before, as far as that is known. Blocks.
     fn verify_passing(&self, extent: &Extent, chunk: u64, bytes: Bytes) -> Result<Verified> {
         let layer = extent.id.layer;

@@ -53,6 +53,11 @@ impl Loader {
             return self.refuse_poisoned(layer);
         }
         let driven = gone.decoded?;
+        if let Some(guided) = &stream.guided
+            && (guided.guide.entries != driven.passed.entries || described.extents != driven.passed.extents)
+        {
+            return Err(self.contradicted(layer, &stream.layer.name()));
+        }
         self.set_proved(layer);
         // Names last: who waits for them in strict finds the layer proved.
         stream.change(|now| {

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, watch};
 
 use super::Integrity;
 use super::flight::Urgency;
+use super::guided::Guided;
 use super::loader::{GRACE, Loader, Standing, Stratum};
 use crate::error::{Error, Kind, Result};
 use crate::index::{Allowance, Coding, Entry, Headers, Layer};
@@ -87,6 +88,8 @@ pub(super) struct Stream {
     asked: Notify,
     /// Whether it must go by once more.
     again: AtomicBool,
+    /// What the layer says itself of where its chunks are.
+    guided: Option<Guided>,
     /// What was found out: set when the layer is proved and its spans are known.
     passed: OnceLock<Layer>,
 }
@@ -124,7 +127,10 @@ impl Stream {
     /// The going by of `layer`; `None` where it is not needed. `is_named`: its one file is known already. `headers` is what all
     /// layers of the artifact may have of them.
     pub(super) fn of(layer: &Layer, is_named: bool, headers: &Arc<Allowance>) -> Option<Arc<Self>> {
-        let Coding::Streamed(layer) = &layer.coding else { return None };
+        let stored = layer.blob.size;
+        let Coding::Streamed(layer, guide) = &layer.coding else { return None };
+        let guided = guide.as_ref().map(|guide| Guided::new(guide, stored));
+        let is_named = is_named || guided.is_some();
         let names = if is_named { Names::Known } else { Names::Coming };
         let progress = Progress { arrived: 0, settled: 0, named: 0, names, state: State::Idle, tries: 0 };
         Some(Arc::new(Self {
@@ -136,6 +142,7 @@ impl Stream {
             urgency: Arc::default(),
             asked: Notify::new(),
             again: AtomicBool::new(false),
+            guided,
             passed: OnceLock::new(),
         }))
     }
@@ -143,6 +150,28 @@ impl Stream {
     /// What was found out, once it has gone by and is proved.
     pub(super) fn passed(&self) -> Option<&Layer> {
         self.passed.get()
+    }
+
+    /// Its guide, good or not.
+    pub(super) fn guide(&self) -> Option<&Guided> {
+        self.guided.as_ref()
+    }
+
+    /// Its guide, as long as chunks are read by it.
+    pub(super) fn guided(&self) -> Option<&Guided> {
+        let is_broken = matches!(self.progress.borrow().state, State::Broken(_));
+        self.guided.as_ref().filter(|guided| guided.is_good() && !is_broken)
+    }
+
+    /// Up to where content has gone by, where it is on its way.
+    pub(super) fn going(&self) -> Option<u64> {
+        let progress = self.progress.borrow();
+        matches!(progress.state, State::Going).then_some(progress.settled)
+    }
+
+    /// Whether it is on its way.
+    pub(super) fn is_going(&self) -> bool {
+        self.going().is_some()
     }
 
     /// Sets it going, for nobody in particular.

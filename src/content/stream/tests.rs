@@ -150,7 +150,7 @@ impl Model {
             blob: layer.descriptor.blob(),
             media_type: layer.descriptor.media_type.clone(),
             diff_id: None,
-            coding: Coding::Streamed(Arc::new(layer)),
+            coding: Coding::Streamed(Arc::new(layer), None),
             extents: Vec::new(),
             gaps: Vec::new(),
             bound: None,
@@ -173,7 +173,7 @@ impl Model {
 
     fn reading(&self) -> String {
         match &self.index.layers[0].coding {
-            Coding::Streamed(layer) => layer.reading(),
+            Coding::Streamed(layer, _) => layer.reading(),
             other => unreachable!("{other:?}"),
         }
     }

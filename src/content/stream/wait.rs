@@ -42,6 +42,9 @@ impl Request {
         let (Some(stream), Some(extent)) = (loader.streaming(self.id.layer), loader.extent(self.id)) else {
             return left;
         };
+        if self.goes_beside(stream, extent, &left) {
+            return left;
+        }
         let mut waiter = stream.waiter();
         loop {
             // Anew each time: somebody may begin to wait for what was only wanted ahead.
@@ -55,6 +58,9 @@ impl Request {
             if waiter.looks_back(left.iter().map(|chunk| extent.content(&(*chunk..*chunk + 1)))) {
                 (left, _) = self.take_from_store().await;
                 continue;
+            }
+            if self.goes_beside(stream, extent, &left) {
+                return left;
             }
             self.flights.iter().for_each(|(_, flight)| flight.progress());
             let further = tokio::select! {

@@ -398,7 +398,7 @@ fn coding(coding: &Coding) -> u8 {
             Compression::Gzip => wire::GZIP,
             Compression::Zstd => wire::ZSTD,
         },
-        Coding::Stored | Coding::Streamed(_) => wire::STORED,
+        Coding::Stored | Coding::Streamed(..) => wire::STORED,
     }
 }
 

@@ -210,7 +210,7 @@ fn spans_that_are_not_here_or_not_meant_are_not_written() {
         annotations: std::collections::BTreeMap::new(),
     }];
     let artifact = Artifact::read(Manifest { layers, ..Manifest::default() }).unwrap();
-    index.layers[0].coding = Coding::Streamed(Arc::new(artifact.layers[0].clone()));
+    index.layers[0].coding = Coding::Streamed(Arc::new(artifact.layers[0].clone()), None);
     assert_eq!(encode(&index, &digests(&index)).unwrap_err().kind(), Kind::Unsupported);
 }
 

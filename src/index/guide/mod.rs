@@ -1,0 +1,130 @@
+//! What a compressed layer says itself of where its frames or members lie: a zstd seek table, or a table of contents as
+//! zstd:chunked and eStargz have it. With it the layer's files are known and read before the layer has gone by.
+//!
+//! Nothing of it is believed that few small reads can check: the places must cover the blob, and the archive's headers, which
+//! are read through them, must follow one another to its end. Names, sizes and extents are those of the headers. Where that
+//! does not come out, or would take too much, there is no guide and the layer goes by once as any other. What it can't
+//! check is found out later: by who decodes with it, and when the layer goes by. Called by [`streamed`](super::streamed).
+
+mod contents;
+mod decode;
+mod front;
+mod hop;
+mod probe;
+mod segments;
+
+use super::plain::Task;
+use super::sections::Table;
+use super::{Entry, Layer, compression};
+use crate::codec::toc::ContentDigest;
+use crate::error::Result;
+use crate::range::ContentRange;
+use contents::Found;
+use hop::{Hopped, Source};
+use probe::Probe;
+
+/// The smallest layer that is looked into: a smaller one is here as soon as its table would be.
+const LEAST: u64 = 1 << 20;
+
+/// The longest part of a file that is held to its digest before it is served: what is in memory at once for it.
+const PART: u64 = 8 << 20;
+
+/// What a layer says of itself, as far as it was checked.
+#[derive(Debug)]
+pub struct Guide {
+    /// Where its frames or members lie. Without digests: whether they are there is found out when they are decoded.
+    pub table: Table,
+    /// Its entries, as they must turn out to be when it has gone by.
+    pub entries: Vec<Entry>,
+    /// Where the manifest pins the table of contents: the parts that make up all of its files, in order, each with the digest
+    /// that its content must have. `None` where nobody vouches for them.
+    pub parts: Option<Vec<Part>>,
+}
+
+/// A stretch of a layer's content whose digest is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where it lies in the layer's content.
+    pub content: ContentRange,
+    /// The SHA-256 of its content.
+    pub digest: ContentDigest,
+}
+
+/// Which guides count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Guides {
+    /// All that could be checked.
+    #[default]
+    Checked,
+    /// Those alone whose table the manifest pins.
+    Pinned,
+    /// None: nobody is asked.
+    None,
+}
+
+/// A guide and what the layer is by it.
+pub(super) struct Guided {
+    pub(super) guide: Guide,
+    pub(super) extents: Vec<ContentRange>,
+    pub(super) entries: Vec<Entry>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// The guide of the compressed `layer` of `task`; `None` where it has none, or none that is of use, which is logged.
+///
+/// Costs a read of the layer's end, one of its table where that is longer, and one for each stretch of headers, 256 at most
+/// and a sixteenth of the layer, or 8 MiB where that is more; memory of some 64 MiB at most meanwhile.
+pub(super) async fn find(task: &Task<'_>, layer: &Layer) -> Option<Guided> {
+    if layer.blob.size < LEAST || task.guides == Guides::None {
+        return None;
+    }
+    let found = look(task, layer).await;
+    let of_no_use = |error: &crate::Error| {
+        let layer = task.layer.name();
+        tracing::info!(layer, %error, "what it says of its parts is of no use: it goes by once instead");
+    };
+    found.inspect_err(of_no_use).ok().flatten().filter(|guided| match task.guides {
+        Guides::Checked => true,
+        Guides::Pinned => guided.guide.parts.is_some(),
+        Guides::None => false,
+    })
+}
+
+async fn look(task: &Task<'_>, layer: &Layer) -> Result<Option<Guided>> {
+    let Some(how) = compression(task.layer.packaging) else { return Ok(None) };
+    let probe = Probe::new(task.repository, &layer.blob);
+    match contents::find(&probe, task.layer, how).await? {
+        None => Ok(None),
+        Some(Found::Frames(spans)) => {
+            let mut source = Source::Frames(front::Front::new(&probe, &spans));
+            let hopped = hop::hop(task, &mut source, spans.content(), &[]).await?;
+            Ok(Some(guided(hopped, Table::Zstd(spans), None)))
+        }
+        Some(Found::Contents(contents)) => {
+            let laid = segments::lay_out(&probe, &contents).await?;
+            let content = laid.content;
+            let mut source = Source::Pieces(laid.pieces);
+            let said = if contents.is_pinned { contents.toc.entries.as_slice() } else { &[] };
+            let hopped = hop::hop(task, &mut source, content, said).await?;
+            let vouched = contents.is_pinned && hopped.agrees;
+            let parts = if vouched { segments::covering(laid.parts, &hopped) } else { None };
+            if contents.is_pinned && parts.is_none() {
+                tracing::info!(
+                    layer = task.layer.name(),
+                    "its table of contents has no digest for all of its files"
+                );
+            }
+            Ok(Some(guided(hopped, laid.table, parts)))
+        }
+    }
+}
+
+fn guided(hopped: Hopped, table: Table, parts: Option<Vec<Part>>) -> Guided {
+    let Hopped { extents, entries, warnings, .. } = hopped;
+    Guided { guide: Guide { table, entries: entries.clone(), parts }, extents, entries, warnings }
+}
+
+#[cfg(test)]
+pub(crate) mod forms;
+#[cfg(test)]
+mod tests;

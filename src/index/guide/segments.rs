@@ -1,0 +1,336 @@
+//! A table of contents laid out: where the content of each part begins, and what lies between the files.
+//!
+//! A table says where parts are stored and how much of a file each holds, and of headers nothing. What is no part is read and
+//! decoded whole, which tells how long it is. A part that ends a file may share its member with the header that follows:
+//! where that header is in a member of its own after all, the last bytes show it; else the part is decoded as well.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::contents::Contents;
+use super::decode::decode;
+use super::hop::Hopped;
+use super::probe::Probe;
+use super::{PART, Part};
+use crate::codec::tar::{self, Step};
+use crate::codec::toc::{self, EntryKind, Toc};
+use crate::codec::{gzip, zstd};
+use crate::error::{Error, Kind, Result};
+use crate::index::sections::Table;
+use crate::index::{Compression, EntryKind as Shown};
+use crate::range::{ContentRange, StoredRange};
+
+/// What lies nearer to one another is read at once.
+const NEAR: u64 = 64 << 10;
+
+/// The last bytes of a part in which the header after it is looked for.
+const END: u64 = 4 << 10;
+
+/// How many reads go side by side.
+const SIDE_BY_SIDE: usize = 8;
+
+/// The most content between files that is held.
+const BETWEEN: usize = 64 << 20;
+
+/// A layer by its table of contents.
+pub(super) struct Laid {
+    pub(super) table: Table,
+    pub(super) content: u64,
+    /// What lies between files.
+    pub(super) pieces: Vec<(u64, Vec<u8>)>,
+    /// All parts, by place, those without digests as well.
+    pub(super) parts: Vec<(ContentRange, Option<toc::ContentDigest>)>,
+}
+
+/// A stretch of stored bytes that is decoded alone.
+struct Segment<'a> {
+    stored: StoredRange,
+    parts: Vec<&'a toc::Part>,
+    shape: Shape,
+}
+
+/// What is known of a segment's content before it is decoded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// So many bytes of a file.
+    Exactly(u64),
+    /// So many bytes of a file, with which it ends; the file has so many after a whole number of blocks. More may follow.
+    AtLeast(u64, u64),
+    /// Nothing.
+    Unknown,
+}
+
+/// What a segment turned out to hold.
+struct Content {
+    len: u64,
+    /// The end of it that belongs to no file, or all of it where that is not known.
+    between: Vec<u8>,
+}
+
+/// Lays out the table.
+///
+/// # Errors
+/// Those of reading and decoding; `Invalid` where it does not fit the blob; `Unsupported` where it would take too much.
+pub(super) async fn lay_out(probe: &Probe<'_>, contents: &Contents) -> Result<Laid> {
+    let segments = segments(&contents.toc, contents.data);
+    let known = look(probe, contents.how, &segments).await?;
+    let mut laying = Laying::default();
+    for (segment, content) in segments.iter().zip(known) {
+        laying.add(segment, content)?;
+    }
+    let end = match &contents.after {
+        Some((stored, content)) => {
+            laying.begin(*stored)?;
+            laying.piece(content.clone());
+            stored.end()
+        }
+        None => contents.data,
+    };
+    laying.finish(probe.blob.size, end, contents.how)
+}
+
+/// The parts that make up the files that are shown, where each of them has a digest and is not too long.
+pub(super) fn covering(
+    mut parts: Vec<(ContentRange, Option<toc::ContentDigest>)>,
+    hopped: &Hopped,
+) -> Option<Vec<Part>> {
+    parts.sort_by_key(|(content, _)| content.start());
+    for entry in &hopped.entries {
+        let Shown::File { extent: Some(id), .. } = entry.kind else { continue };
+        let extent = hopped.extents.get(id.extent)?;
+        let first = parts.partition_point(|(content, _)| content.start() < extent.start());
+        let mut at = extent.start();
+        for (content, digest) in
+            parts.get(first..)?.iter().take_while(|(content, _)| content.start() < extent.end())
+        {
+            let fits = content.start() == at && content.len() <= PART && digest.is_some();
+            at = fits.then_some(content.end())?;
+        }
+        (at == extent.end()).then_some(())?;
+    }
+    Some(parts.into_iter().filter_map(|(content, digest)| Some(Part { content, digest: digest? })).collect())
+}
+
+/// All stored bytes before `data`, in order.
+fn segments(toc: &Toc, data: u64) -> Vec<Segment<'_>> {
+    let files = toc.entries.iter().filter_map(|entry| match &entry.kind {
+        EntryKind::File(file) => Some(file),
+        _ => None,
+    });
+    let mut parts: Vec<(&toc::Part, u64)> =
+        files.flat_map(|file| file.parts.iter().map(|part| (part, file.size))).collect();
+    parts.sort_by_key(|(part, _)| (part.stored.start(), part.skip));
+    let mut segments: Vec<Segment<'_>> = Vec::new();
+    let mut at = 0;
+    let mut rest = parts.as_slice();
+    while let Some(((first, size), _)) = rest.split_first() {
+        let start = first.stored.start();
+        let count = rest.partition_point(|(part, _)| part.stored.start() == start);
+        let (group, after) = rest.split_at_checked(count).unwrap_or((rest, &[]));
+        let end = group.iter().map(|(part, _)| part.stored.end()).max().unwrap_or(start);
+        let next = after.first().map_or(data, |(part, _)| part.stored.start());
+        let alone = group.len() == 1 && first.skip == 0;
+        let shape = match () {
+            () if !alone => Shape::Unknown,
+            () if first.content.end() < *size || end < next => Shape::Exactly(first.content.len()),
+            () => Shape::AtLeast(first.content.len(), size % tar::BLOCK),
+        };
+        segments.extend(gap(at, start));
+        let parts = group.iter().map(|(part, _)| *part).collect();
+        segments.push(Segment { stored: StoredRange::new(start, end), parts, shape });
+        (at, rest) = (end, after);
+    }
+    segments.extend(gap(at, data));
+    segments
+}
+
+fn gap<'a>(start: u64, end: u64) -> Option<Segment<'a>> {
+    let stored = StoredRange::new(start, end);
+    (!stored.is_empty()).then_some(Segment { stored, parts: Vec::new(), shape: Shape::Unknown })
+}
+
+/// The content of each segment, as far as it takes reading.
+async fn look(probe: &Probe<'_>, how: Compression, segments: &[Segment<'_>]) -> Result<Vec<Content>> {
+    let first: Vec<StoredRange> = segments.iter().filter_map(first_look).collect();
+    let first = fetch(probe, &first).await?;
+    let (mut found, mut room) = (Vec::new(), BETWEEN);
+    for segment in segments {
+        let content = match (segment.shape, first_look(segment)) {
+            (Shape::Exactly(len), _) => Some(Content { len, between: Vec::new() }),
+            (_, Some(range)) => {
+                let bytes = first.bytes(range)?;
+                match segment.shape {
+                    Shape::AtLeast(len, over) if range != segment.stored => {
+                        header_in(probe, how, bytes, len, over)
+                    }
+                    _ => Some(whole(probe, how, segment.shape, bytes, room)?),
+                }
+            }
+            (_, None) => None,
+        };
+        room = room.saturating_sub(content.as_ref().map_or(0, |content| content.between.len()));
+        found.push(content);
+    }
+    let missing = segments.iter().zip(&found).filter(|(_, found)| found.is_none());
+    let missing: Vec<StoredRange> = missing.map(|(segment, _)| segment.stored).collect();
+    let second = fetch(probe, &missing).await?;
+    let each = segments.iter().zip(found).map(|(segment, found)| match found {
+        Some(content) => Ok(content),
+        None => whole(probe, how, segment.shape, second.bytes(segment.stored)?, room),
+    });
+    each.collect()
+}
+
+/// What is read of a segment at first; `None` where its length is known.
+fn first_look(segment: &Segment<'_>) -> Option<StoredRange> {
+    let stored = segment.stored;
+    match segment.shape {
+        Shape::Exactly(_) => None,
+        Shape::AtLeast(..) if stored.len() > NEAR => Some(StoredRange::new(stored.end() - END, stored.end())),
+        Shape::AtLeast(..) | Shape::Unknown => Some(stored),
+    }
+}
+
+fn whole(probe: &Probe<'_>, how: Compression, shape: Shape, stored: &[u8], room: usize) -> Result<Content> {
+    let skip = match shape {
+        Shape::Exactly(len) | Shape::AtLeast(len, _) => len,
+        Shape::Unknown => 0,
+    };
+    let between = decode(probe, how, stored, usize::try_from(skip).unwrap_or(usize::MAX), room)?;
+    Ok(Content { len: skip.saturating_add(between.len() as u64), between })
+}
+
+/// What follows a part of `len` bytes, `over` more than whole blocks, where it stands in members of its own at the end of
+/// `stored`: padding and the headers of the next file.
+fn header_in(probe: &Probe<'_>, how: Compression, stored: &[u8], len: u64, over: u64) -> Option<Content> {
+    let magic: &[u8] = match how {
+        Compression::Gzip => b"\x1f\x8b\x08",
+        Compression::Zstd => b"\x28\xb5\x2f\xfd",
+    };
+    let padding = usize::try_from((tar::BLOCK - over) % tar::BLOCK).ok()?;
+    let starts = (0..stored.len()).filter(|at| stored.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
+    let mut contents = starts.filter_map(|at| decode(probe, how, stored.get(at..)?, 0, BETWEEN).ok());
+    let between = contents.find_map(|content| {
+        let rest = content.len() % usize::try_from(tar::BLOCK).ok()?;
+        // The padding may be in a member before that.
+        let missing = if rest == 0 { padding } else { 0 };
+        let all = [vec![0; missing], content].concat();
+        let headers = all.get(padding..)?;
+        (rest == 0 || rest == padding).then_some(())?;
+        (all.iter().take(padding).all(|byte| *byte == 0) && is_headers(headers)).then_some(all)
+    })?;
+    Some(Content { len: len.saturating_add(between.len() as u64), between })
+}
+
+/// Whether these bytes are the headers of members without data, then of one whose data follows, or an archive's end.
+fn is_headers(mut bytes: &[u8]) -> bool {
+    loop {
+        match tar::step(bytes, u64::MAX / 4) {
+            Ok(Step::End(_)) => return true,
+            Ok(Step::Member(member)) if member.size > 0 => return member.data == bytes.len() as u64,
+            Ok(Step::Member(member)) => {
+                let rest = usize::try_from(member.next).ok().and_then(|next| bytes.get(next..));
+                let Some(rest) = rest.filter(|rest| !rest.is_empty()) else { return false };
+                bytes = rest;
+            }
+            Ok(Step::Need(_)) | Err(_) => return false,
+        }
+    }
+}
+
+/// Stretches of a blob that are here, sorted.
+struct Here(Vec<(StoredRange, bytes::Bytes)>);
+
+impl Here {
+    fn bytes(&self, range: StoredRange) -> Result<&[u8]> {
+        let after = self.0.partition_point(|(here, _)| here.start() <= range.start());
+        let found = after.checked_sub(1).and_then(|at| self.0.get(at)).and_then(|(here, bytes)| {
+            let from = usize::try_from(range.start().checked_sub(here.start())?).ok()?;
+            bytes.get(from..from.checked_add(usize::try_from(range.len()).ok()?)?)
+        });
+        found.ok_or_else(|| Error::new(Kind::Broken, "stored bytes are not here that were read"))
+    }
+}
+
+/// Reads the ranges, which are in order, those that are near one another at once.
+async fn fetch(probe: &Probe<'_>, ranges: &[StoredRange]) -> Result<Here> {
+    let mut joined: Vec<StoredRange> = Vec::new();
+    for range in ranges.iter().filter(|range| !range.is_empty()) {
+        match joined.last_mut() {
+            Some(last) if range.start().saturating_sub(last.end()) <= NEAR => {
+                *last = StoredRange::new(last.start(), range.end().max(last.end()));
+            }
+            _ => joined.push(*range),
+        }
+    }
+    let reads = joined.into_iter().map(|range| async move { Ok((range, probe.read(range).await?)) });
+    stream::iter(reads).buffered(SIDE_BY_SIDE).try_collect().await.map(Here)
+}
+
+/// A layout in the making.
+#[derive(Default)]
+struct Laying {
+    /// Where each segment begins: its stored bytes, and its content.
+    starts: Vec<(u64, u64)>,
+    content: u64,
+    pieces: Vec<(u64, Vec<u8>)>,
+    parts: Vec<(ContentRange, Option<toc::ContentDigest>)>,
+}
+
+impl Laying {
+    fn begin(&mut self, stored: StoredRange) -> Result<()> {
+        if self.starts.last().is_some_and(|(before, _)| *before >= stored.start()) {
+            return Err(Error::new(Kind::Invalid, "parts overlap"));
+        }
+        self.starts.push((stored.start(), self.content));
+        Ok(())
+    }
+
+    fn add(&mut self, segment: &Segment<'_>, content: Content) -> Result<()> {
+        self.begin(segment.stored)?;
+        let beyond = || Error::new(Kind::Invalid, "there is more content than fits 64 bits");
+        for part in &segment.parts {
+            let start = self.content.checked_add(part.skip).ok_or_else(beyond)?;
+            self.parts.push((ContentRange::at(start, part.content.len()).ok_or_else(beyond)?, part.digest));
+        }
+        self.content =
+            self.content.checked_add(content.len - content.between.len() as u64).ok_or_else(beyond)?;
+        self.piece(content.between);
+        Ok(())
+    }
+
+    /// Content that is here, joined with what is before it.
+    fn piece(&mut self, bytes: Vec<u8>) {
+        let len = bytes.len() as u64;
+        match self.pieces.last_mut() {
+            Some((start, before)) if start.saturating_add(before.len() as u64) == self.content => {
+                before.extend(bytes)
+            }
+            _ if bytes.is_empty() => {}
+            _ => self.pieces.push((self.content, bytes)),
+        }
+        self.content = self.content.saturating_add(len);
+    }
+
+    fn finish(self, size: u64, end: u64, how: Compression) -> Result<Laid> {
+        let Self { starts, content, pieces, parts } = self;
+        let table = match how {
+            Compression::Gzip => Table::Gzip(gzip::Table::of_members(&starts, end, content, size)?),
+            Compression::Zstd => Table::Zstd(frames(&starts, content, end, size)?),
+        };
+        Ok(Laid { table, content, pieces, parts })
+    }
+}
+
+/// The spans of a zstd layer, with what follows its data as one without content.
+fn frames(starts: &[(u64, u64)], content: u64, end: u64, size: u64) -> Result<zstd::Spans> {
+    // Each is one span: no two are joined.
+    let mut builder = zstd::Builder::new(0);
+    let ends = starts.iter().skip(1).copied().chain([(end, content)]);
+    for ((stored, before), (next, after)) in starts.iter().zip(ends) {
+        builder.push(next.saturating_sub(*stored), after.saturating_sub(*before))?;
+    }
+    if size > end {
+        builder.push(size - end, 0)?;
+    }
+    builder.finish()
+}
