@@ -59,7 +59,8 @@ impl Change {
             Self::Flip { at, bits } => bytes.iter_mut().skip(at % len).take(1).for_each(|byte| *byte ^= bits),
             Self::Truncate { at } => bytes.truncate(at % len),
             Self::Swap { at, with, len: more } => {
-                let (one, other) = (at.min(with) % len, at.max(with) % len);
+                let (at, with) = (at % len, with % len);
+                let (one, other) = (at.min(with), at.max(with));
                 let more = (*more).min(len - other);
                 (0..more).for_each(|by| bytes.swap(one + by, other + by));
             }
@@ -178,7 +179,12 @@ impl Packed {
                 return false;
             }
         };
-        assert!(model.tree.lookup(NodeId::ROOT, b"2").is_some(), "the index was not used: {changes:?}");
+        if model.tree.lookup(NodeId::ROOT, b"2").is_none() {
+            // One that can't be read to its end is passed over, and the layer goes by without.
+            assert_eq!(self.trust, Trust::Always, "the index was not used: {changes:?}");
+            model.close().await;
+            return false;
+        }
         let mut right = true;
         for (file, start, len) in reads {
             let expected = &files[*file][(*start).min(SIZES[*file])..(start + len).min(SIZES[*file])];
