@@ -3,12 +3,14 @@
 //! Who may see the layer may see its index. One that is lost or damaged costs another going by, nothing else: whoever opens
 //! one checks it. Written whole or not at all.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
 
 use nix::libc;
 
+use super::budget::entries;
 use super::{Store, private};
 use crate::error::{Error, Kind, Result};
 use crate::oci::Digest;
@@ -43,6 +45,20 @@ impl Store {
         let home = self.home(who, layer);
         private::make_dir(&home).map_err(failed)?;
         private::write_whole(&home.join(format!("{NAME}{reading}")), failed, write)
+    }
+
+    /// Drops the index of a layer that was given to `who` as this file, which turned out to be damaged. One that has taken its
+    /// place stays.
+    pub fn drop_index(&self, who: &str, layer: &Digest, file: &File) {
+        let Ok(damaged) = file.metadata() else { return };
+        let is_it = |path: &PathBuf| {
+            let found = fs::symlink_metadata(path);
+            found.is_ok_and(|found| (found.dev(), found.ino()) == (damaged.dev(), damaged.ino()))
+        };
+        for path in entries(&self.home(who, layer)).into_iter().filter(is_it) {
+            tracing::warn!(path = %path.display(), "a damaged index is dropped; its layer goes by again for the next mount");
+            self.note(fs::remove_file(path), "drop a damaged index");
+        }
     }
 
     /// An empty file without a name, on the store's disk, for what is put aside while a layer goes by.
@@ -83,7 +99,7 @@ mod tests {
         assert_eq!(read(store.index(WHO, &layer, "so").unwrap()), "two");
         assert!(store.index("somebody else", &layer, "so").is_none());
         assert!(store.index(WHO, &layer, "otherwise").is_none(), "other names");
-        let left = std::fs::read_dir(store.shared(&layer)).unwrap().count();
+        let left = fs::read_dir(store.shared(&layer)).unwrap().count();
         assert_eq!(left, 3, "index, origins, proved, and nothing temporary");
     }
 
@@ -94,6 +110,6 @@ mod tests {
         let file = store.scratch(WHO, &layer).unwrap();
         file.write_all_at(b"aside", 3).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 8);
-        assert_eq!(std::fs::read_dir(store.own(WHO, &layer)).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(store.own(WHO, &layer)).unwrap().count(), 0);
     }
 }
