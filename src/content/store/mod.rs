@@ -32,7 +32,7 @@ pub mod audit;
 pub mod budget;
 pub mod catalogue;
 pub mod gaps;
-mod indexes;
+pub mod indexes;
 pub mod kept;
 mod open;
 mod private;

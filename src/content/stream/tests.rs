@@ -274,12 +274,13 @@ async fn with_a_damaged_index(damaged: &[usize]) -> (Model, std::path::PathBuf, 
     loader.let_pass(0).await.unwrap();
     loader.close().await;
     drop(loader);
+    // Open, so that it is not evicted along with the files.
+    let index = Arc::new(model.store().index("me", &model.blob().digest, &model.reading()).unwrap());
     let is_evicted = || {
         let _pruned = model.store().prune(Prune::Keep(0));
         model.store().holdings().is_empty()
     };
     until(is_evicted).await;
-    let index = Arc::new(model.store().index("me", &model.blob().digest, &model.reading()).unwrap());
     let path = std::fs::read_link(format!("/proc/self/fd/{}", index.as_raw_fd())).unwrap();
     let (layer, entries) = local::open(index, model.blob(), 0).unwrap();
     let Coding::Spans(spans) = &layer.coding else { unreachable!("the layer has gone by") };
