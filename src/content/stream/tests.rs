@@ -636,7 +636,7 @@ async fn layers_of_which_nothing_comes_keep_no_other_one_from_going_by_and_go_by
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_that_is_damaged_costs_decoding_from_the_one_before_and_no_read() {
-    for damaged in [&[2][..], &[1, 2], &[0, 1, 2, 3]] {
+    for damaged in [&[1, 2][..], &[0, 1, 2, 3]] {
         let (model, path, loader) = with_a_damaged_index(damaged).await;
         for file in [4, 1, 5, 0, 3, 2] {
             let place = ContentRange::new(CHUNK + 9, CHUNK + 4000);
