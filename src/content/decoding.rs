@@ -1,4 +1,4 @@
-//! What is at work of a compressed layer: its table of spans, had on first touch; windows; stored spans and decoders that
+//! What is at work of a compressed layer: its table of spans, had on first touch; stored spans and decoders that
 //! the next read may go on with.
 //!
 //! All that comes from an index is verified here, by digests that lead to the manifest, before anything is decoded with
@@ -20,7 +20,6 @@ use super::loader::Loader;
 use super::spans::{HELD, Table, Walker};
 use crate::error::{Error, Kind, Result};
 use crate::index::{Coding, Section, Spans};
-use crate::range::StoredRange;
 
 /// The longest table that is kept by itself, as of chunk digests: some 70,000 spans.
 const KEPT: usize = 4 << 20;
@@ -57,7 +56,9 @@ struct Spool {
 #[derive(Debug)]
 pub(super) struct Decoding {
     table: OnceCell<Arc<Table>>,
-    windows: Mutex<LruCache<usize, Bytes>>,
+    pub(super) windows: Mutex<LruCache<usize, Bytes>>,
+    /// Spans whose window can't be had from this machine's index.
+    pub(super) lost: Mutex<BTreeSet<usize>>,
     /// Each with the table that it goes by.
     walkers: Mutex<Vec<(Instant, Arc<Table>, Walker)>>,
     /// Spans that are being decoded: who begins with one of them waits, and joins what the other hands out.
@@ -125,6 +126,7 @@ impl Default for Decoding {
         Self {
             table: OnceCell::new(),
             windows: Mutex::new(LruCache::new(WINDOWS)),
+            lost: Mutex::default(),
             walkers: Mutex::default(),
             busy: Mutex::default(),
             free: Notify::new(),
@@ -301,35 +303,6 @@ impl Loader {
             let keep = move || loader.shelf.store.keep_small(&loader.shelf.who, &digest, &bytes);
             drop(tokio::task::spawn_blocking(keep));
         }
-    }
-
-    /// The window that decoding needs at the start of a span, verified; `None` where it needs none.
-    ///
-    /// # Errors
-    /// `Integrity` where its bytes are not what the table says, else what the repository says.
-    pub(super) async fn window(&self, layer: usize, table: &Table, span: usize) -> Result<Option<Bytes>> {
-        let Some(place) = table.window(span) else { return Ok(None) };
-        let found = self.decoding(layer).zip(self.spans_of(layer));
-        let (decoding, spans) = found.ok_or_else(|| Error::new(Kind::Invalid, "no such layer"))?;
-        if let Some(window) = decoding.windows.lock().get(&span) {
-            return Ok(Some(window.clone()));
-        }
-        let missing =
-            || Error::new(Kind::Invalid, "the index has not the windows that its table of spans says");
-        let all = spans.checkpoints.as_ref().ok_or_else(missing)?;
-        let start = all.range.start().checked_add(place.range.start());
-        let range = start.and_then(|start| StoredRange::at(start, place.range.len()));
-        let range = range.filter(|range| all.range.covers(*range)).ok_or_else(missing)?;
-        for _ in 0..ATTEMPTS {
-            let window = self.read_index(&all.home, range).await?;
-            if *blake3::hash(&window).as_bytes() == place.digest {
-                decoding.windows.lock().put(span, window.clone());
-                return Ok(Some(window));
-            }
-            tracing::warn!(span, "a window of the index is wrong");
-        }
-        Err(Error::new(Kind::Integrity, format!("the window of span {span} is not what the index says"))
-            .hint("push the artifact again; 'weightfs index add' writes a new index"))
     }
 }
 

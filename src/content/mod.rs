@@ -37,6 +37,7 @@ pub mod stream;
 pub mod verify;
 mod vouched;
 mod warm;
+mod windows;
 mod wire;
 
 pub use loader::{Held, Loader, Standing, Warm};

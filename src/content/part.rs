@@ -89,8 +89,13 @@ impl Loader {
         };
         let _turn =
             self.lanes.enter(Lane::Demand, &Default::default(), self.repository.pace().requests).await;
+        let needed = table.at(place.start())?.0;
         // Who reads the same span at the same time finds its stored bytes here then.
-        let _begun = decoding.begin(table.at(place.start())?.0).await;
+        let _begun = decoding.begin(needed).await;
+        if self.start_for(layer, &table, needed).await != needed {
+            // What is passed on a longer way is kept.
+            return Ok(None);
+        }
         let read = async {
             let mut reader = Reader::open(self, layer, place, Lane::Demand, Use::Shared).await?;
             let bytes = reader.all(place).await?;

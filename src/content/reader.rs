@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::decoding::interrupted;
 use super::lanes::Lane;
 use super::loader::Loader;
-use super::spans::{Table, Walker};
+use super::spans::{Span, Table, Walker};
 use super::wire::{Use, Wire};
 use crate::error::{Error, Kind, Result};
 use crate::index::CHUNK;
@@ -68,15 +68,22 @@ impl Reader {
         how: Use,
     ) -> Result<Self, Fault> {
         let table = loader.table(layer).await?;
-        let (position, span) = table.at(range.start())?;
+        let (needed, mut span) = table.at(range.start())?;
         let mut wire = Wire::new(loader, layer, &table, lane, how, range.end());
-        let in_hand = match (lane, how) {
-            (Lane::Demand, Use::Shared) => loader.desk.hold(wire.largest(position)).await,
-            _ => None,
-        };
+        let mut in_hand = wire.hold(needed).await;
         let shared = loader.decoding(layer).filter(|_| how == Use::Shared);
-        let resumed =
-            shared.and_then(|decoding| decoding.resume(&table, span.content.start(), range.start()));
+        let resume = |span: &Span| shared?.resume(&table, span.content.start(), range.start());
+        let mut resumed = resume(&span);
+        let mut position = needed;
+        if resumed.is_none() {
+            position = loader.start_for(layer, &table, needed).await;
+        }
+        if position != needed {
+            span = table.span(position).ok_or_else(|| Error::new(Kind::Invalid, "there is no such span"))?;
+            drop(in_hand);
+            in_hand = wire.hold(position).await;
+            resumed = resume(&span);
+        }
         if let Some(walker) = resumed {
             return Ok(Self {
                 wire,

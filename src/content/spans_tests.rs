@@ -47,7 +47,7 @@ struct Compressed {
 }
 
 /// One byte of two is random, as in weights.
-fn weights(seed: u64, len: usize) -> Vec<u8> {
+pub(super) fn weights(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(len + 2);
     while bytes.len() < len {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::decoding::interrupted;
 use super::lanes::Lane;
@@ -77,8 +78,16 @@ impl Wire {
         self.layer
     }
 
+    /// Waits until what reading from this span on takes may be in hand, where somebody waits for it.
+    pub(super) async fn hold(&mut self, from: usize) -> Option<OwnedSemaphorePermit> {
+        match (self.lane, self.how) {
+            (Lane::Demand, Use::Shared) => self.loader.desk.hold(self.largest(from)).await,
+            _ => None,
+        }
+    }
+
     /// The most stored bytes that are in hand at once when content is read from this span on.
-    pub(super) fn largest(&self, from: usize) -> u64 {
+    fn largest(&self, from: usize) -> u64 {
         let to = self.last().max(from);
         let spans = (from..=to).filter_map(|position| self.table.span(position));
         spans.map(|span| if span.is_held() { span.stored.len() } else { PIECE }).max().unwrap_or(PIECE)

@@ -15,8 +15,8 @@ use crate::content::store::Asked;
 use crate::content::{Config, Integrity, Loader, Store};
 use crate::error::Result;
 use crate::index::find::Known;
-use crate::index::{Attached, Coding, Guides, Index, Sources, Trust, bound};
-use crate::oci::artifact::{INDEX_KEY, ModelLayer, Packaging};
+use crate::index::{Attached, Coding, Guides, Index, Sources, Trust, bound, diff_ids};
+use crate::oci::artifact::{ModelLayer, Packaging};
 use crate::oci::{Artifact, Digest, Reference};
 use crate::range::StoredRange;
 use crate::repository::Repository;
@@ -58,7 +58,7 @@ impl Model {
         let indexes = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
         let Indexes { mut index, bound, attached } = indexes;
         let has_bound = bound.is_some();
-        warnings.extend(compare_diff_ids(&mut index, &artifact, &pin::diff_ids(description.as_ref())));
+        warnings.extend(diff_ids::note(&mut index, &artifact, &pin::diff_ids(description.as_ref())));
         if config.integrity == Integrity::Strict {
             forget_unproved(&mut index);
         }
@@ -176,36 +176,8 @@ fn forget_unproved(index: &mut Index) {
     index.entries.retain(|entry| streamed.get(entry.layer) != Some(&true));
 }
 
-/// Notes the config's diffIDs in the layers, and says where one disagrees: where content is the stored bytes it
-/// should be the layer's digest. A disagreement is a warning, never proof.
-fn compare_diff_ids(index: &mut Index, artifact: &Artifact, diff_ids: &[Digest]) -> Vec<String> {
-    let shown =
-        described(artifact, diff_ids.len()).into_iter().zip(diff_ids).filter(|(layer, _)| !layer.hidden);
-    let mut warnings = Vec::new();
-    for (layer, (_, diff_id)) in index.layers.iter_mut().zip(shown) {
-        let digest = &layer.blob.digest;
-        let is_content = matches!(layer.coding, Coding::Stored);
-        if is_content && diff_id != digest && diff_id.algorithm() == digest.algorithm() {
-            warnings.push(format!("layer {digest}: the config's diffID for it is {diff_id}, ignored"));
-        }
-        layer.diff_id = Some(diff_id.clone());
-    }
-    warnings
-}
-
-/// The layers that a config with `count` diffIDs describes: all, or all but the bound index, which may have been added
-/// since, or those that are shown. None where it can't be told.
-fn described(artifact: &Artifact, count: usize) -> Vec<&ModelLayer> {
-    let all: Vec<_> = artifact.layers.iter().collect();
-    let not_index = |layer: &&ModelLayer| !layer.descriptor.annotations.contains_key(INDEX_KEY);
-    let without_index = artifact.layers.iter().filter(not_index).collect();
-    let shown = artifact.visible().collect();
-    [all, without_index, shown].into_iter().find(|layers| layers.len() == count).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
     use tokio::sync::watch;
 
@@ -214,7 +186,7 @@ mod tests {
     use crate::error::{Error, Kind};
     use crate::index::ChunkDigest;
     use crate::oci::Descriptor;
-    use crate::oci::artifact::{INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY};
+    use crate::oci::artifact::{INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY, INDEX_KEY};
     use crate::oci::manifest::{Manifest, OCI_MANIFEST};
     use crate::repository::Memory;
     use crate::repository::around::Around;
@@ -223,36 +195,6 @@ mod tests {
         let annotations = [("org.cncf.model.filepath".to_owned(), path.to_owned())].into();
         let media_type = "application/vnd.cncf.model.weight.v1.raw".to_owned();
         Descriptor { media_type, digest: Digest::of(&[content]), size: 1, annotations }
-    }
-
-    #[test]
-    fn a_diff_id_is_given_to_its_layer_and_one_that_disagrees_is_a_warning() {
-        let mut layers = vec![layer("h", 0), layer("a", 1), layer("b", 2)];
-        let mark = ("containerd.io/snapshot/nydus-bootstrap".to_owned(), "true".to_owned());
-        layers[0].annotations.extend([mark]);
-        let artifact = Artifact::read(Manifest { layers, ..Manifest::default() }).unwrap();
-        let memory = Memory::new();
-        let found = crate::index::find(&memory, &artifact, &|_| Vec::new()).now_or_never().unwrap().unwrap();
-        let ids = [Digest::of(&[0]), Digest::of(&[1]), Digest::of(&[9]), Digest::of(&[7])];
-        let mut with_index = artifact.clone();
-        with_index.layers.push(with_index.layers[0].clone());
-        with_index.layers[3].descriptor.annotations = [(INDEX_KEY.to_owned(), "v1".to_owned())].into();
-        for (artifact, ids) in [
-            (&artifact, &ids[..3]),
-            (&artifact, &ids[1..3]),
-            (&with_index, &ids[..]),
-            (&with_index, &ids[..3]),
-            (&with_index, &ids[1..3]),
-        ] {
-            let mut index = found.clone();
-            let warnings = compare_diff_ids(&mut index, artifact, ids);
-            assert_eq!(index.layers[0].diff_id, Some(Digest::of(&[1])));
-            assert_eq!(warnings.len(), 1);
-            assert!(warnings[0].contains(&Digest::of(&[2]).to_string()), "{warnings:?}");
-        }
-        let mut index = found;
-        assert!(compare_diff_ids(&mut index, &artifact, &ids[..1]).is_empty());
-        assert_eq!(index.layers[0].diff_id, None);
     }
 
     #[tokio::test]

@@ -9,10 +9,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 
 use super::bound::refuse_large;
 use super::format::{self, HEAD_LIMIT};
-use super::{ChunkDigest, Coding, Entry, EntryKind, Home, Index, Layer, Section};
+use super::{ChunkDigest, Coding, Entry, EntryKind, Home, Index, Layer, Section, sections};
 use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Digest};
 
@@ -53,6 +54,38 @@ pub fn write(file: &File, layer: &Layer, entries: &[Entry], digests: Vec<ChunkDi
 /// [`Kind::Invalid`] and [`Kind::Integrity`] where it is not such an index, or not of this layer, and [`Kind::Storage`] where
 /// it can't be read: the caller does without it.
 pub fn open(file: Arc<File>, blob: &Blob, number: usize) -> Result<(Layer, Vec<Entry>)> {
+    let (mut layer, entries) = said(file)?;
+    if layer.blob != *blob {
+        return Err(of_another(&layer, &blob.digest));
+    }
+    if let Some(bound) = &mut layer.bound {
+        bound.kept_as = blob.digest.clone();
+        take_along(&mut bound.chunks)?;
+    }
+    if let Coding::Spans(spans) = &mut layer.coding {
+        take_along(&mut spans.table)?;
+    }
+    let entries = entries.into_iter().map(|entry| renumbered(entry, number)).collect();
+    Ok((layer, entries))
+}
+
+/// Reads all of the index in `file`, checkpoints too, and compares it with its digests. Blocks on the local disk; costs memory as
+/// its longest section and [`format::decode()`].
+///
+/// # Errors
+/// As [`open`].
+pub fn check(file: &Arc<File>, layer: &Digest) -> Result<()> {
+    let (found, _) = said(Arc::clone(file))?;
+    if found.blob.digest != *layer {
+        return Err(of_another(&found, layer));
+    }
+    // Waits for nothing where there is no repository to ask.
+    let checked = sections::check(None, &found).now_or_never();
+    checked.unwrap_or_else(|| Err(Error::new(Kind::Storage, "reading an index was interrupted")))
+}
+
+/// What the head of the index in `file` says, which is right: its one layer, and the entries.
+fn said(file: Arc<File>) -> Result<(Layer, Vec<Entry>)> {
     let metadata = file.metadata();
     let len =
         metadata.map_err(|error| Error::from_source(Kind::Storage, "cannot read an index", error))?.len();
@@ -68,22 +101,14 @@ pub fn open(file: Arc<File>, blob: &Blob, number: usize) -> Result<(Layer, Vec<E
     }
     let mut head = format::decode_at(&head, size, &Home::File(file))?;
     refuse_large(&head, said)?;
-    let (Some(mut layer), true) = (head.layers.pop(), head.layers.is_empty()) else {
-        return Err(Error::new(Kind::Invalid, "an index of one layer has another number of them"));
-    };
-    if layer.blob != *blob {
-        let doing = format!("an index is of layer {} and not of {}", layer.blob.digest, blob.digest);
-        return Err(Error::new(Kind::Invalid, doing));
+    match (head.layers.pop(), head.layers.is_empty()) {
+        (Some(layer), true) => Ok((layer, head.entries)),
+        _ => Err(Error::new(Kind::Invalid, "an index of one layer has another number of them")),
     }
-    if let Some(bound) = &mut layer.bound {
-        bound.kept_as = blob.digest.clone();
-        take_along(&mut bound.chunks)?;
-    }
-    if let Coding::Spans(spans) = &mut layer.coding {
-        take_along(&mut spans.table)?;
-    }
-    let entries = head.entries.into_iter().map(|entry| renumbered(entry, number)).collect();
-    Ok((layer, entries))
+}
+
+fn of_another(found: &Layer, layer: &Digest) -> Error {
+    Error::new(Kind::Invalid, format!("an index is of layer {} and not of {layer}", found.blob.digest))
 }
 
 /// Reads a section and compares it with its digest, so that damage is found while the layer can still go by instead, and none

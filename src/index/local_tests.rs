@@ -100,3 +100,23 @@ fn a_damaged_or_cut_index_is_refused_or_says_the_same() {
         assert!(with(&whole[..len]).is_err(), "{len} bytes");
     }
 }
+
+#[test]
+fn a_damaged_checkpoint_is_found_by_who_looks_at_all_of_an_index() {
+    let (_, stored) = stored_forms(&sample()).swap_remove(0);
+    let (layer, _, file) = indexed("tar+gzip", &stored);
+    let file = Arc::new(file);
+    check(&file, &layer.blob.digest).unwrap();
+    assert_eq!(check(&file, &Digest::of(b"other")).unwrap_err().kind(), Kind::Invalid);
+    let (found, _) = open(Arc::clone(&file), &layer.blob, 3).unwrap();
+    let Coding::Spans(spans) = &found.coding else { panic!("not compressed") };
+    let range = spans.checkpoints.as_ref().unwrap().range;
+    for at in [range.start(), range.end() - 1] {
+        let right = read(&file, at, 1).unwrap();
+        file.write_all_at(&[right[0] ^ 1], at).unwrap();
+        assert!(open(Arc::clone(&file), &layer.blob, 3).is_ok(), "checkpoints are had when they are needed");
+        assert_eq!(check(&file, &layer.blob.digest).unwrap_err().kind(), Kind::Integrity);
+        file.write_all_at(&right, at).unwrap();
+    }
+    check(&file, &layer.blob.digest).unwrap();
+}

@@ -9,6 +9,7 @@ mod archive;
 mod attached;
 pub mod bound;
 mod cover;
+pub mod diff_ids;
 mod digest;
 pub mod find;
 pub mod format;

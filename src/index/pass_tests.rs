@@ -351,3 +351,18 @@ fn entries_say_which_layer_they_are_of() {
     let extent = Some(ExtentId { layer: 7, extent: 0 });
     assert_eq!((passed.entries[0].layer, &passed.entries[0].kind), (7, &EntryKind::File { extent, size: 1 }));
 }
+
+#[test]
+fn the_digest_of_all_content_is_had_where_it_is_asked_for() {
+    let content = sample();
+    for (suffix, stored) in stored_forms(&content) {
+        let artifact = artifact(suffix, None, &stored);
+        for is_asked in [true, false] {
+            let pass = Pass::new(&artifact.layers[0], 0, Spacing::default()).unwrap();
+            let mut pass = if is_asked { pass.digesting(Algorithm::Sha256) } else { pass };
+            stored.chunks(1000).for_each(|piece| pass.step(piece, &mut |_| Ok(())).unwrap());
+            let passed = pass.finish(&mut |_| Ok(())).unwrap();
+            assert_eq!(passed.digest, is_asked.then(|| Digest::of(&content)), "{suffix}");
+        }
+    }
+}

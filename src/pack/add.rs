@@ -9,20 +9,19 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::Watch;
-use super::build::{Making, build};
+use super::build::{Making, build, config};
 use super::manifest::{Written, json};
 use super::publish::{Destination, UPLOADS};
 use super::splice;
 use crate::error::{Error, Kind, Result};
 use crate::index::format::Encoded;
-use crate::index::{self, Index};
+use crate::index::{self, Index, diff_ids};
 use crate::oci::artifact::Family;
-use crate::oci::config::{CONFIG_LIMIT, Description};
+use crate::oci::config::Description;
 use crate::oci::manifest::{Document, LAYER_LIMIT, Manifest, OCI_MANIFEST};
-use crate::oci::{Artifact, Blob, Descriptor, Digest, Reference, Which};
-use crate::range::StoredRange;
+use crate::oci::{Artifact, Blob, Digest, Reference, Which};
 use crate::repository::push::Piece;
-use crate::repository::{Pinned, Repository, read_all};
+use crate::repository::{Pinned, Repository};
 
 /// What a person should know of a manifest that refers to another one.
 const REFERRER: &str = "it has a subject, and the model with its index will have the same one; what refers to it, as \
@@ -49,6 +48,8 @@ pub struct Added {
     pub new: Digest,
     /// The index.
     pub index: Blob,
+    /// What a person should know of the layers, now that they were read.
+    pub warnings: Vec<String>,
 }
 
 impl Plain {
@@ -77,18 +78,10 @@ impl Plain {
         refuse_indexed(reference, &artifact)?;
         refuse_foreign(reference, &artifact)?;
         let mut index = index::find(&*repository, &artifact, &|_| Vec::new()).await.map_err(opening)?;
-        let config = match &manifest.config {
-            Some(config) => small(&*repository, config).await.map_err(opening)?,
-            None => None,
-        };
-        let diff_ids = config.as_ref().map(|config| Description::parse(config).diff_ids).unwrap_or_default();
-        if diff_ids.len() == artifact.layers.len() {
-            let shown = artifact.layers.iter().zip(diff_ids).filter(|(layer, _)| !layer.hidden);
-            for (layer, (_, diff_id)) in index.layers.iter_mut().zip(shown) {
-                layer.diff_id = Some(diff_id);
-            }
-        }
-        let mut warnings = std::mem::take(&mut index.warnings);
+        let config = config(&*repository, manifest.config.as_ref()).await.map_err(opening)?;
+        let said = config.as_ref().map(|config| Description::parse(config).diff_ids).unwrap_or_default();
+        let mut warnings = diff_ids::note(&mut index, &artifact, &said);
+        warnings.append(&mut index.warnings);
         warnings.extend(has_subject(&pinned.bytes).then(|| REFERRER.to_owned()));
         Ok(Self { repository, pinned, manifest, artifact, index, config, warnings })
     }
@@ -123,7 +116,7 @@ impl Plain {
         watch: &Watch,
     ) -> Result<Added> {
         let built = build(&*self.repository, &self.artifact, self.index.clone(), making, watch).await?;
-        let encoded = built.encoded;
+        let (encoded, warnings) = (built.encoded, built.index.warnings);
         let config = self.config_with(&encoded.blob.digest);
         let manifest = self.manifest_with(&encoded, config.as_ref())?;
         self.copy_blobs(destination, watch).await?;
@@ -135,7 +128,7 @@ impl Plain {
             self.refuse_moved(tag).await?;
         }
         let new = destination.tag(self.media_type(), &manifest).await?;
-        Ok(Added { old: self.pinned.digest.clone(), new, index: encoded.blob })
+        Ok(Added { old: self.pinned.digest.clone(), new, index: encoded.blob, warnings })
     }
 
     async fn refuse_moved(&self, tag: &str) -> Result<()> {
@@ -269,21 +262,6 @@ fn has_subject(manifest: &[u8]) -> bool {
         subject: Option<serde::de::IgnoredAny>,
     }
     serde_json::from_slice::<Referrer>(manifest).is_ok_and(|referrer| referrer.subject.is_some())
-}
-
-/// The config's bytes; `None` where it is larger than any that is read.
-async fn small(repository: &dyn Repository, config: &Descriptor) -> Result<Option<Bytes>> {
-    if config.size > CONFIG_LIMIT {
-        return Ok(None);
-    }
-    let bytes = read_all(repository, &config.blob(), StoredRange::new(0, config.size)).await?;
-    match config.digest.matches(&bytes) {
-        true => Ok(Some(bytes)),
-        false => {
-            let doing = format!("the bytes of the config are not what {} names", config.digest);
-            Err(Error::new(Kind::Integrity, doing))
-        }
-    }
 }
 
 #[cfg(test)]

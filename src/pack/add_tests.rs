@@ -1,6 +1,9 @@
 //! Tests of adding an index to artifacts in memory: what is asked of the repository, and what stays as it was.
 
 use super::*;
+use crate::codec::gzip::tests::member;
+use crate::codec::tar::tests::plain;
+use crate::pack::build::{Source, compare};
 use crate::pack::publish::unwatched;
 use crate::repository::push::Target;
 use crate::repository::{Config, Memory};
@@ -9,12 +12,18 @@ const WEIGHT: &str = "application/vnd.cncf.model.weight.v1.raw";
 
 /// An artifact of raw layers, under the tag `v1`, whose config says `config` and whose manifest has these layers more.
 fn memory(layers: &[&[u8]], config: &str, more: &str) -> Arc<Memory> {
+    let layers: Vec<_> = layers.iter().map(|bytes| (WEIGHT, *bytes)).collect();
+    memory_of(&layers, config, more)
+}
+
+/// The same of layers with these media types.
+fn memory_of(layers: &[(&str, &[u8])], config: &str, more: &str) -> Arc<Memory> {
     let memory = Memory::new();
     let config = memory.put(config.as_bytes().to_vec());
-    let layers = layers.iter().enumerate().map(|(number, bytes)| {
+    let layers = layers.iter().enumerate().map(|(number, (media_type, bytes))| {
         let blob = memory.put(bytes.to_vec());
         format!(
-            r#"{{"mediaType":"{WEIGHT}","digest":"{}","size":{},"annotations":{{"org.cncf.model.filepath":"{number}"}}}}"#,
+            r#"{{"mediaType":"{media_type}","digest":"{}","size":{},"annotations":{{"org.cncf.model.filepath":"{number}"}}}}"#,
             blob.digest, blob.size
         )
     });
@@ -48,6 +57,47 @@ async fn add(memory: &Arc<Memory>) -> Result<(Added, String)> {
     let added = plain.add(&destination, None, &making(folder.path()), &unwatched()).await?;
     let manifest = folder.path().join("blobs/sha256").join(added.new.hex());
     Ok((added, std::fs::read_to_string(manifest).unwrap()))
+}
+
+#[tokio::test]
+async fn content_of_a_compressed_layer_that_its_diff_id_denies_is_a_warning_and_no_more() {
+    let content = [plain("a", 512), vec![7; 512], vec![0; 1024]].concat();
+    let stored = member(&content, 6);
+    let (layer, right, wrong) = (Digest::of(&stored), Digest::of(&content), Digest::of(b"other"));
+    for (said, is_right) in [(&right, true), (&wrong, false)] {
+        let config = format!(r#"{{"modelfs":{{"type":"layers","diffIds":["{said}"]}}}}"#);
+        let memory = memory_of(&[("application/vnd.cncf.model.weight.v1.tar+gzip", &stored)], &config, "");
+        let is_said = |warnings: &[String]| {
+            let denial =
+                |text: &String| text.contains(&layer.to_string()) && text.contains(&said.to_string());
+            assert!(warnings.len() <= 1 && warnings.iter().all(denial), "{warnings:?}");
+            assert!(warnings.iter().all(|text| text.contains(&right.to_string())), "{warnings:?}");
+            !warnings.is_empty()
+        };
+        let (added, _) = add(&memory).await.unwrap();
+        assert_eq!(is_said(&added.warnings), !is_right);
+
+        let folder = tempfile::tempdir().unwrap();
+        let source = Source::open(memory.clone(), &reference(), None).await.unwrap();
+        let (artifact, found, making) = (&source.artifact, source.found.clone(), making(folder.path()));
+        let built = build(&*memory, artifact, found, &making, &unwatched()).await.unwrap();
+        assert_eq!(built.index.layers[0].diff_id.as_ref(), Some(said));
+        assert_eq!(is_said(&built.index.warnings), !is_right);
+
+        let nothing = Index::default();
+        let compared = compare(&*memory, artifact, &nothing, making.scratch, &unwatched()).await.unwrap();
+        assert_eq!(is_said(&compared.warnings), !is_right);
+    }
+}
+
+#[tokio::test]
+async fn a_config_that_cannot_be_had_costs_no_index() {
+    let memory = memory(&[b"bytes"], "{}", "");
+    let config = Digest::of(b"{}");
+    memory.replace(&config, b"[]".to_vec());
+    let source = Source::open(memory.clone(), &reference(), None).await.unwrap();
+    let [warning] = &source.found.warnings[..] else { panic!("{:?}", source.found.warnings) };
+    assert!(warning.contains(&config.to_string()), "{warning}");
 }
 
 #[tokio::test]

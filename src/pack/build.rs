@@ -15,16 +15,18 @@ use tokio::sync::mpsc::{Receiver, channel};
 use super::Watch;
 use super::digest::Chunks;
 use crate::error::{Error, Kind, Result};
+use crate::index::diff_ids::{self, disagreement};
 use crate::index::format::{Encoded, encode};
 use crate::index::pass::{Digesting, Event, Pass, Spacing};
 use crate::index::spool::Spool;
 use crate::index::{self, Allowance, ChunkDigest, Coding, Entry, Headers, Index, Layer, sections};
 use crate::oci::artifact::ModelLayer;
+use crate::oci::config::{CONFIG_LIMIT, Description};
 use crate::oci::digest::Hasher;
 use crate::oci::manifest::Document;
-use crate::oci::{Artifact, Blob, Digest, Platform, Reference, Which};
+use crate::oci::{Artifact, Blob, Descriptor, Digest, Platform, Reference, Which};
 use crate::range::StoredRange;
-use crate::repository::{Pinned, Repository};
+use crate::repository::{Pinned, Repository, read_all};
 
 /// How many layers are read at once.
 const SIDE_BY_SIDE: usize = 4;
@@ -108,7 +110,8 @@ impl Opened {
 }
 
 impl Source {
-    /// The artifact that `reference` names, as [`Opened::open`] has it. Costs what [`Opened::open`] and [`find`](index::find()) do.
+    /// The artifact that `reference` names, as [`Opened::open`] has it. Costs what [`Opened::open`] and [`find`](index::find()) do,
+    /// and a request for the config.
     ///
     /// # Errors
     /// `Invalid` where it has an index; as those two.
@@ -122,7 +125,7 @@ impl Source {
             let doing = format!("{reference} has an index of its own: {}", index.blob.digest);
             return Err(Error::new(Kind::Invalid, doing));
         }
-        let found = index::find(&*repository, &artifact, &|_| Vec::new()).await;
+        let found = find(&*repository, &artifact).await;
         let found = found.map_err(|error| error.context(format!("cannot open {reference}")))?;
         Ok(Self { repository, pinned, artifact, found })
     }
@@ -134,8 +137,50 @@ impl Source {
     }
 }
 
-/// In what `said`, an index's word of the layers of `artifact`, differs from the layers, which are read; `None` where it does
-/// not. `watch` is told of twice their bytes.
+/// What is known of an artifact's files before its layers are read, with the diffIDs that its config gives.
+async fn find(repository: &dyn Repository, artifact: &Artifact) -> Result<Index> {
+    let (found, config) = tokio::join!(
+        index::find_with(repository, artifact, &|_| Vec::new(), None),
+        config(repository, artifact.config.as_ref()),
+    );
+    let mut found = found?;
+    let warnings = match config {
+        Ok(Some(config)) => diff_ids::note(&mut found, artifact, &Description::parse(&config).diff_ids),
+        Ok(None) => Vec::new(),
+        Err(error) => vec![format!("its diffIDs are not compared: {error}")],
+    };
+    found.warnings.extend(warnings);
+    Ok(found)
+}
+
+/// The config's bytes; `None` where there is none, or one that is larger than any that is read.
+///
+/// # Errors
+/// `Integrity` where its bytes are not what its digest says; those of reading.
+pub(super) async fn config(
+    repository: &dyn Repository,
+    config: Option<&Descriptor>,
+) -> Result<Option<Bytes>> {
+    let Some(config) = config.filter(|config| config.size <= CONFIG_LIMIT) else { return Ok(None) };
+    let bytes = read_all(repository, &config.blob(), StoredRange::new(0, config.size)).await?;
+    if config.digest.matches(&bytes) {
+        return Ok(Some(bytes));
+    }
+    let doing = format!("the bytes of the config are not what {} names", config.digest);
+    Err(Error::new(Kind::Integrity, doing))
+}
+
+/// How an index compares with the layers that it is of.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// In what they differ; `None` where they do not.
+    pub differs: Option<String>,
+    /// What a person should know of the layers.
+    pub warnings: Vec<String>,
+}
+
+/// In what `said`, an index's word of the layers of `artifact`, differs from the layers, which are read, and what
+/// their diffIDs are worth. `watch` is told of twice their bytes.
 ///
 /// # Errors
 /// As [`build`]; those of reading the index.
@@ -145,10 +190,20 @@ pub async fn compare(
     said: &Index,
     scratch: PathBuf,
     watch: &Watch,
-) -> Result<Option<String>> {
+) -> Result<Compared> {
     let making = Making { spacing: Spacing::default(), scratch };
-    let found = index::find_with(repository, artifact, &|_| Vec::new(), None).await?;
+    let found = find(repository, artifact).await?;
     let built = build(repository, artifact, found, &making, watch).await?;
+    let differs = differs(repository, said, &built, watch).await?;
+    Ok(Compared { differs, warnings: built.index.warnings })
+}
+
+async fn differs(
+    repository: &dyn Repository,
+    said: &Index,
+    built: &Built,
+    watch: &Watch,
+) -> Result<Option<String>> {
     for (number, layer) in said.layers.iter().enumerate().filter(|(_, layer)| layer.is_covered()) {
         let own = |entries: &[Entry]| {
             entries.iter().filter(|entry| entry.layer == number).cloned().collect::<Vec<_>>()
@@ -201,7 +256,8 @@ async fn spans_agree(repository: &dyn Repository, layer: &Layer, watch: &Watch) 
     Ok(true)
 }
 
-/// Reads every layer of `artifact` once and gives its index. `found` is what [`find`](crate::index::find()) says of it: layers
+/// Reads every layer of `artifact` once and gives its index. A layer whose content is not what its diffID in `found` says is a
+/// warning. `found` is what [`find`](crate::index::find()) says of it: layers
 /// that are not compressed stay as they are there, of others it is known only now. `watch` is told of the bytes read. Must be
 /// called within a tokio runtime.
 ///
@@ -300,7 +356,11 @@ impl Work {
         if matches!(layer.coding, Coding::Stored) {
             return Ok(Self::Stored(layer));
         }
-        let pass = Box::new(Pass::beside(described, number, making.spacing, headers)?);
+        let pass = Pass::beside(described, number, making.spacing, headers)?;
+        let pass = Box::new(match &layer.diff_id {
+            Some(diff_id) => pass.digesting(diff_id.algorithm()),
+            None => pass,
+        });
         let spool = Spool::new(nameless(&making.scratch)?);
         let described = Box::new(described.clone());
         Ok(Self::Compressed { described, diff_id: layer.diff_id, pass, spool })
@@ -343,8 +403,11 @@ fn compressed(
     all(&described.descriptor.blob(), take, &mut |piece| pass.step(piece, &mut sink))?;
     let passed = pass.finish(&mut sink)?;
     let mut layer = spool.layer(described, &passed);
+    let mut warnings = passed.warnings;
+    let compared = diff_id.as_ref().zip(passed.digest.as_ref());
+    warnings.extend(compared.and_then(|(said, found)| disagreement(&layer.blob.digest, said, found)));
     layer.diff_id = diff_id;
-    Ok(Gone { layer, entries: Some(passed.entries), warnings: passed.warnings, chunks: digesting.finish() })
+    Ok(Gone { layer, entries: Some(passed.entries), warnings, chunks: digesting.finish() })
 }
 
 /// Gives every piece to `each`, and compares the digest of all of them with the blob's. What `each` finds wrong counts only in

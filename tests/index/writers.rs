@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use weightfs::codec::{gzip, tar_header, zstd};
+use weightfs::content::store::prune::Prune;
 use weightfs::content::{Config, Store, StoreConfig, Warm};
 use weightfs::fs::Model;
 use weightfs::index::pass::{Event, Pass, Spacing};
@@ -125,7 +126,8 @@ fn compressed_here(content: &[u8]) -> [(&'static str, Vec<u8>); 2] {
 /// A read: which file, from where on, how much; each in parts of 65536 of what there is.
 type Read = (u16, u16, u16);
 
-/// Reads of a model of this layer that keeps nothing, while it goes by and again by the index that was made then.
+/// Reads of a model of this layer: while it goes by and nothing can be kept, while it goes by, and by the index that was made then
+/// and nothing else.
 fn assert_read_at_random(files: &Files, (suffix, stored): (&str, Vec<u8>), reads: &[Read]) {
     let memory = Arc::new(Memory::new());
     let blob = memory.put(stored);
@@ -136,14 +138,15 @@ fn assert_read_at_random(files: &Files, (suffix, stored): (&str, Vec<u8>), reads
     memory.put_manifest("v1", OCI_MANIFEST, format!(r#"{{"schemaVersion":2,"layers":[{layer}]}}"#));
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    for streamed in [true, false] {
-        let store = StoreConfig { folder: folder.path().join("store"), size: Some(0) };
+    let (nothing, enough) = (Some(0), Some(1 << 30));
+    for (streamed, size) in [(true, nothing), (true, enough), (false, nothing)] {
+        let store = StoreConfig { folder: folder.path().join("store"), size };
         let config = Config { warm: Warm::None, memory: 0, ..Config::default() };
         let reference = "127.0.0.1:1/a/b:v1".parse().unwrap();
         runtime.block_on(async {
             let model = Model::open(memory.clone(), reference, Store::open(&store).unwrap(), config).await;
             let model = model.unwrap();
-            assert_eq!(model.is_named(), !streamed, "the second time there is an index");
+            assert_eq!(model.is_named(), !streamed, "the third time there is an index");
             for read in reads {
                 assert_read(&model, files, read).await;
             }
@@ -151,12 +154,29 @@ fn assert_read_at_random(files: &Files, (suffix, stored): (&str, Vec<u8>), reads
             let (store, who) = (Store::open(&store).unwrap(), memory.identity());
             let reading = model.artifact.layers[0].reading();
             let indexed = async {
-                while store.index(&who, &blob.digest, &reading).is_none() {
+                loop {
+                    match store.index(&who, &blob.digest, &reading) {
+                        Some(index) => return index,
+                        None => tokio::task::yield_now().await,
+                    }
+                }
+            };
+            if size == nothing {
+                return model.close().await;
+            }
+            let index =
+                tokio::time::timeout(Duration::from_secs(60), indexed).await.expect("no index was kept");
+            model.close().await;
+            drop(model);
+            let evicted = async {
+                while !store.holdings().is_empty() {
+                    // The index is open, so it stays.
+                    let _pruned = store.prune(Prune::Keep(0));
                     tokio::task::yield_now().await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(60), indexed).await.expect("no index was kept");
-            model.close().await;
+            tokio::time::timeout(Duration::from_secs(60), evicted).await.expect("files are still in use");
+            drop(index);
         });
     }
 }

@@ -157,7 +157,8 @@ impl Twin<'_> {
             }
             // A mapping of nothing is an error everywhere.
             Step::Map { .. } if right.is_empty() => {}
-            // All of the file is read at once then; one such run asked for the page that fails without end, and why is not found out.
+            // It would never return: a fault that Linux lets wait for the file is begun anew by populating, as if it were the first,
+            // whatever came of the read; only one by touch is told the second time. Ends when the process is killed.
             Step::Map { how: Mapping::Populated, .. } if self.is_wrong(number, 0, right.len() as u64) => {}
             // It would raise SIGBUS.
             Step::Map { offset, size, .. } if self.is_wrong(number, offset, size) => {}

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use super::*;
 use crate::support::pack as made;
 use crate::support::pack::{Dialect, Packing};
-use crate::support::registry::Registry;
+use crate::support::registry::{Registry, flip};
 
 /// What a program makes of the bytes on its standard input.
 fn piped(program: &str, arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
@@ -145,6 +145,39 @@ fn an_index_that_was_built_here_saves_asking_for_the_layer() {
     let before = asked();
     assert!(before > 0 && has_all_files(&place, &target, &[]));
     assert_eq!(asked(), before, "names come from the index");
+}
+
+#[test]
+fn an_index_that_was_built_here_is_listed_checked_and_makes_room_like_what_is_kept() {
+    let (registry, place) = (Registry::start(), Place::new());
+    let artifact = flat("gzip");
+    registry.push("acme/llm", "v1", &artifact);
+    let target = registry.reference("acme/llm:v1");
+    let list = || place.run(["cache", "list", "--json"]).ok().json();
+    for damaged in [true, false] {
+        index(&place, &["build", &target]).ok();
+        let listed = list();
+        assert_eq!(listed["indexes"][0]["layer"], json!(artifact.blobs[0].digest), "{listed}");
+        assert_eq!(listed["indexes"][0]["diskBytes"], listed["usedBytes"], "{listed}");
+        assert!(place.run(["cache", "list"]).ok().stdout.contains("(index)"));
+        if damaged {
+            let layer = artifact.blobs[0].digest.replace(':', "/");
+            let folder = fs::read_dir(place.store().join("layers").join(layer)).unwrap();
+            let kept = folder.map(|entry| entry.unwrap().path());
+            let mut kept = kept.filter(|path| path.to_string_lossy().contains("/index-"));
+            flip(&kept.next().unwrap(), 100);
+            let ran = place.run(["cache", "verify", "--json"]);
+            assert_eq!(
+                (ran.code, &ran.json()["wrongIndexes"][0]["layer"]),
+                (1, &listed["indexes"][0]["layer"])
+            );
+        } else {
+            assert_eq!(place.run(["cache", "verify", "--json"]).ok().json()["indexes"], json!(1));
+            assert_eq!(place.run(["cache", "prune", "--json"]).ok().json()["indexes"], json!(0));
+            assert_eq!(place.run(["cache", "prune", "--all", "--json"]).ok().json()["indexes"], json!(1));
+        }
+        assert_eq!(list()["indexes"], json!([]));
+    }
 }
 
 #[test]

@@ -73,7 +73,11 @@ pub(super) fn run(command: &Add, settings: &Settings) -> Result<()> {
         let watch: Watch = std::sync::Arc::new(move |bytes| bar.add(bytes));
         let added = plain.add(&destination, replaced, &making, &watch).await;
         progress.finish();
-        Ok::<_, Error>(report(&source, &target, &plain, &added?, &destination, begun))
+        let added = added?;
+        for warning in &added.warnings {
+            print::complain(format!("{source}: {warning}"));
+        }
+        Ok::<_, Error>(report(&source, &target, &plain, &added, &destination, begun))
     })?;
     if command.making.json { print::json(&report) } else { print::line(text(&report)) }
 }

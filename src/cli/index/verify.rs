@@ -83,9 +83,14 @@ async fn layers(found: &OfModel, name: &str, settings: &Settings) -> Result<()> 
     let bar = progress.clone();
     let watch: Watch = std::sync::Arc::new(move |bytes| bar.add(bytes));
     let scratch = settings.store.folder.join("scratch");
-    let differs = compare(&*found.opened.repository, &found.opened.artifact, &covered, scratch, &watch).await;
+    let compared =
+        compare(&*found.opened.repository, &found.opened.artifact, &covered, scratch, &watch).await;
     progress.finish();
-    match differs? {
+    let compared = compared?;
+    for warning in &compared.warnings {
+        print::complain(format!("{name}: {warning}"));
+    }
+    match compared.differs {
         None => Ok(()),
         Some(what) => Err(Error::new(Kind::Integrity, what)),
     }

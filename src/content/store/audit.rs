@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::Store;
-use super::budget::{Image, images};
+use super::budget::{Image, by_use, is_image};
 use super::catalogue::Catalogue;
 use super::kept::{self, KeptFile};
 use crate::content::buffer::Pool;
@@ -48,7 +48,8 @@ impl Store {
     /// What the store has, sorted by layer and place in it. A file of which only digests are left is not listed.
     #[must_use]
     pub fn holdings(&self) -> Vec<Holding> {
-        let mut found: Vec<Holding> = images(&self.layers()).into_iter().filter_map(holding).collect();
+        let images = by_use(&self.layers()).into_iter().filter(|file| is_image(&file.path));
+        let mut found: Vec<Holding> = images.filter_map(holding).collect();
         found.sort_by(|one, other| {
             let place =
                 |holding: &Holding| (holding.stem.parent().map(Path::to_owned), holding.extent.start());
@@ -57,7 +58,7 @@ impl Store {
         found
     }
 
-    /// Bytes of the disk that kept content takes.
+    /// Bytes of the disk that kept content and indexes take.
     #[must_use]
     pub fn used(&self) -> u64 {
         super::budget::used(&self.layers())
@@ -128,19 +129,25 @@ fn holding(image: Image) -> Option<Holding> {
     let stem = image.path.with_extension("");
     let (start, len) = stem.file_name()?.to_str()?.split_once('-')?;
     let (start, len): (u64, u64) = (start.parse().ok()?, len.parse().ok()?);
-    let folder = stem.parent()?;
-    let algorithm = folder.parent()?.file_name()?.to_str()?;
-    let name = folder.file_name()?.to_str()?;
-    let hex = name.split_once('.').map_or(name, |(hex, _)| hex);
+    let (kept_as, proved) = layer_of(stem.parent()?)?;
     Some(Holding {
-        kept_as: format!("{algorithm}:{hex}").parse().ok()?,
+        kept_as,
         extent: ContentRange::new(start, start.checked_add(len)?),
-        proved: hex == name && folder.join("proved").exists(),
+        proved,
         kept: kept::kept_bytes(&stem, len),
         disk: image.used,
         last_use: image.last_use,
         stem,
     })
+}
+
+/// What names the layer of a folder, and whether it is shared since it was proved or is bound.
+pub(super) fn layer_of(folder: &Path) -> Option<(Digest, bool)> {
+    let algorithm = folder.parent()?.file_name()?.to_str()?;
+    let name = folder.file_name()?.to_str()?;
+    let hex = name.split_once('.').map_or(name, |(hex, _)| hex);
+    let proved = hex == name && folder.join("proved").exists();
+    Some((format!("{algorithm}:{hex}").parse().ok()?, proved))
 }
 
 #[cfg(test)]

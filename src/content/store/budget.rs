@@ -2,10 +2,10 @@
 //!
 //! Several processes share one folder, so the truth is on the disk: it is counted again after so many bytes
 //! were added here, and in between what was added is added to the count. Images go whole, least recently used
-//! first, by unlinking under the exclusive lock, so never one that somebody uses. Digests stay: what is
-//! fetched again is still held to them.
+//! first, by unlinking under the exclusive lock, so never one that somebody uses; the index of a compressed layer goes the same
+//! way, after all images of its layer. Digests stay: what is fetched again is still held to them.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,9 @@ struct Known {
 /// For so long after there was no room nobody looks for some: looking walks the whole store.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// What the name of an index begins with; how its layer is read follows.
+pub(super) const INDEX: &str = "index-";
+
 /// Room for bytes that are being written. Dropped when they are, or when they could not be.
 #[derive(Debug)]
 pub struct Room<'a> {
@@ -43,7 +46,7 @@ pub struct Room<'a> {
     len: u64,
 }
 
-/// The image of one file.
+/// The image of one file, or the index of a layer.
 pub(super) struct Image {
     pub(super) path: PathBuf,
     /// Bytes of the disk.
@@ -53,7 +56,7 @@ pub(super) struct Image {
 }
 
 impl Budget {
-    /// A budget of `limit` bytes for the images below `layers`. Looks at nothing yet.
+    /// A budget of `limit` bytes for the images and indexes below `layers`. Looks at nothing yet.
     #[must_use]
     pub fn new(layers: PathBuf, limit: u64) -> Self {
         Self { layers, limit, known: Mutex::default() }
@@ -97,12 +100,8 @@ impl Budget {
 
     /// Evicts until at most `target` bytes are used, or nothing more can go; gives what is used then.
     fn shrink_to(&self, target: u64) -> u64 {
-        let mut images = images(&self.layers);
+        let images = by_use(&self.layers);
         let mut used: u64 = images.iter().map(|image| image.used).sum();
-        if used <= target {
-            return used;
-        }
-        images.sort_by_key(|image| image.last_use);
         for image in images {
             if used <= target {
                 break;
@@ -133,14 +132,18 @@ impl Drop for Room<'_> {
     }
 }
 
-/// What the images below `layers` take of the disk, in bytes.
+/// What the images and indexes below `layers` take of the disk, in bytes.
 #[must_use]
 pub fn used(layers: &Path) -> u64 {
-    images(layers).iter().map(|image| image.used).sum()
+    by_use(layers).iter().map(|image| image.used).sum()
 }
 
-/// Unlinks the image, unless somebody uses it. What has it open or mapped keeps it until they are done.
+/// Unlinks the image, unless somebody uses it, or the index, unless its layer has images either. What has it open or mapped
+/// keeps it until they are done.
 pub(super) fn evict(path: &Path) -> io::Result<bool> {
+    if is_index(path) && path.parent().is_some_and(|layer| entries(layer).iter().any(|file| is_image(file))) {
+        return Ok(false);
+    }
     let image = File::open(path)?;
     match image.try_lock() {
         Ok(()) => {}
@@ -159,25 +162,59 @@ pub(super) fn evict(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// All images below `layers`.
-pub(super) fn images(layers: &Path) -> Vec<Image> {
+/// All that takes room below `layers`, least recently used first. An index was used when any file of its layer was, and comes
+/// after all of them.
+pub(super) fn by_use(layers: &Path) -> Vec<Image> {
     let mut found = Vec::new();
     for algorithm in entries(layers) {
         for layer in entries(&algorithm) {
-            found.extend(entries(&layer).into_iter().filter_map(image));
+            let files = entries(&layer);
+            let images: Vec<Image> = files.iter().filter_map(|file| image(file)).collect();
+            let newest = images.iter().map(|image| image.last_use).max();
+            let of_layer = |index: Image| Image {
+                last_use: newest.max(Some(index.last_use)).unwrap_or(index.last_use),
+                ..index
+            };
+            let indexes = files.iter().filter_map(|file| index(file)).map(of_layer);
+            found.extend(images.into_iter().chain(indexes));
         }
     }
+    found.sort_by_key(|image| image.last_use);
     found
 }
 
-fn image(path: PathBuf) -> Option<Image> {
-    if path.extension()? != "data" {
-        return None;
-    }
-    let used = fs::metadata(&path).ok()?.blocks().saturating_mul(512);
+/// Whether this is the image of a file.
+pub(super) fn is_image(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "data")
+}
+
+/// Whether this is the index of a layer, and not one that is still being written.
+pub(super) fn is_index(path: &Path) -> bool {
+    let is_whole = path.extension().is_none();
+    is_whole && path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(INDEX.as_bytes()))
+}
+
+fn image(path: &Path) -> Option<Image> {
+    let used = is_image(path).then(|| fs::metadata(path).ok())??.blocks().saturating_mul(512);
     let marks = fs::metadata(path.with_extension("kept")).ok();
-    let last_use = marks.and_then(|marks| marks.modified().ok().max(marks.accessed().ok()));
-    Some(Image { path, used, last_use: last_use.unwrap_or(SystemTime::UNIX_EPOCH) })
+    Some(Image {
+        path: path.to_owned(),
+        used,
+        last_use: marks.map_or(SystemTime::UNIX_EPOCH, |marks| last_use(&marks)),
+    })
+}
+
+fn index(path: &Path) -> Option<Image> {
+    let found = is_index(path).then(|| fs::symlink_metadata(path).ok())??;
+    Some(Image {
+        path: path.to_owned(),
+        used: found.blocks().saturating_mul(512),
+        last_use: last_use(&found),
+    })
+}
+
+fn last_use(metadata: &Metadata) -> SystemTime {
+    metadata.modified().ok().max(metadata.accessed().ok()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// What is in a folder; nothing where there is none.
@@ -198,10 +235,13 @@ mod tests {
         fs::create_dir_all(&layer).unwrap();
         let path = layer.join("0-1.data");
         fs::write(&path, vec![1; usize::try_from(MIB).unwrap()]).unwrap();
-        let then = SystemTime::now() - Duration::from_secs(age);
-        let marks = File::create(layer.join("0-1.kept")).unwrap();
-        marks.set_times(fs::FileTimes::new().set_accessed(then).set_modified(then)).unwrap();
+        self::age(&File::create(layer.join("0-1.kept")).unwrap(), age);
         path
+    }
+
+    fn age(file: &File, seconds: u64) {
+        let then = SystemTime::now() - Duration::from_secs(seconds);
+        file.set_times(fs::FileTimes::new().set_accessed(then).set_modified(then)).unwrap();
     }
 
     #[test]
@@ -214,6 +254,27 @@ mod tests {
         let budget = Budget::new(dir.path().to_owned(), 3 * MIB);
         assert!(budget.admit(MIB).is_some());
         assert!(oldest.exists() && !old.exists() && new.exists());
+    }
+
+    #[test]
+    fn an_index_counts_and_goes_after_all_files_of_its_layer_unless_somebody_uses_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (put(dir.path(), "a", 30), put(dir.path(), "b", 10));
+        let [of_old, of_new] = [&old, &new].map(|image| image.with_file_name("index-so"));
+        for index in [&of_old, &of_new] {
+            fs::write(index, vec![1; usize::try_from(MIB).unwrap()]).unwrap();
+            age(&File::open(index).unwrap(), 40);
+        }
+        assert_eq!(used(dir.path()), 4 * MIB);
+        let here = || [&old, &of_old, &new, &of_new].map(|path| path.exists());
+        let shrink = |target| Budget::new(dir.path().to_owned(), 4 * MIB).shrink_to(target);
+        assert_eq!((shrink(3 * MIB), here()), (3 * MIB, [false, true, true, true]));
+        assert_eq!((shrink(2 * MIB), here()), (2 * MIB, [false, false, true, true]));
+        let reader = File::open(&of_new).unwrap();
+        reader.lock_shared().unwrap();
+        assert_eq!((shrink(0), here()), (MIB, [false, false, false, true]));
+        drop(reader);
+        assert_eq!((shrink(0), here()), (0, [false; 4]));
     }
 
     #[test]

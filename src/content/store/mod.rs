@@ -32,7 +32,7 @@ pub mod audit;
 pub mod budget;
 pub mod catalogue;
 pub mod gaps;
-mod indexes;
+pub mod indexes;
 pub mod kept;
 mod open;
 mod private;
@@ -72,7 +72,7 @@ const SMALL_LIMIT: u64 = 512 << 20;
 pub struct StoreConfig {
     /// The folder; made where missing.
     pub folder: PathBuf,
-    /// Bytes of images; `None`: 90 % of what is the store's or free on its file system.
+    /// Bytes of images and indexes; `None`: 90 % of what is the store's or free on its file system.
     pub size: Option<u64>,
 }
 
@@ -138,7 +138,7 @@ impl Store {
         &self.folder
     }
 
-    /// The budget of the images.
+    /// The budget of the images and indexes.
     #[must_use]
     pub fn budget(&self) -> &Budget {
         &self.budget

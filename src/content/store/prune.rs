@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::admitted::Admission;
-use super::budget::{entries, evict, images};
+use super::budget::{by_use, entries, evict, is_image, is_index};
 use super::{GRACE, Store, catalogue, private};
 use crate::oci::Digest;
 
@@ -18,21 +18,23 @@ use crate::oci::Digest;
 pub enum Prune {
     /// Only what is of no use to anybody any more.
     Leftovers,
-    /// Also the least recently used images, until at most so many bytes are left.
+    /// Also the least recently used images, and indexes of layers that have none any more, until at most so many bytes are left.
     Keep(u64),
-    /// Also images that were not used for so long.
+    /// Also images that were not used for so long, and indexes of layers of which nothing was.
     OlderThan(Duration),
-    /// Every image that nobody uses at this moment, and what is known of layers that have none.
+    /// Every image and index that nobody uses at this moment, and what is known of layers that have none.
     All,
 }
 
 /// What went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pruned {
-    /// Bytes of the disk that images took.
+    /// Bytes of the disk that images and indexes took.
     pub freed: u64,
     /// How many images went.
     pub images: u64,
+    /// How many indexes of compressed layers went.
+    pub indexes: u64,
     /// Bytes that should have gone and are in use.
     pub in_use: u64,
     /// How many other files went: digests, manifests, admissions.
@@ -60,8 +62,7 @@ impl Store {
     }
 
     fn prune_images(&self, what: Prune, pruned: &mut Pruned) {
-        let mut images = images(&self.layers());
-        images.sort_by_key(|image| image.last_use);
+        let images = by_use(&self.layers());
         let mut used: u64 = images.iter().map(|image| image.used).sum();
         for image in images {
             let goes = match what {
@@ -77,7 +78,10 @@ impl Store {
                 Ok(true) => {
                     used = used.saturating_sub(image.used);
                     pruned.freed = pruned.freed.saturating_add(image.used);
-                    pruned.images += 1;
+                    match is_index(&image.path) {
+                        true => pruned.indexes += 1,
+                        false => pruned.images += 1,
+                    }
                 }
                 Ok(false) => pruned.in_use = pruned.in_use.saturating_add(image.used),
                 Err(error) => tracing::warn!(path = %image.path.display(), %error, "cannot remove"),
@@ -125,7 +129,11 @@ fn is_leftover(folder: &Path, what: Prune) -> bool {
         return false;
     }
     let unused = || older_than(folder, GRACE) && files.iter().all(|file| older_than(file, GRACE));
-    what == Prune::All || (!folder.join("proved").exists() && unused())
+    if what == Prune::All {
+        // One that is left is in use.
+        return !files.iter().any(|file| is_index(file));
+    }
+    !folder.join("proved").exists() && unused()
 }
 
 /// Removes what is left of a layer. An image that somebody has begun meanwhile stays, with what is beside it. The lock of the
@@ -135,10 +143,6 @@ fn remove_folder(folder: &Path) -> u64 {
     let count = removed(entries(folder).into_iter().filter(|file| !begun(file)));
     let _ = fs::remove_dir(folder);
     count
-}
-
-fn is_image(file: &Path) -> bool {
-    file.extension().is_some_and(|ending| ending == "data")
 }
 
 fn removed(files: impl Iterator<Item = PathBuf>) -> u64 {
@@ -153,6 +157,7 @@ fn older_than(path: &Path, age: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use std::fs::{File, FileTimes};
+    use std::os::unix::fs::FileExt;
     use std::time::SystemTime;
 
     use bytes::Bytes;
@@ -160,6 +165,7 @@ mod tests {
     use super::super::Asked;
     use super::super::audit::tests::{LEN, WHO, keep, store};
     use super::*;
+    use crate::error::{Error, Kind};
     use crate::oci::Reference;
     use crate::repository::Pinned;
 
@@ -219,6 +225,32 @@ mod tests {
         let (old, new) = (unused(&store, "old", 3), unused(&store, "new", 1));
         assert_eq!(store.prune(Prune::OlderThan(Duration::from_secs(2 * DAY))).images, 1);
         assert!(!is_there(&old) && is_there(&new));
+    }
+
+    #[test]
+    fn the_index_of_a_layer_goes_with_its_files_or_after_them_unless_somebody_uses_it() {
+        let index = |store: &Store| {
+            let layer = Digest::of(b"one");
+            let kept = store.keep_index(WHO, &layer, "so", |file| {
+                file.write_all_at(b"index", 0).map_err(|error| Error::from_source(Kind::Storage, "", error))
+            });
+            drop(kept.unwrap());
+            store.set_proved(WHO, &layer);
+            store.shared(&layer).join("index-so")
+        };
+        for what in [Prune::All, Prune::Keep(0), Prune::OlderThan(Duration::from_secs(2 * DAY))] {
+            let (_dir, store) = store();
+            unused(&store, "one", 3);
+            let path = index(&store);
+            age(&path, 3);
+            assert_eq!(store.prune(Prune::OlderThan(Duration::from_secs(4 * DAY))), Pruned::default());
+            let reader = store.index(WHO, &Digest::of(b"one"), "so").unwrap();
+            assert_eq!((store.prune(what).indexes, path.exists()), (0, true), "{what:?}: it is being used");
+            drop(reader);
+            age(&path, 3);
+            assert_eq!((store.prune(what).indexes, path.exists()), (1, false), "{what:?}");
+            assert_eq!(store.proved(WHO, &Digest::of(b"one")), what != Prune::All);
+        }
     }
 
     #[test]

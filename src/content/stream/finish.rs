@@ -10,7 +10,7 @@ use super::{Names, State, Stream};
 use crate::content::loader::Loader;
 use crate::error::{Error, Kind, Result};
 use crate::index::spool::Spool;
-use crate::index::{Layer, local};
+use crate::index::{Coding, Layer, local};
 use crate::oci::Digest;
 
 /// How many bytes of windows are held in memory where the store fails: those of some 8 GiB of content.
@@ -85,6 +85,9 @@ impl Loader {
         let write = |file: &File| local::write(file, &layer, &passed.entries, digests.clone());
         let (store, who) = (&self.shelf.store, &self.shelf.who);
         let kept = store.keep_index(who, &layer.blob.digest, &stream.layer.reading(), write).or_else(|error| {
+            if checkpoints(&layer) > IN_MEMORY {
+                return Err(error);
+            }
             tracing::warn!(layer = %layer.blob.digest, %error, "its index is kept in memory, for this mount");
             let file = in_memory()?;
             write(&file).map(|()| file)
@@ -101,6 +104,14 @@ impl Loader {
             Ok(file) => Some((Spool::new(file), u64::MAX)),
             Err(_) => Some((Spool::new(in_memory().ok()?), IN_MEMORY)),
         }
+    }
+}
+
+/// How many bytes of windows a layer's index has.
+fn checkpoints(layer: &Layer) -> u64 {
+    match &layer.coding {
+        Coding::Spans(spans) => spans.checkpoints.as_ref().map_or(0, |section| section.range.len()),
+        Coding::Stored | Coding::Streamed(..) => 0,
     }
 }
 

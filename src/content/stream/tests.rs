@@ -1,5 +1,7 @@
 //! What a compressed layer without an index promises while it goes by, over a line in memory that a test lets flow.
 
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +11,9 @@ use futures_util::stream;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::super::loader_tests::{content, id, plain};
+use super::super::loader_tests::{content, id, plain, until};
+use super::super::spans_tests::weights;
+use super::super::store::prune::Prune;
 use super::super::{Config, Integrity, Loader, Standing, Store, StoreConfig, Warm};
 use super::{Names, State};
 use crate::codec::gzip::tests::member;
@@ -257,6 +261,45 @@ async fn every_file_is_right_as_it_goes_by_and_what_was_found_out_is_kept() {
         assert_eq!(model.line.asked.lock().len(), 1, "the next one has all of it");
         loader.close().await;
     }
+}
+
+/// Has a model of files of 3 MiB gone by, evicts all of it, and flips a bit in each window that `damaged` names, once the index
+/// is open. Gives the model, the index's file, and a loader that goes by it.
+async fn with_a_damaged_index(damaged: &[usize]) -> (Model, std::path::PathBuf, Arc<Loader>) {
+    // The quickest level writes a single block, within which decoding can't start.
+    let in_blocks = |files: &[Vec<u8>]| ("tar+gzip", member(&archive(files), 2));
+    let model = Model::new((1..7).map(|seed| weights(seed, 3 << 20)).collect(), in_blocks);
+    model.open();
+    let loader = model.loader(plain());
+    loader.let_pass(0).await.unwrap();
+    loader.close().await;
+    drop(loader);
+    // Open, so that it is not evicted along with the files.
+    let index = Arc::new(model.store().index("me", &model.blob().digest, &model.reading()).unwrap());
+    let is_evicted = || {
+        let _pruned = model.store().prune(Prune::Keep(0));
+        model.store().holdings().is_empty()
+    };
+    until(is_evicted).await;
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", index.as_raw_fd())).unwrap();
+    let (layer, entries) = local::open(index, model.blob(), 0).unwrap();
+    let Coding::Spans(spans) = &layer.coding else { unreachable!("the layer has gone by") };
+    let table = crate::codec::gzip::Table::decode(spans.table.bytes.as_ref().unwrap()).unwrap();
+    let windows: Vec<_> = (0..)
+        .take_while(|span| !table.content(*span).is_empty())
+        .filter_map(|span| table.window(span))
+        .collect();
+    assert_eq!(windows.len(), 4);
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    for window in damaged {
+        let at = spans.checkpoints.as_ref().unwrap().range.start() + windows[*window].range.start();
+        file.write_all_at(b"damage", at).unwrap();
+    }
+    model.line.asked.lock().clear();
+    let again = Arc::new(Index { entries, layers: vec![layer], ..Index::default() });
+    let (repository, metrics) = (Arc::new(Arc::clone(&model.line)), Arc::new(Metrics::default()));
+    let loader = Loader::new(repository, again, model.store(), plain(), metrics);
+    (model, path, loader)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -588,5 +631,38 @@ async fn layers_of_which_nothing_comes_keep_no_other_one_from_going_by_and_go_by
     futures_util::future::join_all(asked).await.into_iter().collect::<Result<()>>().unwrap();
     let read = loader.read(ExtentId { layer: 3, extent: 0 }, ContentRange::new(0, u64::MAX)).await.unwrap();
     assert!(read == content(4, 100_000));
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_is_damaged_costs_decoding_from_the_one_before_and_no_read() {
+    for damaged in [&[1, 2][..], &[0, 1, 2, 3]] {
+        let (model, path, loader) = with_a_damaged_index(damaged).await;
+        for file in [4, 1, 5, 0, 3, 2] {
+            let place = ContentRange::new(CHUNK + 9, CHUNK + 4000);
+            let read = loader.read(id(file), place).await.unwrap();
+            assert!(
+                read == model.files[file][usize::try_from(CHUNK).unwrap() + 9..][..3991],
+                "{damaged:?} {file}"
+            );
+        }
+        model.assert_all(&loader).await;
+        assert_eq!(loader.standing(0), Standing::Proved);
+        until(|| !path.exists()).await;
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_checkpoint_costs_no_more_bytes_than_from_the_one_before() {
+    let (model, path, loader) = with_a_damaged_index(&[2]).await;
+    // Its first byte lies 16 MiB in the content, in the last span but one.
+    let place = ContentRange::new(2 * CHUNK, 2 * CHUNK + 4096);
+    for _ in 0..2 {
+        assert!(loader.read(id(4), place).await.unwrap() == model.files[4][2 << 20..][..4096]);
+    }
+    let fetched: u64 = model.line.asked.lock().iter().map(|range| range.len()).sum();
+    assert!(fetched < model.blob().size * 6 / 10, "{fetched} of {}", model.blob().size);
+    until(|| !path.exists()).await;
     loader.close().await;
 }
