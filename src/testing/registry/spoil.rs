@@ -121,7 +121,9 @@ impl Honest {
             Ok(body) => Ok(Self { status: parts.status, headers: parts.headers, body }),
             Err(error) => {
                 let most = LONGEST >> 20;
-                let why = format!("no answer of more than {most} MiB can have this fault, nor one that breaks: {error}");
+                let why = format!(
+                    "no answer of more than {most} MiB can have this fault, nor one that breaks: {error}"
+                );
                 Err(plain(500, &[], why))
             }
         }
