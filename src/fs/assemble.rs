@@ -40,7 +40,8 @@ pub(super) async fn assemble(
     if made.is_empty() && parent.is_none() {
         return Ok(Whole { artifact, repository });
     }
-    let mut joined = Joined::new(repository);
+    let own = artifact.layers.iter().map(|layer| layer.descriptor.digest.clone());
+    let mut joined = Joined::new(repository, own);
     made.into_iter().for_each(|file| joined.add_bytes(file));
     let mut chain: Vec<Reference> = Vec::new();
     while let Some(reference) = parent {

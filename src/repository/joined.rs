@@ -2,7 +2,7 @@
 //!
 //! Manifests are the first one's; a blob is read where it was found. Whoever puts an artifact together makes one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ pub struct Joined {
     first: Arc<dyn Repository>,
     /// Repositories in the order they were added, which their identities are part of.
     others: Vec<Arc<dyn Repository>>,
+    /// Blobs that are the first one's, whoever else names them.
+    own: HashSet<Digest>,
     blobs: HashMap<Digest, Source>,
 }
 
@@ -29,16 +31,19 @@ enum Source {
 }
 
 impl Joined {
-    /// `first` alone.
+    /// `first` alone, whose `own` blobs are read there, whoever is added that names them too.
     #[must_use]
-    pub fn new(first: Arc<dyn Repository>) -> Self {
-        Self { first, others: Vec::new(), blobs: HashMap::new() }
+    pub fn new(first: Arc<dyn Repository>, own: impl IntoIterator<Item = Digest>) -> Self {
+        Self { first, others: Vec::new(), own: own.into_iter().collect(), blobs: HashMap::new() }
     }
 
-    /// Reads these blobs from `other` from now on.
+    /// Reads these blobs from `other` from now on, save those that have a place already.
     pub fn add(&mut self, other: &Arc<dyn Repository>, blobs: impl IntoIterator<Item = Digest>) {
-        let sources = blobs.into_iter().map(|digest| (digest, Source::Repository(other.clone())));
-        self.blobs.extend(sources);
+        for digest in blobs {
+            if !self.own.contains(&digest) {
+                self.blobs.entry(digest).or_insert_with(|| Source::Repository(other.clone()));
+            }
+        }
         self.others.push(other.clone());
     }
 
@@ -140,12 +145,15 @@ mod tests {
     async fn a_blob_is_read_where_it_is_and_the_identity_is_that_of_all() {
         let (first, other) = (Arc::new(Memory::new()), Arc::new(Memory::new()));
         let (own, foreign) = (first.put("own"), other.put("foreign"));
-        let mut joined = Joined::new(first.clone());
+        let mut joined = Joined::new(first.clone(), [own.digest.clone()]);
         let made = Blob { digest: Digest::of(b"made"), size: 4 };
         joined.add_bytes("made");
         assert_eq!(joined.identity(), first.identity());
         let other: Arc<dyn Repository> = other;
         joined.add(&other, [foreign.digest.clone()]);
+        // Neither takes over what has a place.
+        let empty: Arc<dyn Repository> = Arc::new(Memory::new());
+        joined.add(&empty, [&own, &foreign, &made].map(|blob| blob.digest.clone()));
         assert_ne!(joined.identity(), first.identity());
         let all = |blob: Blob| {
             let joined = &joined;

@@ -453,6 +453,20 @@ fn the_demo_over_a_registry_that_fails_says_what_was_met_and_that_no_rule_was_br
 }
 
 #[test]
+fn a_fault_of_the_demo_that_stays_is_named_and_leaves_nothing() {
+    let _alone = heavy();
+    let place = Place::new();
+    let temporary = place.folder("tmp");
+    let mut command: Command = place.command();
+    command.args(["demo", "--fault", "GET */blobs/* 404"]).env("TMPDIR", &temporary);
+    let said = place.finish(command, Duration::from_secs(400));
+    said.failed(8, &["cannot read", "safetensors", "404", "faults met"]);
+    assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "left behind in the temporary folder");
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!table.contains(temporary.to_str().unwrap()), "{table}");
+}
+
+#[test]
 fn every_fault_of_the_demo_is_in_its_help_and_in_the_documentation() {
     let help = Place::new().run(["demo", "--help"]).ok().stdout;
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/faults.md")).unwrap();

@@ -129,7 +129,7 @@ async fn whatever_goes_around_a_repository_keeps_the_contract() {
     holds(Arc::new(Limited::new(memory(&sample), &config)), &sample).await;
     holds(Arc::new(Hedging::new(memory(&sample), &config)), &sample).await;
     holds(Arc::new(Retrying::new(memory(&sample), &config)), &sample).await;
-    holds(Arc::new(Joined::new(Arc::new(memory(&sample)))), &sample).await;
+    holds(Arc::new(Joined::new(Arc::new(memory(&sample)), [])), &sample).await;
     let all = Hedging::new(Limited::new(memory(&sample), &config), &config);
     holds(Arc::new(Retrying::new(all, &config)), &sample).await;
 }

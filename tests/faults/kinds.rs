@@ -168,7 +168,8 @@ fn redirects() -> Vec<Row> {
     [rows_of(Registry, Harmless, harmless), rows_of(Registry, Passing, passing)].concat()
 }
 
-/// A signature that is over answers 400, 401 or 403; the registry knows a new address.
+/// A signature that is over answers 400, 401 or 403; the registry knows a new address. A storage that is a moment behind
+/// answers 403, 404 or 410.
 fn storage() -> Vec<Row> {
     let passing = [
         Fault::Status(400),
@@ -178,11 +179,12 @@ fn storage() -> Vec<Row> {
         Fault::RetryAfter(429, "1"),
         Fault::Html200,
     ];
-    let once = [Fault::Status(401), Fault::Status(403), Fault::Expire];
+    let refusals = [401, 403, 404, 410].map(Fault::Status);
     [
         rows_of(Storage, Harmless, [Fault::Truncate(PART)]),
         rows_of(Storage, Passing, passing),
-        rows_of(Storage, Once, once),
+        rows_of(Storage, Once, refusals),
+        rows_of(Storage, Once, [Fault::Expire]),
     ]
     .concat()
 }

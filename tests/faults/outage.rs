@@ -55,6 +55,8 @@ async fn while_the_registry_is_gone_kept_bytes_are_read_as_ever_and_new_ones_soo
     let (first, (registry, back)) = tokio::join!(waiting, back);
     println!("first new byte {:?} after the registry was back", first.duration_since(back));
     assert!(first.duration_since(back) <= SOON, "{:?}", first.duration_since(back));
+    let violations = registry.violations();
+    assert!(violations.is_empty(), "once it is back: {violations:?}");
     drop(registry);
     setting.end("the outage").await;
 }

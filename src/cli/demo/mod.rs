@@ -5,6 +5,7 @@
 //! meanwhile as it is told to (`faults`). What it makes lies in one temporary folder, which goes away in any case.
 
 mod faults;
+mod reading;
 mod relay;
 mod sample;
 
@@ -17,6 +18,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
 use self::faults::Met;
+use self::reading::How;
 use self::relay::Relay;
 use self::sample::Sample;
 use super::args::Demo;
@@ -26,7 +28,7 @@ use crate::config::Environment;
 use crate::content::{self, Store, StoreConfig};
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::fs::Model;
-use crate::mount::{Mapping, Mount, Options};
+use crate::mount::{Mount, Options};
 use crate::oci::{Blob, Reference};
 use crate::range::StoredRange;
 use crate::repository::{self, Repository};
@@ -98,7 +100,8 @@ async fn measure(place: &Path, asked: &Demo) -> Result<Measured> {
     let sample = blocking(move || sample::make(&layout)).await?;
     let source = Source::layout(place.join("layout"))?;
     let registry = faults::registry(source, &asked.faults).await?;
-    let measured = over(&registry, place, &sample).await;
+    let how = if asked.faults.is_empty() { How::Mapped } else { How::Read };
+    let measured = over(&registry, place, &sample, how).await;
     let met = (!asked.faults.is_empty()).then(|| Met::at(&registry));
     match measured {
         Ok(measured) => Ok(Measured { met, ..measured }),
@@ -112,13 +115,13 @@ async fn measure(place: &Path, asked: &Demo) -> Result<Measured> {
 }
 
 /// Measures with a registry that serves the sample.
-async fn over(registry: &Registry, place: &Path, sample: &Sample) -> Result<Measured> {
+async fn over(registry: &Registry, place: &Path, sample: &Sample, how: How) -> Result<Measured> {
     let relay = Relay::start(registry.address()).await?;
     print::complain(format_args!(
         "serving it at 1 Gbit/s with {} ms each round trip",
         2 * relay::ONE_WAY.as_millis()
     ));
-    let first = first_tensor(place, &relay).await?;
+    let first = first_tensor(place, &relay, how).await?;
     // Who downloads is another client, which has no token yet: that it asks for one is no fault of the mount's.
     registry.revoke_tokens();
     print::complain(format_args!("downloading all of it with {STREAMS} streams"));
@@ -141,7 +144,7 @@ struct First {
     bytes: u64,
 }
 
-async fn first_tensor(place: &Path, relay: &Relay) -> Result<First> {
+async fn first_tensor(place: &Path, relay: &Relay, how: How) -> Result<First> {
     let dir = place.join("mount");
     std::fs::create_dir(&dir).storage(|| format!("cannot make {}", dir.display()))?;
     let expected = blocking(|| Ok(sample::WANTED.bytes())).await?;
@@ -153,10 +156,10 @@ async fn first_tensor(place: &Path, relay: &Relay) -> Result<First> {
     let mount = Mount::open(model, &dir, &Options::default()).await?;
     let answers = begun.elapsed();
     print::complain(format_args!(
-        "mounted; reading a tensor of {} by mmap",
+        "mounted; reading a tensor of {} by {how}",
         print::size(expected.len() as u64)
     ));
-    let read = blocking(move || read_tensor(&dir)).await;
+    let read = blocking(move || how.tensor(&dir.join(sample::WANTED.file()), &sample::WANTED.name())).await;
     let (tensor, bytes) = (begun.elapsed(), relay.carried());
     let unmounted = mount.unmount().await;
     let read = read?;
@@ -165,15 +168,6 @@ async fn first_tensor(place: &Path, relay: &Relay) -> Result<First> {
         return Err(Error::new(Kind::Integrity, "the tensor read is not the one that was made"));
     }
     Ok(First { mount: answers, tensor, bytes })
-}
-
-/// Copies the tensor out of a mapping of the file, as an engine does.
-fn read_tensor(dir: &Path) -> Result<Vec<u8>> {
-    let path = dir.join(sample::WANTED.file());
-    let file = Mapping::open(&path).storage(|| format!("cannot map {}", path.display()))?;
-    let tensor = sample::locate(&file, &sample::WANTED.name()).and_then(|range| file.get(range));
-    let missing = || Error::new(Kind::Integrity, format!("{} has no such tensor", path.display()));
-    tensor.map(<[u8]>::to_vec).ok_or_else(missing)
 }
 
 fn reference(address: SocketAddr) -> Result<Reference> {

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -231,18 +232,28 @@ impl Write for Hashed {
     }
 }
 
-/// Where a tensor lies in a safetensors file, from the file's header. `None` where there is no such tensor or the
-/// header can't be read.
-pub(super) fn locate(file: &[u8], tensor: &str) -> Option<std::ops::Range<usize>> {
-    let (len, rest) = file.split_first_chunk::<8>()?;
-    let len = usize::try_from(u64::from_le_bytes(*len)).ok()?;
-    let header: Value = serde_json::from_slice(rest.get(..len)?).ok()?;
+/// How many bytes say how long a safetensors file's header is.
+pub(super) const LENGTH: usize = 8;
+
+/// Where the header lies in a safetensors file of `size` bytes that begins so; `None` where it has none.
+pub(super) fn header(start: &[u8], size: usize) -> Option<Range<usize>> {
+    let (len, _) = start.split_first_chunk::<LENGTH>()?;
+    let end = usize::try_from(u64::from_le_bytes(*len)).ok()?.checked_add(LENGTH)?;
+    (end <= size).then_some(LENGTH..end)
+}
+
+/// Where a tensor lies in a safetensors file of `size` bytes, from the file's header, which is within `start`. `None`
+/// where there is no such tensor or the header can't be read.
+pub(super) fn locate(start: &[u8], size: usize, tensor: &str) -> Option<Range<usize>> {
+    let header = header(start, size)?;
+    let data = header.end;
+    let header: Value = serde_json::from_slice(start.get(header)?).ok()?;
     let offset = |which: usize| {
         let value = header.get(tensor)?.get("data_offsets")?.get(which)?.as_u64()?;
-        usize::try_from(value).ok()?.checked_add(8)?.checked_add(len)
+        usize::try_from(value).ok()?.checked_add(data)
     };
     let range = offset(0)?..offset(1)?;
-    (range.start <= range.end && range.end <= file.len()).then_some(range)
+    (range.start <= range.end && range.end <= size).then_some(range)
 }
 
 #[cfg(test)]
@@ -253,12 +264,12 @@ mod tests {
     fn a_tensor_is_found_where_it_was_written() {
         let mut shard = Vec::new();
         write_shard(WANTED.shard, &mut shard).unwrap();
-        let range = locate(&shard, &WANTED.name()).unwrap();
+        let range = locate(&shard, shard.len(), &WANTED.name()).unwrap();
         assert_eq!(range.start % 8, 0);
         assert!(shard[range] == WANTED.bytes());
-        assert_eq!(locate(&shard, "no.such.tensor"), None);
-        assert_eq!(locate(&shard[..100], &WANTED.name()), None);
-        assert_eq!(locate(b"", &WANTED.name()), None);
+        assert_eq!(locate(&shard, shard.len(), "no.such.tensor"), None);
+        assert_eq!(locate(&shard[..100], 100, &WANTED.name()), None);
+        assert_eq!(locate(b"", 0, &WANTED.name()), None);
     }
 
     #[test]

@@ -187,7 +187,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let taken = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
     let (name, mut file) = temporary::make(make, taken)?;
     let beside = folder.join(name);
-    let placed = take_after(&file, path)
+    let placed = take_after(&file, path, folder)
         .and_then(|()| file.write_all(bytes))
         .and_then(|()| file.sync_all())
         .and_then(|()| fs::rename(&beside, path))
@@ -198,10 +198,14 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     placed
 }
 
-/// Gives a file, which is its maker's alone, the owner of the one at `path`, and what its group may do there unless everybody
-/// may: that is how files come to be that nobody has thought about.
-fn take_after(file: &Opened, path: &Path) -> io::Result<()> {
+/// Gives a file, which is its maker's alone, the owner of the one at `path` in `folder`, and what its group may do there unless
+/// everybody may: that is how files come to be that nobody has thought about. Another's file is believed only where the folder
+/// is that other's and nobody else may put a file there: who has put one in a common folder gets no secrets for it.
+fn take_after(file: &Opened, path: &Path, folder: &Path) -> io::Result<()> {
     let (Ok(old), new) = (fs::metadata(path), file.metadata()?) else { return Ok(()) };
+    if old.uid() != new.uid() && !is_alone_in(folder, old.uid())? {
+        return Ok(());
+    }
     if (old.uid(), old.gid()) != (new.uid(), new.gid())
         && fchown(file, Some(old.uid()), Some(old.gid())).is_err()
     {
@@ -211,6 +215,12 @@ fn take_after(file: &Opened, path: &Path) -> io::Result<()> {
     let mode = old.mode() & 0o777;
     let group = if mode & 0o007 == 0 { mode & 0o060 } else { 0 };
     file.set_permissions(fs::Permissions::from_mode(0o600 | group))
+}
+
+/// Whether a folder is this user's and no other's to write to.
+fn is_alone_in(folder: &Path, user: u32) -> io::Result<bool> {
+    let folder = fs::metadata(folder)?;
+    Ok(folder.uid() == user && folder.mode() & 0o022 == 0)
 }
 
 #[cfg(test)]
@@ -301,12 +311,35 @@ mod tests {
             let other = nix::unistd::geteuid().is_root();
             if other {
                 std::os::unix::fs::chown(&path, Some(12), Some(34)).unwrap();
+                std::os::unix::fs::chown(folder.path(), Some(12), Some(34)).unwrap();
             }
             let owner = || fs::metadata(&path).map(|found| (found.uid(), found.gid())).unwrap();
             let kept = owner();
             log_in(&sources(folder.path()), "r.io", &me()).await.unwrap();
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, after, "{before:o}");
             assert_eq!(owner(), kept);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_put_a_file_where_others_may_too_is_not_given_what_is_put_away() {
+        let me_and_mode = |path: &Path| {
+            let found = fs::metadata(path).unwrap();
+            (found.uid(), found.mode() & 0o777)
+        };
+        let root = nix::unistd::geteuid().is_root();
+        for (owner, mode) in [(12, 0o777), (12, 0o1777), (12, 0o770), (0, 0o700)] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("config.json");
+            fs::write(&path, "{}").unwrap();
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+            if root {
+                std::os::unix::fs::chown(&path, Some(12), Some(34)).unwrap();
+                std::os::unix::fs::chown(folder.path(), Some(owner), Some(34)).unwrap();
+            }
+            log_in(&sources(folder.path()), "r.io", &me()).await.unwrap();
+            let mine = nix::unistd::geteuid().as_raw();
+            assert_eq!(me_and_mode(&path), (mine, 0o600), "{owner} {mode:o}");
         }
     }
 

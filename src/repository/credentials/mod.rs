@@ -178,8 +178,8 @@ impl Keychain {
         Self { looked: Looked::Not(Box::new(credentials)), remembered: Mutex::default() }
     }
 
-    /// A stable name of whose credentials these are, without a secret in it: the user, or the program that knows, or
-    /// `anonymous`. Reads files; runs nothing.
+    /// A stable name of whose credentials these are, without a secret in it: the user, or the program that knows, each with
+    /// a word before it that says which, or `anonymous`. Reads files; runs nothing.
     ///
     /// # Errors
     /// `Invalid` where a file cannot be read or meant.
@@ -188,7 +188,7 @@ impl Keychain {
         for candidate in self.candidates()? {
             match candidate {
                 Candidate::Known(credentials) => {
-                    names.push(credentials.whose());
+                    names.push(format!("user {}", credentials.whose()));
                     break;
                 }
                 Candidate::Helper(helper) => names.push(format!("helper {}", helper.name)),
@@ -285,6 +285,18 @@ mod tests {
         assert_ne!(token("a"), token("b"), "whoever has the token, whatever name is beside it");
         let me = |secret: &str| Credentials::password("me", Secret::new(secret)).whose();
         assert_eq!((me("a"), me("b")), ("me".into(), "me".into()));
+    }
+
+    #[test]
+    fn no_users_name_makes_somebody_of_nobody_or_of_a_program() {
+        let who = |user: &str| Keychain::of(Credentials::password(user, Secret::new("s"))).who().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"credsStore":"desktop"}"#).unwrap();
+        let places = |folder| Sources { docker_config: folder, ..Sources::default() };
+        let looked = |folder| Keychain::new(&places(folder), "r.io", "model").who().unwrap();
+        let (nobody, program) = (looked(None), looked(Some(folder.path().to_owned())));
+        assert_eq!((&*nobody, &*program), ("anonymous", "helper desktop"));
+        assert!(who(&nobody) != nobody && who(&program) != program);
     }
 
     #[test]

@@ -36,7 +36,9 @@ pub(super) async fn run(mut command: Command, name: &Path, input: &[u8], limit: 
     let shown = name.display();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // What this program was given in so many words is no business of others.
-    command.env_remove("WEIGHTFS_REGISTRY_AUTH");
+    for given in ["WEIGHTFS_REGISTRY_AUTH", "DOCKER_AUTH_CONFIG"] {
+        command.env_remove(given);
+    }
     let child = command.process_group(0).kill_on_drop(true).spawn();
     let child = child.map_err(|error| {
         let kind = match error.kind() {

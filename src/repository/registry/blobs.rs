@@ -13,7 +13,7 @@ use super::endpoint::Role;
 use super::hops::{self, Carries, Hop};
 use super::whole::PART;
 use super::wire::{self, Given};
-use super::{Registry, Step};
+use super::{Registry, Step, doubt};
 use crate::error::{Error, Kind, Result};
 use crate::oci::Blob;
 use crate::range::StoredRange;
@@ -123,17 +123,21 @@ impl Registry {
             }
         }
         let (hop, response) = self.where_it_is(blob, ask, turn).await?;
-        if hop.carries == Carries::Nothing && is_expired(response.status()) {
-            // Refused where the registry has just sent us: the address was over before it was used, or its host did not
-            // know of it yet. Twice is a refusal.
-            return self.where_it_is(blob, ask, None).await;
-        }
-        if self.endpoint.role == Role::Last && self.doubts.is_open(&blob.digest, response.status()) {
+        let status = response.status();
+        if self.endpoint.role == Role::Last && doubt::is_refusal(status) {
+            // Whoever refuses, the registry or the storage that it sends us to, may be a moment behind. Twice is a refusal.
+            if !self.doubts.is_open(&blob.digest, status) {
+                return Ok((hop, response));
+            }
             drop(response);
             self.doubts.time_to_ask().await;
             let again = self.where_it_is(blob, ask, None).await?;
             self.doubts.settled(&blob.digest, again.1.status());
             return Ok(again);
+        }
+        if hop.carries == Carries::Nothing && is_expired(status) {
+            // Refused where the registry has just sent us: the address was over before it was used.
+            return self.where_it_is(blob, ask, None).await;
         }
         Ok((hop, response))
     }

@@ -49,7 +49,8 @@ impl Doubts {
     }
 }
 
-fn is_refusal(status: StatusCode) -> bool {
+/// Whether an answer refuses a blob.
+pub(super) fn is_refusal(status: StatusCode) -> bool {
     matches!(status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::GONE)
 }
 

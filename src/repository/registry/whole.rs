@@ -1,13 +1,13 @@
 //! Blobs of a registry that ignores ranges: one stream brings the whole of a blob, and ranges are cut out as it goes by.
 //!
 //! What readers ask for in order costs one request and the blob's bytes once, however many ranges they ask for: the
-//! stream stays open between them, and the last [`WINDOW`] bytes of it are remembered, since readers beside one
-//! another are not quite in order. Who asks for what went by earlier begins the blob again; who asks for what is far
+//! stream stays open between them, and the last bytes of it are remembered, up to [`WINDOW`], since readers beside one
+//! another are not quite in order. All streams together remember no more than [`ROOM`]. Who asks for what went by earlier begins the blob again; who asks for what is far
 //! ahead waits until it comes by. So random reads of such a registry are slow, and said to be, once.
 
 use std::collections::VecDeque;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -24,10 +24,13 @@ use crate::oci::{Blob, Digest};
 use crate::range::StoredRange;
 use crate::repository::ByteStream;
 
-/// How many bytes behind a stream's place are remembered.
+/// How many bytes behind a stream's place are remembered, at the most.
 const WINDOW: u64 = 16 << 20;
-/// Of how many blobs a stream is kept open at once. With the window, this bounds the memory.
-const STREAMS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+/// How many bytes all streams remember, between them.
+const ROOM: u64 = 64 << 20;
+/// Of how many blobs a stream is kept open at once: of more where more are read at the same moment. A model has its layers in
+/// parts that are read side by side, and a stream that is given up is begun again.
+const STREAMS: usize = 32;
 /// What is cut out at once. Between parts others have their turn.
 pub(super) const PART: u64 = 1 << 20;
 /// How many bytes one of the pieces that they are remembered in has room for.
@@ -45,6 +48,8 @@ pub(super) struct Wholes(Arc<Inner>);
 
 struct Inner {
     streams: Mutex<LruCache<Digest, Slot>>,
+    /// How many bytes each of them may remember at present.
+    window: AtomicU64,
     habit: Mutex<Habit>,
     metrics: Arc<Metrics>,
 }
@@ -61,8 +66,8 @@ struct Habit {
 impl Wholes {
     /// Nothing is known.
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        let streams = Mutex::new(LruCache::new(STREAMS));
-        Self(Arc::new(Inner { streams, habit: Mutex::default(), metrics }))
+        let (streams, window) = (Mutex::new(LruCache::unbounded()), AtomicU64::new(WINDOW));
+        Self(Arc::new(Inner { streams, window, habit: Mutex::default(), metrics }))
     }
 
     /// Whether ranges are not asked for at present.
@@ -109,8 +114,7 @@ impl Wholes {
     where
         O: AsyncFnOnce() -> Result<ByteStream>,
     {
-        let slot =
-            self.0.streams.lock().get_or_insert(blob.digest.clone(), || Arc::new(Turn::new(None))).clone();
+        let slot = self.slot(&blob.digest);
         let mut slot = slot.lock().await;
         let passing = match slot.as_mut() {
             Some(passing) if passing.remembers() <= range.start() => passing,
@@ -119,7 +123,7 @@ impl Wholes {
                 slot.insert(Passing::new(open().await?))
             }
         };
-        let cut = passing.cut(range).await;
+        let cut = passing.cut(range, &self.0.window).await;
         if cut.is_err() || passing.at == blob.size {
             // At the end there is nothing more to come: what is remembered serves while it does.
             passing.body = None;
@@ -128,6 +132,33 @@ impl Wholes {
             *slot = None;
         }
         cut
+    }
+
+    /// Where the stream of a blob is, or will be. Those that have waited longest for a reader make room for it; one in use
+    /// never does.
+    fn slot(&self, digest: &Digest) -> Slot {
+        let mut streams = self.0.streams.lock();
+        if let Some(slot) = streams.get(digest) {
+            return slot.clone();
+        }
+        while streams.len() >= STREAMS {
+            let idle = streams.iter().rev().find(|(_, slot)| Arc::strong_count(slot) == 1);
+            let Some(idle) = idle.map(|(digest, _)| digest.clone()) else { break };
+            streams.pop(&idle);
+        }
+        let slot = Slot::default();
+        streams.put(digest.clone(), slot.clone());
+        let each = ROOM / u64::try_from(streams.len()).unwrap_or(u64::MAX);
+        self.0.window.store(each.min(WINDOW), Ordering::Relaxed);
+        // Those in use see to it themselves.
+        for (_, slot) in streams.iter() {
+            if let Ok(mut idle) = slot.try_lock()
+                && let Some(passing) = idle.as_mut()
+            {
+                passing.forget_before(passing.at, each);
+            }
+        }
+        slot
     }
 }
 
@@ -153,7 +184,7 @@ impl Passing {
     }
 
     /// Goes on until the range has come by, and gives it. Given up half way, the next one goes on from there.
-    async fn cut(&mut self, range: StoredRange) -> Result<Bytes> {
+    async fn cut(&mut self, range: StoredRange, window: &AtomicU64) -> Result<Bytes> {
         while self.at < range.end() {
             let ended = || Error::new(Kind::Broken, format!("the body ended at {}", self.at));
             let piece = match &mut self.body {
@@ -162,7 +193,7 @@ impl Passing {
             };
             let piece = piece.ok_or_else(ended)??;
             self.remember(&piece);
-            self.forget_before(range.start());
+            self.forget_before(range.start(), window.load(Ordering::Relaxed));
         }
         Ok(self.copy(range))
     }
@@ -184,11 +215,12 @@ impl Passing {
         }
     }
 
-    fn forget_before(&mut self, needed: u64) {
+    /// Keeps what is needed, and the last `window` bytes.
+    fn forget_before(&mut self, needed: u64, window: u64) {
         while let Some(first) = self.recent.front() {
             let len = u64::try_from(first.len()).unwrap_or(u64::MAX);
             let left = self.held.saturating_sub(len);
-            if left < WINDOW || self.remembers().saturating_add(len) > needed {
+            if left < window || self.remembers().saturating_add(len) > needed {
                 return;
             }
             self.recent.pop_front();
@@ -217,7 +249,7 @@ impl Passing {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     use futures_util::stream;
 
@@ -240,6 +272,10 @@ mod tests {
         }
 
         async fn read(&self, start: u64, len: u64) -> Result<()> {
+            self.read_of(&self.blob, start, len).await
+        }
+
+        async fn read_of(&self, blob: &Blob, start: u64, len: u64) -> Result<()> {
             let range = StoredRange::new(start, start + len);
             let open = async || {
                 self.opened.fetch_add(1, Ordering::SeqCst);
@@ -247,7 +283,7 @@ mod tests {
                     self.bytes.chunks(100_003).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
                 Ok(stream::iter(pieces).boxed())
             };
-            let got = self.wholes.cut(&self.blob, range, open).await?;
+            let got = self.wholes.cut(blob, range, open).await?;
             let place = |at| usize::try_from(at).unwrap();
             assert!(got == self.bytes.slice(place(range.start())..place(range.end())), "{range}");
             Ok(())
@@ -275,6 +311,35 @@ mod tests {
         setting.read(40 * MIB, MIB).await.unwrap();
         let slot = setting.wholes.0.streams.lock().get(&setting.blob.digest).cloned().unwrap();
         assert!(slot.lock().await.as_ref().unwrap().held <= WINDOW + 2 * MIB);
+    }
+
+    #[tokio::test]
+    async fn many_layers_side_by_side_cost_a_stream_each_and_no_more_memory_than_a_few() {
+        let setting = Setting::new(6 * MIB);
+        let blob = |number: usize| Blob { digest: Digest::of(&number.to_le_bytes()), size: 6 * MIB };
+        for at in 0..6 {
+            for number in 0..STREAMS {
+                setting.read_of(&blob(number), at * MIB, MIB).await.unwrap();
+            }
+        }
+        assert_eq!(setting.opened.load(Ordering::SeqCst), u32::try_from(STREAMS).unwrap());
+        let slots: Vec<_> = setting.wholes.0.streams.lock().iter().map(|(_, slot)| slot.clone()).collect();
+        let held: u64 = slots.iter().map(|slot| slot.try_lock().unwrap().as_ref().unwrap().held).sum();
+        let pieces = u64::try_from(STREAMS).unwrap() * MIB;
+        assert!(held <= ROOM + pieces, "{held}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_in_use_is_not_given_up_for_others() {
+        let setting = Setting::new(2 * MIB);
+        setting.read(0, MIB).await.unwrap();
+        let in_use = setting.wholes.slot(&setting.blob.digest);
+        for number in 0..2 * STREAMS {
+            let other = Blob { digest: Digest::of(&number.to_le_bytes()), size: 2 * MIB };
+            setting.read_of(&other, 0, 1000).await.unwrap();
+        }
+        assert!(Arc::ptr_eq(&in_use, &setting.wholes.slot(&setting.blob.digest)));
+        assert!(setting.wholes.0.streams.lock().len() <= STREAMS);
     }
 
     #[tokio::test]

@@ -314,20 +314,44 @@ impl Stage {
             return next.run(request).await;
         }
         if let Fault::Swap(_) = &fault {
-            let mut other = bodiless(&request);
-            spoil::redirect_within(&fault, &mut other);
-            let other = Honest::of(next.clone().run(other).await).await;
-            let honest = Honest::of(self.honest(request, logged, next).await).await;
-            return spoil::swapped(honest, &other.body);
+            return self.swapped(&fault, request, logged, next).await;
         }
         spoil::redirect_within(&fault, &mut request);
-        let honest = Honest::of(self.honest(request, logged, next).await).await;
+        let honest = self.honest(request, logged, next).await;
+        match fault {
+            // The head alone tells: the body goes by, however long it is.
+            Fault::IgnoreRange => return honest,
+            Fault::Whole206 => return spoil::whole_206(honest),
+            _ => {}
+        }
+        let honest = match Honest::of(honest).await {
+            Ok(honest) => honest,
+            Err(too_long) => return too_long,
+        };
         match spoil::script(&fault, honest) {
             Ok(script) => {
                 cue.play(script);
                 plain(200, &[], "")
             }
             Err(honest) => spoil::spoil(fault, honest),
+        }
+    }
+
+    /// The honest head over bytes of another blob.
+    async fn swapped(&self, fault: &Fault, request: Request, logged: &Logged, next: Next) -> Response {
+        let mut other = bodiless(&request);
+        let honest = match Honest::of(self.honest(request, logged, next.clone()).await).await {
+            Ok(honest) => honest,
+            Err(too_long) => return too_long,
+        };
+        if honest.body.is_empty() {
+            return spoil::spoil(fault.clone(), honest);
+        }
+        spoil::redirect_within(fault, &mut other);
+        spoil::only_first(&mut other, honest.body.len());
+        match Honest::of(next.run(other).await).await {
+            Ok(other) => spoil::swapped(honest, &other),
+            Err(too_long) => too_long,
         }
     }
 

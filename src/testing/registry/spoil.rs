@@ -74,11 +74,7 @@ pub(super) fn redirect_within(fault: &Fault, request: &mut Request) {
         Fault::Short206(by) => {
             move_range(request, |first, last| (first, last.saturating_sub(*by).max(first.midpoint(last))))
         }
-        Fault::Swap(digest) => {
-            request.headers_mut().remove(RANGE);
-            ask_for(request, digest);
-        }
-        Fault::Instead(digest) => ask_for(request, digest),
+        Fault::Swap(digest) | Fault::Instead(digest) => ask_for(request, digest),
         _ => {}
     }
 }
@@ -91,6 +87,11 @@ fn move_range(request: &mut Request, change: impl Fn(u64, u64) -> (u64, u64)) {
     };
     let (first, last) = change(first, last);
     set(request.headers_mut(), RANGE, &format!("bytes={first}-{last}"));
+}
+
+/// Asks for no more than the first `count` bytes, one at the least.
+pub(super) fn only_first(request: &mut Request, count: usize) {
+    set(request.headers_mut(), RANGE, &format!("bytes=0-{}", count.saturating_sub(1)));
 }
 
 fn ask_for(request: &mut Request, digest: &Digest) {
@@ -109,11 +110,23 @@ pub(super) struct Honest {
 }
 
 impl Honest {
-    pub(super) async fn of(response: Response) -> Self {
+    /// Takes an answer into memory.
+    ///
+    /// # Errors
+    /// An answer in its place that says so, where it is longer than [`LONGEST`] or breaks.
+    #[allow(clippy::result_large_err, reason = "what comes back is no error but an answer")]
+    pub(super) async fn of(response: Response) -> Result<Self, Response> {
         let (parts, body) = response.into_parts();
-        // What is longer, or breaks, is answered as nothing.
-        let body = to_bytes(body, LONGEST).await.unwrap_or_default();
-        Self { status: parts.status, headers: parts.headers, body }
+        match to_bytes(body, LONGEST).await {
+            Ok(body) => Ok(Self { status: parts.status, headers: parts.headers, body }),
+            Err(error) => {
+                let most = LONGEST >> 20;
+                let why = format!(
+                    "no answer of more than {most} MiB can have this fault, nor one that breaks: {error}"
+                );
+                Err(plain(500, &[], why))
+            }
+        }
     }
 
     fn into_response(self) -> Response {
@@ -235,7 +248,6 @@ pub(super) fn spoil(fault: Fault, honest: Honest) -> Response {
         Fault::Partial200 => {
             Honest { status: StatusCode::OK, ..honest.without(&CONTENT_RANGE) }.into_response()
         }
-        Fault::Whole206 => whole_206(honest).into_response(),
         Fault::Multipart => multipart(honest).into_response(),
         Fault::Html206 => html_206(honest).into_response(),
         Fault::Flip(at) => lie(honest, |bytes| {
@@ -253,9 +265,9 @@ pub(super) fn spoil(fault: Fault, honest: Honest) -> Response {
 }
 
 /// The honest head over the bytes of another blob.
-pub(super) fn swapped(honest: Honest, other: &Bytes) -> Response {
+pub(super) fn swapped(honest: Honest, other: &Honest) -> Response {
     let len = honest.body.len();
-    let bytes: Vec<u8> = other.iter().copied().cycle().take(len).collect();
+    let bytes: Vec<u8> = other.body.iter().copied().cycle().take(len).collect();
     Honest { body: bytes.into(), ..honest }.into_response()
 }
 
@@ -293,10 +305,13 @@ fn padded(honest: Honest, by: usize) -> Honest {
     Honest { body, ..honest }.with(CONTENT_LENGTH, &length)
 }
 
-fn whole_206(honest: Honest) -> Honest {
-    let len = honest.body.len();
-    let range = format!("bytes 0-{}/{len}", len.saturating_sub(1));
-    Honest { status: StatusCode::PARTIAL_CONTENT, ..honest }.with(CONTENT_RANGE, &range)
+/// 206 of an answer with the whole blob, which goes by; of any other answer that answer.
+pub(super) fn whole_206(mut honest: Response) -> Response {
+    let len = honest.headers().get(CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
+    let Some(len) = len.filter(|_| honest.status() == StatusCode::OK) else { return honest };
+    *honest.status_mut() = StatusCode::PARTIAL_CONTENT;
+    set(honest.headers_mut(), CONTENT_RANGE, &format!("bytes 0-{}/{len}", len.saturating_sub(1)));
+    honest
 }
 
 fn multipart(honest: Honest) -> Honest {

@@ -28,6 +28,13 @@ const fn form(
     Form { name, args, what, make }
 }
 
+/// The longest time that can be said, in seconds: what is counted from now with it is a time of day still.
+const LONGEST: u64 = 365 * 24 * 3600;
+/// The most bytes that are made up for one answer.
+const MOST_BYTES: usize = 256 << 20;
+/// The most headers that one answer can have beside its own, in the table that they are kept in.
+const MOST_HEADERS: usize = 16_000;
+
 /// Every fault, in the order of [`Fault`].
 static FORMS: &[Form] = &[
     form("reset", "", "the connection is reset", |_| Ok(Fault::Reset)),
@@ -40,8 +47,8 @@ static FORMS: &[Form] = &[
     form("endless-head", "PAUSE", "a head that comes byte by byte for ever", |a| {
         Ok(Fault::EndlessHead(a.time()?))
     }),
-    form("huge-header", "BYTES", "a header of this size", |a| Ok(Fault::HugeHeader(a.number()?))),
-    form("many-headers", "COUNT", "so many headers more", |a| Ok(Fault::ManyHeaders(a.number()?))),
+    form("huge-header", "BYTES", "a header of this size", |a| Ok(Fault::HugeHeader(a.count()?))),
+    form("many-headers", "COUNT", "so many headers more", |a| Ok(Fault::ManyHeaders(a.up_to(MOST_HEADERS)?))),
     form("two-lengths", "", "two Content-Length that differ", |_| Ok(Fault::TwoLengths)),
     form("twice-the-same", "HEADER", "a header twice, alike", |a| Ok(Fault::TwiceTheSame(a.header()?))),
     form("header", "HEADER VALUE", "a header with this value, %20 for a space", |a| {
@@ -54,15 +61,15 @@ static FORMS: &[Form] = &[
     form("slow", "PIECES PAUSE", "the body comes in pieces, a pause before each", |a| {
         Ok(Fault::Slow(a.number()?, a.time()?))
     }),
-    form("extra", "BYTES", "bytes after the end of the body", |a| Ok(Fault::Extra(a.number()?))),
+    form("extra", "BYTES", "bytes after the end of the body", |a| Ok(Fault::Extra(a.count()?))),
     form("no-length", "", "the body ends with the connection", |_| Ok(Fault::NoLength)),
     form("chunked", "", "chunks in the place of a length", |_| Ok(Fault::Chunked)),
     form("chunked-cut", "BYTES", "the same, cut within a chunk", |a| Ok(Fault::ChunkedCut(a.number()?))),
     form("short", "BYTES", "chunks, and the body ends so much early", |a| Ok(Fault::Short(a.number()?))),
     form("overlong", "BYTES", "chunks, and so much more than was asked for", |a| {
-        Ok(Fault::Overlong(a.number()?))
+        Ok(Fault::Overlong(a.count()?))
     }),
-    form("padded", "BYTES", "so much more, and a length that says so", |a| Ok(Fault::Padded(a.number()?))),
+    form("padded", "BYTES", "so much more, and a length that says so", |a| Ok(Fault::Padded(a.count()?))),
     form("ignore-range", "", "200 with the whole blob", |_| Ok(Fault::IgnoreRange)),
     form("partial200", "", "200 with the range alone", |_| Ok(Fault::Partial200)),
     form("whole206", "", "206 with the whole blob", |_| Ok(Fault::Whole206)),
@@ -77,7 +84,7 @@ static FORMS: &[Form] = &[
         Ok(Fault::Status(a.status()?))
     }),
     form("retry-after", "STATUS SECONDS", "this status, and a wait in seconds", |a| {
-        Ok(Fault::RetryAfter(a.status()?, a.text()?))
+        Ok(Fault::RetryAfter(a.status()?, a.seconds()?))
     }),
     form("retry-at", "STATUS TIME", "this status, and a wait as a date so long from now", |a| {
         Ok(Fault::RetryAt(a.status()?, a.time()?))
@@ -193,6 +200,25 @@ impl<'a> Args<'a> {
         self.read("a number")
     }
 
+    /// A number of what is made up for an answer, at most so many.
+    fn up_to(&mut self, most: usize) -> Result<usize, String> {
+        let count = self.number()?;
+        if count <= most { Ok(count) } else { Err(format!("{count} is more than {most}")) }
+    }
+
+    fn count(&mut self) -> Result<usize, String> {
+        self.up_to(MOST_BYTES)
+    }
+
+    /// A wait in seconds; or other words, which no client can mean.
+    fn seconds(&mut self) -> Result<&'static str, String> {
+        let word = self.text()?;
+        match word.parse::<u64>() {
+            Ok(seconds) => bounded(Duration::from_secs(seconds)).map(|_| word),
+            Err(_) => Ok(word),
+        }
+    }
+
     fn status(&mut self) -> Result<u16, String> {
         let status: u16 = self.read("a status")?;
         if (200..600).contains(&status) { Ok(status) } else { Err(format!("{status} is no status")) }
@@ -206,8 +232,8 @@ impl<'a> Args<'a> {
         let word = self.next("a time")?;
         let (number, unit) = word.split_at(word.find(|c: char| !c.is_ascii_digit()).unwrap_or(word.len()));
         match (number.parse(), unit) {
-            (Ok(number), "ms") => Ok(Duration::from_millis(number)),
-            (Ok(number), "s") => Ok(Duration::from_secs(number)),
+            (Ok(number), "ms") => bounded(Duration::from_millis(number)),
+            (Ok(number), "s") => bounded(Duration::from_secs(number)),
             _ => Err(format!("{word:?} is no time as 20ms or 2s")),
         }
     }
@@ -216,6 +242,11 @@ impl<'a> Args<'a> {
     fn text(&mut self) -> Result<&'static str, String> {
         Ok(self.next("a value")?.replace("%20", " ").leak())
     }
+}
+
+fn bounded(time: Duration) -> Result<Duration, String> {
+    let seconds = time.as_secs();
+    if seconds <= LONGEST { Ok(time) } else { Err(format!("{seconds} s is more than {LONGEST} s")) }
 }
 
 fn read<T: FromStr>(word: &str, what: &str) -> Result<T, String> {
@@ -295,6 +326,15 @@ mod tests {
             ("GET * reset after x", "x"),
             ("GET * slow 3 fast", "fast"),
             ("GET * stall -1", "-1"),
+            ("GET * retry-at 503 999999999999s", "999999999999"),
+            ("GET * retry-after 503 999999999999", "999999999999"),
+            ("GET * slow 3 18446744073709551615ms", "18446744073709551"),
+            ("GET * reset for 999999999999s", "999999999999"),
+            ("GET * many-headers 40000", "40000"),
+            ("GET * huge-header 999999999999999", "999999999999999"),
+            ("GET * padded 999999999999999", "999999999999999"),
+            ("GET * overlong 999999999999999", "999999999999999"),
+            ("GET * extra 999999999999999", "999999999999999"),
         ] {
             let error = rule.parse::<Rule>().unwrap_err();
             assert!(error.contains(names), "{rule}: {error}");
