@@ -11,6 +11,7 @@ mod decode;
 mod front;
 mod hop;
 mod probe;
+mod room;
 mod segments;
 
 use super::plain::Task;
@@ -22,6 +23,7 @@ use crate::range::ContentRange;
 use contents::Found;
 use hop::{Hopped, Source};
 use probe::Probe;
+pub(super) use room::Room;
 
 /// The smallest layer that is looked into: a smaller one is here as soon as its table would be.
 const LEAST: u64 = 1 << 20;
@@ -73,12 +75,17 @@ pub(super) struct Guided {
 /// The guide of the compressed `layer` of `task`; `None` where it has none, or none that is of use, which is logged.
 ///
 /// Costs a read of the layer's end, one of its table where that is longer, and one for each stretch of headers, 256 at most
-/// and a sixteenth of the layer, or 8 MiB where that is more; memory of some 64 MiB at most meanwhile.
+/// and a sixteenth of the layer, or 8 MiB where that is more; memory of some 64 MiB at most meanwhile. Waits no longer than
+/// the [room](Room) of the artifact has time: a repository that gives no ranges, or nothing, keeps no mount waiting.
 pub(super) async fn find(task: &Task<'_>, layer: &Layer) -> Option<Guided> {
     if layer.blob.size < LEAST || task.guides == Guides::None {
         return None;
     }
-    let found = look(task, layer).await;
+    let Some(found) = task.room.in_time(look(task, layer)).await else {
+        let layer = task.layer.name();
+        tracing::info!(layer, "what it says of its parts does not come soon enough: it goes by once instead");
+        return None;
+    };
     let of_no_use = |error: &crate::Error| {
         let layer = task.layer.name();
         tracing::info!(layer, %error, "what it says of its parts is of no use: it goes by once instead");
