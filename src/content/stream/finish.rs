@@ -58,7 +58,7 @@ impl Loader {
         }
         let driven = gone.decoded?;
         if let Some(guided) = &stream.guided
-            && (guided.guide.entries != driven.passed.entries || described.extents != driven.passed.extents)
+            && (!guided.guide.is_of(&driven.passed.entries) || described.extents != driven.passed.extents)
         {
             return Err(self.contradicted(layer, &stream.layer.name()));
         }

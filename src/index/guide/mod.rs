@@ -21,7 +21,7 @@ use crate::codec::toc::ContentDigest;
 use crate::error::Result;
 use crate::range::ContentRange;
 use contents::Found;
-use hop::{Hopped, Source};
+use hop::{Hopped, Said, Source};
 use probe::Probe;
 pub(super) use room::Room;
 
@@ -36,11 +36,24 @@ const PART: u64 = 8 << 20;
 pub struct Guide {
     /// Where its frames or members lie. Without digests: whether they are there is found out when they are decoded.
     pub table: Table,
-    /// Its entries, as they must turn out to be when it has gone by.
+    /// Its entries, as they must turn out to be when it has gone by; with no times where those that nobody vouches for are
+    /// not to be shown.
     pub entries: Vec<Entry>,
     /// Where the manifest pins the table of contents: the parts that make up all of its files, in order, each with the digest
     /// that its content must have. `None` where nobody vouches for them.
     pub parts: Option<Vec<Part>>,
+}
+
+impl Guide {
+    /// Whether `found`, the entries of the layer when it has gone by, are those that it was guided by.
+    #[must_use]
+    pub fn is_of(&self, found: &[Entry]) -> bool {
+        let same = |(said, found): (&Entry, &Entry)| {
+            let mtime = if said.mtime == 0 { 0 } else { found.mtime };
+            *said == Entry { mtime, ..found.clone() }
+        };
+        self.entries.len() == found.len() && self.entries.iter().zip(found).all(same)
+    }
 }
 
 /// A stretch of a layer's content whose digest is known.
@@ -104,14 +117,15 @@ async fn look(task: &Task<'_>, layer: &Layer) -> Result<Option<Guided>> {
         None => Ok(None),
         Some(Found::Frames(spans)) => {
             let mut source = Source::Frames(front::Front::new(&probe, &spans));
-            let hopped = hop::hop(task, &mut source, spans.content(), &[]).await?;
-            Ok(Some(guided(hopped, Table::Zstd(spans), None)))
+            let hopped = hop::hop(task, &mut source, spans.content(), Said::default()).await?;
+            Ok(Some(guided(task, hopped, Table::Zstd(spans), None)))
         }
         Some(Found::Contents(contents)) => {
             let laid = segments::lay_out(&probe, &contents).await?;
             let content = laid.content;
             let mut source = Source::Pieces(laid.pieces);
-            let said = if contents.is_pinned { contents.toc.entries.as_slice() } else { &[] };
+            let entries = if contents.is_pinned { contents.toc.entries.as_slice() } else { &[] };
+            let said = Said { entries, table: laid.after };
             let hopped = hop::hop(task, &mut source, content, said).await?;
             let vouched = contents.is_pinned && hopped.agrees;
             let parts = if vouched { segments::covering(laid.parts, &hopped) } else { None };
@@ -121,13 +135,17 @@ async fn look(task: &Task<'_>, layer: &Layer) -> Result<Option<Guided>> {
                     "its table of contents has no digest for all of its files"
                 );
             }
-            Ok(Some(guided(hopped, laid.table, parts)))
+            Ok(Some(guided(task, hopped, laid.table, parts)))
         }
     }
 }
 
-fn guided(hopped: Hopped, table: Table, parts: Option<Vec<Part>>) -> Guided {
-    let Hopped { extents, entries, warnings, .. } = hopped;
+fn guided(task: &Task<'_>, hopped: Hopped, table: Table, parts: Option<Vec<Part>>) -> Guided {
+    let Hopped { extents, mut entries, warnings, .. } = hopped;
+    if task.guides == Guides::Pinned {
+        // Names, kinds, sizes and permissions are the table's as well; times are the headers' alone.
+        entries.iter_mut().for_each(|entry| entry.mtime = 0);
+    }
     Guided { guide: Guide { table, entries: entries.clone(), parts }, extents, entries, warnings }
 }
 
