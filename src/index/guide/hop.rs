@@ -70,6 +70,8 @@ pub(super) async fn hop(
         let is_table = said.table == Some(place);
         let agreed = agree(&member, is_table, &mut entries);
         agrees &= agreed.is_some();
+        // Its names are held twice: by the tree, and by who compares them when the layer has gone by.
+        task.room.hold(2, usize::try_from(member.data).unwrap_or(usize::MAX))?;
         let start = place.checked_add(member.data).ok_or_else(beyond)?;
         let range = ContentRange::at(start, member.size).ok_or_else(beyond)?;
         place = place.checked_add(member.next).ok_or_else(beyond)?;

@@ -28,6 +28,9 @@ pub(super) use room::Room;
 /// The smallest layer that is looked into: a smaller one is here as soon as its table would be.
 const LEAST: u64 = 1 << 20;
 
+/// What a span takes of memory: here, and once more where it is read by.
+const SPAN: usize = 64;
+
 /// The longest part of a file that is held to its digest before it is served: what is in memory at once for it.
 const PART: u64 = 8 << 20;
 
@@ -116,12 +119,14 @@ async fn look(task: &Task<'_>, layer: &Layer) -> Result<Option<Guided>> {
     match contents::find(&probe, task.layer, how).await? {
         None => Ok(None),
         Some(Found::Frames(spans)) => {
+            task.room.hold(spans.len(), SPAN)?;
             let mut source = Source::Frames(front::Front::new(&probe, &spans));
             let hopped = hop::hop(task, &mut source, spans.content(), Said::default()).await?;
             Ok(Some(guided(task, hopped, Table::Zstd(spans), None)))
         }
         Some(Found::Contents(contents)) => {
             let laid = segments::lay_out(&probe, &contents).await?;
+            task.room.hold(laid.parts.len(), SPAN + size_of::<Part>())?;
             let content = laid.content;
             let mut source = Source::Pieces(laid.pieces);
             let entries = if contents.is_pinned { contents.toc.entries.as_slice() } else { &[] };
