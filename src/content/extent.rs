@@ -219,6 +219,11 @@ impl Extent {
         *self.files.lock() = Files::default();
     }
 
+    /// Forgets what the manifest does not pin of what this process has had in its hands.
+    pub(super) fn keep_vouched(&self) {
+        self.digests.lock().retain(|_, known| known.vouched);
+    }
+
     /// Whether this process has had the chunk in its hands.
     pub(super) fn seen(&self, chunk: u64) -> bool {
         self.digests.lock().get(&chunk).is_some_and(|known| known.seen)

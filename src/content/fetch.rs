@@ -273,7 +273,8 @@ impl Loader {
     fn look(&self, extent: &Extent, chunk: u64) -> Look {
         let Some(kept) = self.reliable(extent) else { return Look::Absent };
         let said_to_be_here = kept.has(chunk);
-        if let Some(verified) = self.read_from(extent, &kept, chunk) {
+        let may_be = !self.is_doubtful(extent, chunk);
+        if let Some(verified) = may_be.then(|| self.read_from(extent, &kept, chunk)).flatten() {
             let key = (extent.id, chunk);
             self.hand_out(key, &verified);
             self.board.land(key);
@@ -402,7 +403,7 @@ impl Request {
     /// Fetches a run of chunks in one request and sees them into the store.
     async fn take_from_repository(&mut self, extent: &Extent, run: Range<u64>) -> Result<()> {
         let loader = Arc::clone(&self.loader);
-        if loader.guided(self.id.layer).is_some_and(|guided| guided.guide.parts.is_some()) {
+        if loader.is_pinned(self.id.layer) {
             return self.take_vouched(extent, run).await;
         }
         if loader.is_decoded(self.id.layer) {

@@ -34,6 +34,8 @@ struct Line {
     blob: Mutex<Vec<u8>>,
     /// Closed where the whole layer may be read as well.
     whole: Semaphore,
+    /// Which byte is another one when the whole layer is read.
+    damage: Mutex<Option<usize>>,
     asked: Mutex<Vec<StoredRange>>,
 }
 
@@ -48,9 +50,13 @@ impl Repository for Arc<Line> {
             if range.len() == blob.size {
                 let _ = self.whole.acquire().await;
             }
-            let bytes =
-                Bytes::copy_from_slice(&self.blob.lock()[range.start() as usize..range.end() as usize]);
-            Ok(Box::pin(stream::iter([Ok(bytes)])) as ByteStream)
+            let mut bytes = self.blob.lock()[range.start() as usize..range.end() as usize].to_vec();
+            if range.len() == blob.size
+                && let Some(place) = *self.damage.lock()
+            {
+                bytes[place] ^= 4;
+            }
+            Ok(Box::pin(stream::iter([Ok(Bytes::from(bytes))])) as ByteStream)
         })
     }
 
@@ -101,8 +107,12 @@ impl Model {
                 .collect(),
         };
         let artifact = Artifact::read(Manifest { layers: vec![layer], ..Manifest::default() }).unwrap();
-        let line =
-            Line { blob: Mutex::new(written.stored), whole: Semaphore::new(0), asked: Mutex::default() };
+        let line = Line {
+            blob: Mutex::new(written.stored),
+            whole: Semaphore::new(0),
+            damage: Mutex::default(),
+            asked: Mutex::default(),
+        };
         let line = Arc::new(line);
         let guides = Guides::Checked;
         let sources = Sources {
@@ -308,4 +318,48 @@ async fn strict_waits_for_the_layer_where_nobody_vouches_for_its_table() {
     assert!(reading.await.unwrap().unwrap() == model.files[0].1);
     assert_eq!(loader.standing(0), Standing::Proved);
     loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bad_answer_of_the_whole_layer_puts_nothing_in_doubt_that_the_manifest_pins() {
+    for form in [storage, stargz_zstd, estargz, estargz_apart] {
+        for config in [plain(), strict()] {
+            let model = Model::new(form(&some_files(), PIECE)).await;
+            let size = model.index.layers[0].blob.size as usize;
+            *model.line.damage.lock() = Some(size * 6 / 10);
+            let loader = model.loader(config);
+            model.assert_right(&loader, "a").await;
+            model.line.whole.close();
+            loader.let_pass(0).await.unwrap_err();
+            assert_eq!(loader.standing(0), Standing::Unproved);
+            model.assert_all(&loader).await;
+            assert_eq!(loader.standing(0), Standing::Unproved);
+            loader.close().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_kept_by_a_table_that_nobody_vouches_for_is_held_to_one_that_is_pinned() {
+    for config in [plain(), strict()] {
+        let mut model = Model::new(storage(&some_files(), PIECE)).await;
+        let pinned = model.index.clone();
+        model.index = Model::new(unpinned(storage)).await.index;
+        let (extent, content) = model.file("a");
+        let place = {
+            let blob = model.line.blob.lock();
+            blob.windows(64).position(|bytes| bytes == &content[1000..1064]).expect("a raw frame") + 10
+        };
+        model.line.blob.lock()[place] ^= 1;
+        let loader = model.loader(Config { warm: Warm::None, ..plain() });
+        let read = loader.read(id(extent), ContentRange::new(0, u64::MAX)).await.unwrap();
+        assert!(read != content, "deferred is what it is called");
+        loader.close().await;
+        model.line.blob.lock()[place] ^= 1;
+        model.index = pinned;
+        let loader = model.loader(config);
+        assert!(loader.share().kept > 0, "the wrong chunk is kept");
+        model.assert_all(&loader).await;
+        loader.close().await;
+    }
 }

@@ -222,10 +222,8 @@ impl Loader {
         self.refuse_poisoned(id.layer)?;
         let reads_on = self.observe(extent, range);
         let read = async {
-            if self.config.integrity == Integrity::Strict && self.is_vouched(id.layer) {
-                return self.collect_vouched(extent, range).await;
-            }
-            if self.config.integrity == Integrity::Strict {
+            let waits = self.config.integrity == Integrity::Strict && !self.is_pinned(id.layer);
+            if waits {
                 self.prove_first(id.layer).await?;
             }
             let part = if reads_on { None } else { self.part(extent, range).await? };
@@ -233,7 +231,7 @@ impl Loader {
                 Some(bytes) => bytes,
                 None => self.collect(extent, range).await?,
             };
-            if self.config.integrity == Integrity::Strict {
+            if waits {
                 // Records of digests may have turned out to be lost: then the proof is made again first.
                 self.prove_first(id.layer).await?;
             }

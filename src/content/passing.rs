@@ -120,6 +120,10 @@ impl Request {
         keeping: &mut JoinSet<()>,
     ) -> Result<(), Fault> {
         let Some(chunk) = left.front().copied() else { return Ok(()) };
+        if !extent.is_bound() && !extent.knows(chunk) {
+            // The store fails: what it has proved cannot be compared with, so nothing counts as proved.
+            self.loader.set_unproved(self.id.layer);
+        }
         let verified = match self.loader.guided(self.id.layer) {
             // Whether the guide is wrong or what was here before shows when the layer goes by.
             Some(_) => extent.verify(chunk, bytes).ok_or_else(|| {

@@ -54,7 +54,8 @@ impl Loader {
     pub(super) fn may_serve(&self, layer: usize) -> bool {
         match self.standing(layer) {
             Standing::Proved => true,
-            Standing::Unproved => self.config.integrity != Integrity::Strict,
+            // What is handed out of pinned parts was held to them.
+            Standing::Unproved => self.config.integrity != Integrity::Strict || self.is_pinned(layer),
             Standing::Poisoned => false,
         }
     }
@@ -183,7 +184,9 @@ impl Loader {
         if !extent.vouched(&kept) {
             tracing::warn!(path = extent.path, "the digests on record are not those that were proved");
             self.set_unproved(extent.id.layer);
-            if self.shelf.store.is_shared(&extent.layer, kept.stem()) {
+            // By a table that nobody has proved the file may lie elsewhere than it was proved to.
+            let by_guide = self.streaming(extent.id.layer).is_some_and(|stream| stream.guide().is_some());
+            if !by_guide && self.shelf.store.is_shared(&extent.layer, kept.stem()) {
                 self.shelf.store.withdraw(&extent.layer);
                 extent.forget();
                 return extent.kept(&self.shelf);

@@ -31,41 +31,39 @@ const RUN: u64 = 8;
 type Had = (ContentRange, Result<Bytes>);
 
 impl Loader {
-    /// Whether the layer's chunks can be verified by what the manifest pins, though it is not proved.
-    pub(super) fn is_vouched(&self, layer: usize) -> bool {
-        let pinned = self.guided(layer).is_some_and(|guided| guided.guide.parts.is_some());
-        pinned && self.standing(layer) == Standing::Unproved
+    /// Whether the manifest pins what the parts of the layer's files must be, and it has not gone by.
+    pub(super) fn is_pinned(&self, layer: usize) -> bool {
+        self.streaming(layer).is_some_and(Stream::is_pinned)
     }
 
-    /// As [`collect`](Self::collect), of chunks that have been found right by their parts' digests and no others.
-    pub(super) async fn collect_vouched(
-        self: &Arc<Self>,
-        extent: &Extent,
-        range: ContentRange,
-    ) -> Result<Bytes> {
-        self.prepare(extent.id.layer).await?;
-        let mut unknown: Vec<u64> = extent.grid.covering(range).collect();
-        unknown.retain(|chunk| !extent.is_vouched_for(*chunk));
-        while let Some(first) = unknown.first().copied() {
-            let run = self.side_by_side(extent, &unknown);
-            unknown.retain(|chunk| !run.contains(chunk));
-            let _begun = self.begin_parts(extent, first).await?;
-            // Who was before here may have had them.
-            if run.clone().all(|chunk| extent.is_vouched_for(chunk)) {
-                continue;
-            }
-            for (chunk, verified) in self.vouch(extent, run.clone(), Lane::Demand).await? {
-                let verified = match verified {
-                    Err(_) if !run.contains(&chunk) => continue,
-                    verified => verified?,
-                };
-                let (loader, key) = (Arc::clone(self), (extent.id, chunk));
-                self.hand_out(key, &verified);
-                let keep = move || loader.keep(key, &verified);
-                tokio::task::spawn_blocking(keep).await.map_err(interrupted)?;
-            }
+    /// Whether the store may have the chunk otherwise than the manifest pins it.
+    pub(super) fn is_doubtful(&self, extent: &Extent, chunk: u64) -> bool {
+        let layer = extent.id.layer;
+        self.is_pinned(layer) && self.standing(layer) == Standing::Unproved && !extent.is_vouched_for(chunk)
+    }
+
+    /// The chunk, whose parts are what the manifest pins: what was on record otherwise, of a layer that is not proved, is
+    /// wrong. Blocks.
+    ///
+    /// # Errors
+    /// `Integrity` where what was proved is another.
+    pub(super) fn verify_vouched(&self, extent: &Extent, chunk: u64, bytes: Bytes) -> Result<Verified> {
+        let layer = extent.id.layer;
+        if !extent.knows(chunk) {
+            // The store fails: what it has proved cannot be compared with, so nothing counts as proved.
+            self.set_unproved(layer);
         }
-        self.collect(extent, range).await
+        let mut verified = extent.verify(chunk, bytes.clone());
+        if verified.is_none() && self.is_doubtful(extent, chunk) {
+            self.metrics.store_mismatches.add(1);
+            self.discard(layer);
+            extent.keep_vouched();
+            verified = extent.verify(chunk, bytes);
+        }
+        let differs = || Error::new(Kind::Integrity, format!("chunk {chunk} had other bytes before"));
+        let verified = verified.ok_or_else(differs)?;
+        extent.vouch_for(chunk);
+        Ok(verified)
     }
 
     /// The first of the chunks, which are in order, and those that follow it and are fetched with it: a long part is fetched
@@ -119,8 +117,13 @@ impl Loader {
         }
         let start = parts.first().map_or(end, |part| part.content.start());
         let whole = within(extent.grid, extent.range, ContentRange::new(start, end));
-        let chunk = |chunk: u64| (chunk, self.chunk_of(extent, chunk, &had));
-        Ok((whole.start.min(run.start)..whole.end.max(run.end)).map(chunk).collect())
+        let whole = whole.start.min(run.start)..whole.end.max(run.end);
+        let (loader, id) = (Arc::clone(self), extent.id);
+        let chunks = move || {
+            let Some(extent) = loader.extent(id) else { return Vec::new() };
+            whole.map(|chunk| (chunk, loader.chunk_of(extent, chunk, &had))).collect()
+        };
+        tokio::task::spawn_blocking(chunks).await.map_err(interrupted)
     }
 
     /// A part's content; asked for once more where it is wrong. `reader` is gone on with where there is one.
@@ -179,10 +182,7 @@ impl Loader {
         }
         let missing = || Error::new(Kind::Integrity, "the table of contents does not cover a chunk");
         let bytes = (filling.len() as u64 == wanted.len()).then(|| filling.share()).ok_or_else(missing)?;
-        let differs = || Error::new(Kind::Integrity, format!("chunk {chunk} had other bytes before"));
-        let verified = extent.verify(chunk, bytes).ok_or_else(differs)?;
-        extent.vouch_for(chunk);
-        Ok(verified)
+        self.verify_vouched(extent, chunk, bytes)
     }
 }
 
@@ -206,21 +206,23 @@ impl Request {
         Ok(())
     }
 
+    /// Hands out all that is right before any of it is kept.
     async fn take_verified(&mut self, vouched: Vec<(u64, Result<Verified>)>) -> Result<()> {
+        let mut right = Vec::new();
         for (chunk, verified) in vouched {
             let key = (self.id, chunk);
             match verified {
                 Ok(verified) => {
                     self.loader.hand_out(key, &verified);
                     self.flights.retain(|(flown, _)| *flown != key);
-                    let loader = Arc::clone(&self.loader);
-                    let keep = move || loader.keep(key, &verified);
-                    tokio::task::spawn_blocking(keep).await.map_err(interrupted)?;
+                    right.push((key, verified));
                 }
                 Err(error) => self.give_up(chunk..chunk + 1, &error),
             }
         }
-        Ok(())
+        let loader = Arc::clone(&self.loader);
+        let keep = move || right.iter().for_each(|(key, verified)| loader.keep(*key, verified));
+        tokio::task::spawn_blocking(keep).await.map_err(interrupted)
     }
 }
 

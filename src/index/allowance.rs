@@ -13,6 +13,9 @@ use crate::error::{Error, Kind, Result};
 /// 64 MiB: the headers of some 60 000 files.
 const HEADERS: u64 = 64 << 20;
 
+/// 64 MiB: the places of some million frames, or of as many parts of files.
+const GUIDES: u64 = 64 << 20;
+
 /// 512 MiB: some million and a half names.
 const NAMES: u64 = 512 << 20;
 
@@ -31,6 +34,12 @@ impl Allowance {
     #[must_use]
     pub fn headers(held: u64) -> Self {
         Self { left: AtomicU64::new(HEADERS.saturating_sub(held)), refusal: many_headers }
+    }
+
+    /// For what the compressed layers of an artifact say of themselves: 64 MiB.
+    #[must_use]
+    pub(super) fn guides() -> Self {
+        Self { left: AtomicU64::new(GUIDES), refusal: large_guides }
     }
 
     /// For the names of a tree: 512 MiB.
@@ -94,6 +103,10 @@ fn length(text: &str) -> u64 {
 fn many_headers() -> Error {
     Error::new(Kind::Unsupported, "its archives hold more than 64 MiB of headers")
         .hint("pack many small files as fewer larger ones, or as raw layers")
+}
+
+fn large_guides() -> Error {
+    Error::new(Kind::Unsupported, "what its layers say of their parts takes more than 64 MiB of memory")
 }
 
 fn many_names() -> Error {

@@ -16,6 +16,7 @@ use super::allowance::Allowance;
 use super::attached::{self, Kept};
 use super::bound::{self, Opened};
 use super::format::Head;
+use super::guide::Room;
 use super::plain::{Derived, Task};
 use super::{Entry, EntryKind, Guides, Index, Layer, compression, cover, local, union};
 use crate::error::{Error, Kind, Result};
@@ -117,7 +118,7 @@ pub async fn find_in(
     let mut index = Index { warnings: artifact.warnings.clone(), ..Index::default() };
     let (covered, attached) = covered(repository, artifact, &sources, &mut index.warnings).await?;
     let known = sources.known;
-    let allowance = Allowance::headers(0);
+    let (allowance, room) = (Allowance::headers(0), Room::default());
     let tasks: Vec<_> = artifact
         .visible()
         .enumerate()
@@ -127,6 +128,7 @@ pub async fn find_in(
             number,
             allowance: &allowance,
             guides: sources.guides,
+            room: &room,
         })
         .zip(covered)
         .map(|(task, covered)| derive(task, known, covered))

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 
 use super::allowance::Allowance;
+use super::guide::Room;
 use super::names::Names;
 use super::window::Window;
 use super::{Coding, Entry, EntryKind, ExtentId, Guides, Layer, compression, streamed};
@@ -34,6 +35,8 @@ pub(crate) struct Task<'a> {
     pub(crate) number: usize,
     pub(crate) allowance: &'a Allowance,
     pub(crate) guides: Guides,
+    /// What the guides of all layers may take.
+    pub(super) room: &'a Room,
 }
 
 impl Task<'_> {

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::parts::{Holding, Whole};
 use super::{Stream, closing};
 use crate::content::buffer;
 use crate::content::extent::Extent;
@@ -61,6 +62,7 @@ pub(super) fn drive(
         windows,
         windows_left: windows_left.unwrap_or(0),
         digests: Vec::new(),
+        holding: stream.guide().and_then(|guided| guided.guide.parts.as_deref()).map(Holding::new),
     };
     std::thread::scope(|scope| {
         let keeping = scope.spawn(move || keep(loader, stream, &fresh));
@@ -89,6 +91,8 @@ struct Driver<'a> {
     /// How many bytes of windows may still be put aside.
     windows_left: u64,
     digests: Vec<ChunkDigest>,
+    /// Where the manifest pins the layer's parts.
+    holding: Option<Holding<'a>>,
 }
 
 impl Driver<'_> {
@@ -187,7 +191,8 @@ impl Driver<'_> {
             if self.loader.board.closed() {
                 return Err(closing());
             }
-            let len = self.loader.extent(id).ok_or_else(nonsense)?.grid.range(offset / CHUNK).len();
+            let known = self.loader.extent(id).ok_or_else(nonsense)?;
+            let (len, place) = (known.grid.range(offset / CHUNK).len(), known.range.start());
             let pool = &self.loader.pool;
             let (key, mut filling) =
                 self.filling.take().unwrap_or_else(|| ((id, offset / CHUNK), pool.take()));
@@ -196,25 +201,52 @@ impl Driver<'_> {
             if taken == 0 || key != (id, offset / CHUNK) {
                 return Err(nonsense());
             }
+            if let Some(holding) = &mut self.holding {
+                holding.feed(place.saturating_add(offset), bytes.get(..taken).unwrap_or_default())?;
+            }
             bytes = bytes.get(taken..).unwrap_or_default();
             offset = offset.saturating_add(taken as u64);
             match filling.len() as u64 == len {
                 true => self.chunk(key, filling.share())?,
                 false => self.filling = Some((key, filling)),
             }
+            while let Some(whole) = self.holding.as_mut().and_then(Holding::pop) {
+                self.held(whole)?;
+            }
         }
         Ok(())
     }
 
-    /// Hands out a chunk that is whole.
+    /// Hands out a chunk that is whole, at once or when its parts are.
     fn chunk(&mut self, key: Key, bytes: Bytes) -> Result<()> {
         let extent = self.loader.extent(key.0).ok_or_else(nonsense)?;
-        let end = extent.content(&(key.1..key.1.saturating_add(1))).end();
+        let content = extent.content(&(key.1..key.1.saturating_add(1)));
+        if let Some(holding) = &mut self.holding {
+            holding.push(key, bytes, content);
+            return Ok(());
+        }
         let verified = self.loader.verify_passing(extent, key.1, bytes)?;
         self.loader.hand_out(key, &verified);
+        self.put_by(key, verified, content)
+    }
+
+    /// The same of a chunk whose parts have gone by. Nobody reads one that no part holds: its file is not shown.
+    fn held(&mut self, whole: Whole) -> Result<()> {
+        let Whole { key, bytes, content, is_vouched } = whole;
+        let extent = self.loader.extent(key.0).ok_or_else(nonsense)?;
+        if !is_vouched {
+            let verified = self.loader.verify_passing(extent, key.1, bytes)?;
+            return self.put_by(key, verified, content);
+        }
+        let verified = self.loader.verify_vouched(extent, key.1, bytes)?;
+        self.loader.hand_out(key, &verified);
+        self.put_by(key, verified, content)
+    }
+
+    fn put_by(&mut self, key: Key, verified: Verified, content: ContentRange) -> Result<()> {
         self.digests.push(verified.digest());
         // Fails only where the other thread has panicked.
-        self.keeper.send((key, verified, end)).map_err(|_| nonsense())
+        self.keeper.send((key, verified, content.end())).map_err(|_| nonsense())
     }
 }
 

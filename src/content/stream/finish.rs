@@ -7,6 +7,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::drive::Driven;
 use super::{Names, State, Stream};
+use crate::content::extent::Extent;
 use crate::content::loader::Loader;
 use crate::error::{Error, Kind, Result};
 use crate::index::spool::Spool;
@@ -49,12 +50,15 @@ impl Loader {
         let described = described.ok_or_else(|| Error::new(Kind::Invalid, "no such layer"))?;
         let digest = gone.digest?;
         if digest != described.blob.digest {
+            if stream.is_pinned() {
+                return Err(self.doubt(layer, &digest));
+            }
             self.poison(layer, &format!("its bytes are {digest}"));
             return self.refuse_poisoned(layer);
         }
         let driven = gone.decoded?;
         if let Some(guided) = &stream.guided
-            && (guided.guide.entries != driven.passed.entries || described.extents != driven.passed.extents)
+            && (!guided.guide.is_of(&driven.passed.entries) || described.extents != driven.passed.extents)
         {
             return Err(self.contradicted(layer, &stream.layer.name()));
         }
@@ -76,6 +80,14 @@ impl Loader {
 }
 
 impl Loader {
+    /// What went by of a layer with pinned parts is not the layer. What was served was held to its parts, and is right. Blocks.
+    fn doubt(&self, layer: usize, digest: &Digest) -> Error {
+        self.discard(layer);
+        self.extents(layer).for_each(Extent::keep_vouched);
+        let doing = format!("all of the layer as {} gave it is {digest}", self.repository.place());
+        Error::new(Kind::Integrity, doing).hint("what its table of contents vouches for is read all the same")
+    }
+
     /// Writes the index of a layer that was proved, and gives the layer as the index has it. Blocks.
     fn keep_index(&self, number: usize, stream: &Stream, driven: Driven) -> Result<Layer> {
         let Driven { passed, windows, digests } = driven;

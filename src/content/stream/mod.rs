@@ -9,6 +9,7 @@
 mod drive;
 mod feed;
 mod finish;
+mod parts;
 pub(super) mod turns;
 mod wait;
 
@@ -157,10 +158,14 @@ impl Stream {
         self.guided.as_ref()
     }
 
-    /// Its guide, as long as chunks are read by it.
+    /// Its guide, as long as chunks are read by it: also where the layer could not go by, as long as what is read is right.
     pub(super) fn guided(&self) -> Option<&Guided> {
-        let is_broken = matches!(self.progress.borrow().state, State::Broken(_));
-        self.guided.as_ref().filter(|guided| guided.is_good() && !is_broken)
+        self.guided.as_ref().filter(|guided| guided.is_good())
+    }
+
+    /// Whether the manifest pins what the parts of its files must be.
+    pub(super) fn is_pinned(&self) -> bool {
+        self.guided.as_ref().is_some_and(|guided| guided.guide.parts.is_some())
     }
 
     /// Up to where content has gone by, where it is on its way.

@@ -145,26 +145,27 @@ impl Drop for Halted<'_> {
 impl State {
     /// Whether the turn is there now; then it is taken.
     fn take(&mut self, number: u64) -> bool {
-        let taken = self.next() == Some(number);
+        let taken = self.next(None) == Some(number);
         if taken && let Some(urgency) = self.waiting.remove(&number) {
             self.going.insert(number, urgency);
         }
         taken
     }
 
-    /// Who may go now: the first that somebody waits for, else the first.
-    fn next(&self) -> Option<u64> {
+    /// Who may go now: the first that somebody waits for, else the first. `without`: as if that one had given up its turn.
+    fn next(&self, without: Option<u64>) -> Option<u64> {
         let urgent = self.waiting.iter().find(|(_, urgency)| urgency.is_raised());
-        let unasked = self.going.values().filter(|urgency| !urgency.is_raised()).count();
+        let going = || self.going.iter().filter(|(number, _)| Some(**number) != without);
+        let unasked = going().filter(|(_, urgency)| !urgency.is_raised()).count();
         let (number, _) = urgent.or_else(|| self.waiting.first_key_value())?;
-        let room = self.going.len() < GOING && (urgent.is_some() || unasked < UNASKED);
+        let room = going().count() < GOING && (urgent.is_some() || unasked < UNASKED);
         room.then_some(*number)
     }
 
-    /// Whether this one is the first of those that have halted, while others wait in vain.
+    /// Whether this one is the first of those that have halted whose turn would be of use to another, which waits in vain.
     fn is_wanted(&self, number: u64) -> bool {
-        let in_vain = !self.waiting.is_empty() && self.next().is_none();
-        in_vain && self.halted.first() == Some(&number)
+        let of_use = |number: &&u64| self.next(Some(**number)).is_some();
+        self.next(None).is_none() && self.halted.iter().find(of_use) == Some(&number)
     }
 }
 
@@ -245,6 +246,24 @@ mod tests {
         drop(first);
         assert!(second_wanted.as_mut().now_or_never().is_none(), "there is room now");
         entering.await;
+    }
+
+    #[tokio::test]
+    async fn one_that_has_halted_keeps_a_turn_that_would_let_nobody_else_go() {
+        let turns = Turns::default();
+        let going = all(&turns, Arc::default).await;
+        let (asked, unasked) = (at_once(&turns, &asked()).await.unwrap(), &going[0]);
+        let (mut asked, mut unasked) = (Box::pin(asked.wanted()), Box::pin(unasked.wanted()));
+        assert!(asked.as_mut().now_or_never().is_none());
+        assert!(unasked.as_mut().now_or_never().is_none());
+        let urgency = Arc::default();
+        let mut entering = Box::pin(turns.enter(&urgency, || ()));
+        assert!(entering.as_mut().now_or_never().is_none(), "so many are on their way that nobody waits for");
+        assert!(
+            asked.as_mut().now_or_never().is_none(),
+            "one that nobody waits for could not go in its place"
+        );
+        unasked.await;
     }
 
     #[tokio::test(start_paused = true)]

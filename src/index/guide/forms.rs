@@ -133,7 +133,7 @@ impl Parts {
             at += piece.len();
         }
         if content.is_empty() {
-            self.rows.push(json!({"type": "reg", "name": name}));
+            self.rows.push(json!({"type": "reg", "name": name, "mode": 0o644}));
         }
         if apart != Apart::Together && !content.is_empty() {
             self.cut();

@@ -11,6 +11,7 @@ mod decode;
 mod front;
 mod hop;
 mod probe;
+mod room;
 mod segments;
 
 use super::plain::Task;
@@ -20,11 +21,15 @@ use crate::codec::toc::ContentDigest;
 use crate::error::Result;
 use crate::range::ContentRange;
 use contents::Found;
-use hop::{Hopped, Source};
+use hop::{Hopped, Said, Source};
 use probe::Probe;
+pub(super) use room::Room;
 
 /// The smallest layer that is looked into: a smaller one is here as soon as its table would be.
 const LEAST: u64 = 1 << 20;
+
+/// What a span takes of memory: here, and once more where it is read by.
+const SPAN: usize = 64;
 
 /// The longest part of a file that is held to its digest before it is served: what is in memory at once for it.
 const PART: u64 = 8 << 20;
@@ -34,11 +39,24 @@ const PART: u64 = 8 << 20;
 pub struct Guide {
     /// Where its frames or members lie. Without digests: whether they are there is found out when they are decoded.
     pub table: Table,
-    /// Its entries, as they must turn out to be when it has gone by.
+    /// Its entries, as they must turn out to be when it has gone by; with no times where those that nobody vouches for are
+    /// not to be shown.
     pub entries: Vec<Entry>,
     /// Where the manifest pins the table of contents: the parts that make up all of its files, in order, each with the digest
     /// that its content must have. `None` where nobody vouches for them.
     pub parts: Option<Vec<Part>>,
+}
+
+impl Guide {
+    /// Whether `found`, the entries of the layer when it has gone by, are those that it was guided by.
+    #[must_use]
+    pub fn is_of(&self, found: &[Entry]) -> bool {
+        let same = |(said, found): (&Entry, &Entry)| {
+            let mtime = if said.mtime == 0 { 0 } else { found.mtime };
+            *said == Entry { mtime, ..found.clone() }
+        };
+        self.entries.len() == found.len() && self.entries.iter().zip(found).all(same)
+    }
 }
 
 /// A stretch of a layer's content whose digest is known.
@@ -73,12 +91,17 @@ pub(super) struct Guided {
 /// The guide of the compressed `layer` of `task`; `None` where it has none, or none that is of use, which is logged.
 ///
 /// Costs a read of the layer's end, one of its table where that is longer, and one for each stretch of headers, 256 at most
-/// and a sixteenth of the layer, or 8 MiB where that is more; memory of some 64 MiB at most meanwhile.
+/// and a sixteenth of the layer, or 8 MiB where that is more; memory of some 64 MiB at most meanwhile. Waits no longer than
+/// the [room](Room) of the artifact has time: a repository that gives no ranges, or nothing, keeps no mount waiting.
 pub(super) async fn find(task: &Task<'_>, layer: &Layer) -> Option<Guided> {
     if layer.blob.size < LEAST || task.guides == Guides::None {
         return None;
     }
-    let found = look(task, layer).await;
+    let Some(found) = task.room.in_time(look(task, layer)).await else {
+        let layer = task.layer.name();
+        tracing::info!(layer, "what it says of its parts does not come soon enough: it goes by once instead");
+        return None;
+    };
     let of_no_use = |error: &crate::Error| {
         let layer = task.layer.name();
         tracing::info!(layer, %error, "what it says of its parts is of no use: it goes by once instead");
@@ -96,15 +119,18 @@ async fn look(task: &Task<'_>, layer: &Layer) -> Result<Option<Guided>> {
     match contents::find(&probe, task.layer, how).await? {
         None => Ok(None),
         Some(Found::Frames(spans)) => {
+            task.room.hold(spans.len(), SPAN)?;
             let mut source = Source::Frames(front::Front::new(&probe, &spans));
-            let hopped = hop::hop(task, &mut source, spans.content(), &[]).await?;
-            Ok(Some(guided(hopped, Table::Zstd(spans), None)))
+            let hopped = hop::hop(task, &mut source, spans.content(), Said::default()).await?;
+            Ok(Some(guided(task, hopped, Table::Zstd(spans), None)))
         }
         Some(Found::Contents(contents)) => {
             let laid = segments::lay_out(&probe, &contents).await?;
+            task.room.hold(laid.parts.len(), SPAN + size_of::<Part>())?;
             let content = laid.content;
             let mut source = Source::Pieces(laid.pieces);
-            let said = if contents.is_pinned { contents.toc.entries.as_slice() } else { &[] };
+            let entries = if contents.is_pinned { contents.toc.entries.as_slice() } else { &[] };
+            let said = Said { entries, table: laid.after };
             let hopped = hop::hop(task, &mut source, content, said).await?;
             let vouched = contents.is_pinned && hopped.agrees;
             let parts = if vouched { segments::covering(laid.parts, &hopped) } else { None };
@@ -114,13 +140,17 @@ async fn look(task: &Task<'_>, layer: &Layer) -> Result<Option<Guided>> {
                     "its table of contents has no digest for all of its files"
                 );
             }
-            Ok(Some(guided(hopped, laid.table, parts)))
+            Ok(Some(guided(task, hopped, laid.table, parts)))
         }
     }
 }
 
-fn guided(hopped: Hopped, table: Table, parts: Option<Vec<Part>>) -> Guided {
-    let Hopped { extents, entries, warnings, .. } = hopped;
+fn guided(task: &Task<'_>, hopped: Hopped, table: Table, parts: Option<Vec<Part>>) -> Guided {
+    let Hopped { extents, mut entries, warnings, .. } = hopped;
+    if task.guides == Guides::Pinned {
+        // Names, kinds, sizes and permissions are the table's as well; times are the headers' alone.
+        entries.iter_mut().for_each(|entry| entry.mtime = 0);
+    }
     Guided { guide: Guide { table, entries: entries.clone(), parts }, extents, entries, warnings }
 }
 

@@ -21,6 +21,9 @@ const SHARE: u64 = 16;
 /// How much content may be decoded.
 const CONTENT: u64 = 128 << 20;
 
+/// How often decoding may be tried where nothing says that a member begins.
+const TRIES: u64 = 1000;
+
 /// A layer that is looked into.
 pub(super) struct Probe<'a> {
     repository: &'a dyn Repository,
@@ -28,6 +31,7 @@ pub(super) struct Probe<'a> {
     reads: AtomicU64,
     bytes: AtomicU64,
     content: AtomicU64,
+    tries: AtomicU64,
 }
 
 impl<'a> Probe<'a> {
@@ -35,7 +39,7 @@ impl<'a> Probe<'a> {
         let [least, most] = BYTES;
         let bytes = (blob.size / SHARE).clamp(least, most);
         let (reads, bytes, content) = (AtomicU64::new(READS), AtomicU64::new(bytes), AtomicU64::new(CONTENT));
-        Self { repository, blob, reads, bytes, content }
+        Self { repository, blob, reads, bytes, content, tries: AtomicU64::new(TRIES) }
     }
 
     /// The stored bytes of `range`, which lies in the blob and is not empty.
@@ -55,6 +59,14 @@ impl<'a> Probe<'a> {
     pub(super) async fn tail(&self, len: u64) -> Result<Bytes> {
         let size = self.blob.size;
         self.read(StoredRange::new(size.saturating_sub(len), size)).await
+    }
+
+    /// Counts a try to decode.
+    ///
+    /// # Errors
+    /// `Unsupported` where there have been too many.
+    pub(super) fn tried(&self) -> Result<()> {
+        take(&self.tries, 1, "tries to decode")
     }
 
     /// Counts content that is decoded.

@@ -25,6 +25,9 @@ const NEAR: u64 = 64 << 10;
 /// The last bytes of a part in which the header after it is looked for.
 const END: u64 = 4 << 10;
 
+/// How many places in it are tried where a header's member may begin.
+const STARTS: usize = 4;
+
 /// How many reads go side by side.
 const SIDE_BY_SIDE: usize = 8;
 
@@ -38,13 +41,26 @@ pub(super) struct Laid {
     /// What lies between files.
     pub(super) pieces: Vec<(u64, Vec<u8>)>,
     /// All parts, by place, those without digests as well.
-    pub(super) parts: Vec<(ContentRange, Option<toc::ContentDigest>)>,
+    pub(super) parts: Vec<Placed>,
+    /// Where the content begins of what the table itself is in.
+    pub(super) after: Option<u64>,
+}
+
+/// A part of a file, and where it lies in the layer's content.
+#[derive(Clone, Copy)]
+pub(super) struct Placed {
+    content: ContentRange,
+    digest: Option<toc::ContentDigest>,
+    /// Which entry of the table is its file, and where the part begins in that.
+    file: usize,
+    offset: u64,
 }
 
 /// A stretch of stored bytes that is decoded alone.
 struct Segment<'a> {
     stored: StoredRange,
-    parts: Vec<&'a toc::Part>,
+    /// Each with the number of its file's entry.
+    parts: Vec<(usize, &'a toc::Part)>,
     shape: Shape,
 }
 
@@ -80,6 +96,7 @@ pub(super) async fn lay_out(probe: &Probe<'_>, contents: &Contents) -> Result<La
     let end = match &contents.after {
         Some((stored, content)) => {
             laying.begin(*stored)?;
+            laying.after = Some(laying.content);
             laying.piece(content.clone());
             stored.end()
         }
@@ -88,46 +105,52 @@ pub(super) async fn lay_out(probe: &Probe<'_>, contents: &Contents) -> Result<La
     laying.finish(probe.blob.size, end, contents.how)
 }
 
-/// The parts that make up the files that are shown, where each of them has a digest and is not too long.
-pub(super) fn covering(
-    mut parts: Vec<(ContentRange, Option<toc::ContentDigest>)>,
-    hopped: &Hopped,
-) -> Option<Vec<Part>> {
-    parts.sort_by_key(|(content, _)| content.start());
+/// The parts that make up the files that are shown, where each file is made of its own, each of which has a digest and is not
+/// too long.
+pub(super) fn covering(mut parts: Vec<Placed>, hopped: &Hopped) -> Option<Vec<Part>> {
+    parts.sort_by_key(|part| part.content.start());
     for entry in &hopped.entries {
         let Shown::File { extent: Some(id), .. } = entry.kind else { continue };
-        let extent = hopped.extents.get(id.extent)?;
-        let first = parts.partition_point(|(content, _)| content.start() < extent.start());
+        let (extent, file) = (hopped.extents.get(id.extent)?, *hopped.files.get(id.extent)?);
+        let first = parts.partition_point(|part| part.content.start() < extent.start());
         let mut at = extent.start();
-        for (content, digest) in
-            parts.get(first..)?.iter().take_while(|(content, _)| content.start() < extent.end())
-        {
-            let fits = content.start() == at && content.len() <= PART && digest.is_some();
-            at = fits.then_some(content.end())?;
+        for part in parts.get(first..)?.iter().take_while(|part| part.content.start() < extent.end()) {
+            let is_own = Some(part.file) == file && part.offset == at - extent.start();
+            let fits = is_own && part.content.start() == at && part.is_held();
+            at = fits.then_some(part.content.end())?;
         }
         (at == extent.end()).then_some(())?;
     }
-    Some(parts.into_iter().filter_map(|(content, digest)| Some(Part { content, digest: digest? })).collect())
+    let held = parts.into_iter().filter(Placed::is_held);
+    Some(held.filter_map(|part| Some(Part { content: part.content, digest: part.digest? })).collect())
+}
+
+impl Placed {
+    /// Whether it can be held to its digest before it is served.
+    fn is_held(&self) -> bool {
+        self.content.len() <= PART && self.digest.is_some()
+    }
 }
 
 /// All stored bytes before `data`, in order.
 fn segments(toc: &Toc, data: u64) -> Vec<Segment<'_>> {
-    let files = toc.entries.iter().filter_map(|entry| match &entry.kind {
-        EntryKind::File(file) => Some(file),
+    let files = toc.entries.iter().enumerate().filter_map(|(number, entry)| match &entry.kind {
+        EntryKind::File(file) => Some((number, file)),
         _ => None,
     });
-    let mut parts: Vec<(&toc::Part, u64)> =
-        files.flat_map(|file| file.parts.iter().map(|part| (part, file.size))).collect();
-    parts.sort_by_key(|(part, _)| (part.stored.start(), part.skip));
+    let mut parts: Vec<(&toc::Part, u64, usize)> = files
+        .flat_map(|(number, file)| file.parts.iter().map(move |part| (part, file.size, number)))
+        .collect();
+    parts.sort_by_key(|(part, ..)| (part.stored.start(), part.skip));
     let mut segments: Vec<Segment<'_>> = Vec::new();
     let mut at = 0;
     let mut rest = parts.as_slice();
-    while let Some(((first, size), _)) = rest.split_first() {
+    while let Some(((first, size, _), _)) = rest.split_first() {
         let start = first.stored.start();
-        let count = rest.partition_point(|(part, _)| part.stored.start() == start);
+        let count = rest.partition_point(|(part, ..)| part.stored.start() == start);
         let (group, after) = rest.split_at_checked(count).unwrap_or((rest, &[]));
-        let end = group.iter().map(|(part, _)| part.stored.end()).max().unwrap_or(start);
-        let next = after.first().map_or(data, |(part, _)| part.stored.start());
+        let end = group.iter().map(|(part, ..)| part.stored.end()).max().unwrap_or(start);
+        let next = after.first().map_or(data, |(part, ..)| part.stored.start());
         let alone = group.len() == 1 && first.skip == 0;
         let shape = match () {
             () if !alone => Shape::Unknown,
@@ -135,7 +158,7 @@ fn segments(toc: &Toc, data: u64) -> Vec<Segment<'_>> {
             () => Shape::AtLeast(first.content.len(), size % tar::BLOCK),
         };
         segments.extend(gap(at, start));
-        let parts = group.iter().map(|(part, _)| *part).collect();
+        let parts = group.iter().map(|(part, _, number)| (*number, *part)).collect();
         segments.push(Segment { stored: StoredRange::new(start, end), parts, shape });
         (at, rest) = (end, after);
     }
@@ -208,8 +231,12 @@ fn header_in(probe: &Probe<'_>, how: Compression, stored: &[u8], len: u64, over:
     };
     let padding = usize::try_from((tar::BLOCK - over) % tar::BLOCK).ok()?;
     let starts = (0..stored.len()).filter(|at| stored.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
-    let mut contents = starts.filter_map(|at| decode(probe, how, stored.get(at..)?, 0, BETWEEN).ok());
-    let between = contents.find_map(|content| {
+    let mut contents = starts.take(STARTS).map_while(|at| {
+        // Where the layer has had its tries, the part is decoded instead.
+        probe.tried().ok()?;
+        Some(decode(probe, how, stored.get(at..)?, 0, BETWEEN).ok())
+    });
+    let between = contents.by_ref().flatten().find_map(|content| {
         let rest = content.len() % usize::try_from(tar::BLOCK).ok()?;
         // The padding may be in a member before that.
         let missing = if rest == 0 { padding } else { 0 };
@@ -273,7 +300,8 @@ struct Laying {
     starts: Vec<(u64, u64)>,
     content: u64,
     pieces: Vec<(u64, Vec<u8>)>,
-    parts: Vec<(ContentRange, Option<toc::ContentDigest>)>,
+    parts: Vec<Placed>,
+    after: Option<u64>,
 }
 
 impl Laying {
@@ -288,9 +316,11 @@ impl Laying {
     fn add(&mut self, segment: &Segment<'_>, content: Content) -> Result<()> {
         self.begin(segment.stored)?;
         let beyond = || Error::new(Kind::Invalid, "there is more content than fits 64 bits");
-        for part in &segment.parts {
+        for (file, part) in &segment.parts {
             let start = self.content.checked_add(part.skip).ok_or_else(beyond)?;
-            self.parts.push((ContentRange::at(start, part.content.len()).ok_or_else(beyond)?, part.digest));
+            let content = ContentRange::at(start, part.content.len()).ok_or_else(beyond)?;
+            let (file, offset, digest) = (*file, part.content.start(), part.digest);
+            self.parts.push(Placed { content, digest, file, offset });
         }
         self.content =
             self.content.checked_add(content.len - content.between.len() as u64).ok_or_else(beyond)?;
@@ -312,12 +342,12 @@ impl Laying {
     }
 
     fn finish(self, size: u64, end: u64, how: Compression) -> Result<Laid> {
-        let Self { starts, content, pieces, parts } = self;
+        let Self { starts, content, pieces, parts, after } = self;
         let table = match how {
             Compression::Gzip => Table::Gzip(gzip::Table::of_members(&starts, end, content, size)?),
             Compression::Zstd => Table::Zstd(frames(&starts, content, end, size)?),
         };
-        Ok(Laid { table, content, pieces, parts })
+        Ok(Laid { table, content, pieces, parts, after })
     }
 }
 

@@ -28,6 +28,14 @@ const PIECE: usize = 100 << 10;
 struct Line {
     blob: Bytes,
     reads: Mutex<Vec<StoredRange>>,
+    /// From which stored byte on nothing comes.
+    stalls: u64,
+}
+
+impl Line {
+    fn of(blob: Bytes) -> Self {
+        Self { blob, reads: Mutex::default(), stalls: u64::MAX }
+    }
 }
 
 impl Repository for Line {
@@ -38,7 +46,14 @@ impl Repository for Line {
     fn read<'a>(&'a self, _: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
         self.reads.lock().unwrap().push(range);
         let bytes = self.blob.slice(range.start() as usize..range.end() as usize);
-        async { Ok(stream::iter([Ok(bytes)]).boxed()) }.boxed()
+        let stalls = range.start() >= self.stalls;
+        async move {
+            if stalls {
+                std::future::pending::<()>().await;
+            }
+            Ok(stream::iter([Ok(bytes)]).boxed())
+        }
+        .boxed()
     }
 
     fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
@@ -91,7 +106,16 @@ fn artifact(written: &Written) -> Artifact {
 /// The index of the layer, and what was read for it.
 fn found(written: &Written, guides: Guides) -> (Index, Vec<StoredRange>) {
     let artifact = artifact(written);
-    let line = Line { blob: written.stored.clone().into(), reads: Mutex::default() };
+    let line = Line::of(written.stored.clone().into());
+    let index = clocked().block_on(found_over(&line, &artifact, guides));
+    (index, line.reads.into_inner().unwrap())
+}
+
+fn clocked() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+}
+
+async fn found_over(line: &Line, artifact: &Artifact, guides: Guides) -> Index {
     let sources = Sources {
         bound: None,
         local: &|_| None,
@@ -99,8 +123,7 @@ fn found(written: &Written, guides: Guides) -> (Index, Vec<StoredRange>) {
         known: &|_| Vec::new(),
         guides,
     };
-    let (index, _) = find_in(&line, &artifact, sources).now_or_never().unwrap().unwrap();
-    (index, line.reads.into_inner().unwrap())
+    find_in(line, artifact, sources).await.unwrap().0
 }
 
 fn guide(index: &Index) -> Option<&Guide> {
@@ -112,20 +135,25 @@ fn guide(index: &Index) -> Option<&Guide> {
 
 /// What going by makes of it.
 fn passed(written: &Written) -> (Passed, Vec<u8>) {
+    gone_by(written).expect("it is in order")
+}
+
+/// The same; `None` where it is not in order.
+fn gone_by(written: &Written) -> Option<(Passed, Vec<u8>)> {
     let artifact = artifact(written);
     let mut pass = Pass::new(&artifact.layers[0], 0, Spacing::default()).unwrap();
-    pass.step(&written.stored, &mut |_| Ok(())).unwrap();
-    let passed = pass.finish(&mut |_| Ok(())).unwrap();
+    pass.step(&written.stored, &mut |_| Ok(())).ok()?;
+    let passed = pass.finish(&mut |_| Ok(())).ok()?;
     let how = compression(artifact.layers[0].packaging).unwrap();
-    let line = Line { blob: Bytes::new(), reads: Mutex::default() };
+    let line = Line::of(Bytes::new());
     let blob = artifact.layers[0].descriptor.blob();
-    let content = decode::decode(&Probe::new(&line, &blob), how, &written.stored, 0, usize::MAX).unwrap();
-    (passed, content)
+    let content = decode::decode(&Probe::new(&line, &blob), how, &written.stored, 0, usize::MAX).ok()?;
+    Some((passed, content))
 }
 
 /// Whether every span of the guide's decodes to what lies there.
 fn leads_right(written: &Written, guide: &Guide, content: &[u8]) -> bool {
-    let line = Line { blob: Bytes::new(), reads: Mutex::default() };
+    let line = Line::of(Bytes::new());
     let blob = artifact(written).layers[0].descriptor.blob();
     let probe = Probe::new(&line, &blob);
     let spans: Vec<(StoredRange, ContentRange)> = match &guide.table {
@@ -139,12 +167,12 @@ fn leads_right(written: &Written, guide: &Guide, content: &[u8]) -> bool {
     } else {
         crate::index::Compression::Zstd
     };
-    assert_eq!(guide.table.content(), content.len() as u64);
-    spans.into_iter().all(|(stored, range)| {
-        let stored = &written.stored[stored.start() as usize..stored.end() as usize];
-        let decoded = decode::decode(&probe, how, stored, 0, usize::MAX);
-        decoded.is_ok_and(|decoded| decoded == content[range.start() as usize..range.end() as usize])
-    })
+    guide.table.content() == content.len() as u64
+        && spans.into_iter().all(|(stored, range)| {
+            let stored = &written.stored[stored.start() as usize..stored.end() as usize];
+            let decoded = decode::decode(&probe, how, stored, 0, usize::MAX);
+            decoded.is_ok_and(|decoded| decoded == content[range.start() as usize..range.end() as usize])
+        })
 }
 
 #[test]
@@ -249,6 +277,20 @@ fn small_layers_and_those_without_a_table_cost_one_read_at_most() {
     assert!(guide(&index).is_none() && reads.len() == 1, "{reads:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_repository_of_which_no_end_of_a_layer_comes_keeps_a_mount_waiting_for_seconds_in_all() {
+    let written = frames(&some_files(), PIECE);
+    let mut artifact = artifact(&written);
+    let layer = artifact.layers[0].clone();
+    artifact.layers.extend((0..20).map(|_| layer.clone()));
+    let mut line = Line::of(written.stored.into());
+    line.stalls = 1;
+    let began = tokio::time::Instant::now();
+    let index = found_over(&line, &artifact, Guides::Checked).await;
+    assert!(index.layers.iter().all(Layer::is_growing));
+    assert!(began.elapsed() <= std::time::Duration::from_secs(6), "{:?}", began.elapsed());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
     #[test]
@@ -260,8 +302,11 @@ proptest! {
         written.stored[place] ^= 1_u8 << bit;
         let (index, reads) = found(&written, Guides::Checked);
         prop_assert!(reads.len() <= 256);
-        if let Some(guide) = guide(&index) {
-            prop_assert_eq!(&guide.entries, &index.entries);
+        if let (Some(guide), Some((passed, content))) = (guide(&index), gone_by(&written))
+            && leads_right(&written, guide, &content)
+        {
+            prop_assert_eq!(&guide.entries, &passed.entries);
+            prop_assert_eq!(&index.layers[0].extents, &passed.extents);
         }
     }
 }
