@@ -1,7 +1,7 @@
 //! What reading a compressed layer costs as readers meet it: through the loader, from memory, beside the plain programs.
 //!
 //! `cargo bench --bench spans` prints ratios of one run: a sequential read of an indexed zstd layer beside `zstd -dc` on as
-//! many cores, and reads of 4 KiB here and there in an indexed gzip layer beside inflating half a span.
+//! many cores, and reads of 4 KiB here and there in an indexed layer beside decoding half a span.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "a bench fails by panicking")]
 #![allow(
     clippy::print_stdout,
@@ -84,9 +84,10 @@ impl Sample {
     }
 }
 
-fn zstd_sample() -> Sample {
+/// Frames of 1 MiB, of which the table joins so many bytes of content to a span.
+fn zstd_sample(span: u64) -> Sample {
     let content = common::halving(usize::try_from(SIZE).unwrap());
-    let (mut writer, mut stored) = (zstd::Writer::new(3, 4 * MIB).unwrap(), Vec::new());
+    let (mut writer, mut stored) = (zstd::Writer::new(3, span).unwrap(), Vec::new());
     writer.push(&content, &mut stored).unwrap();
     let table = writer.finish(&mut stored).unwrap().encode();
     Sample::new(Compression::Zstd, content, stored, &table, &[])
@@ -178,6 +179,16 @@ async fn here_and_there(sample: &Sample) -> (u64, Duration) {
     took
 }
 
+/// Decoding half a frame by itself.
+fn half_a_frame(content: &[u8]) -> Duration {
+    let stored = ::zstd::bulk::compress(&content[..512 << 10], 3).unwrap();
+    let (mut room, before) = (vec![0; 512 << 10], cpu());
+    for _ in 0..READS {
+        ::zstd::bulk::decompress_to_buffer(&stored, &mut room).unwrap();
+    }
+    cpu() - before
+}
+
 /// Inflating half a span by itself.
 fn half_a_span(content: &[u8]) -> Duration {
     let folder = tempfile::tempdir().unwrap();
@@ -202,7 +213,7 @@ fn half_a_span(content: &[u8]) -> Duration {
 fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let threads = std::thread::available_parallelism().unwrap().get();
-    let sample = zstd_sample();
+    let sample = zstd_sample(4 * MIB);
     let folder = tempfile::tempdir().unwrap();
     for (name, budget) in [("kept", None), ("not kept", Some(0))] {
         let (mut ours, mut used, mut plain) = (Duration::MAX, Duration::MAX, Duration::MAX);
@@ -217,12 +228,20 @@ fn main() {
         );
     }
     drop(sample);
+    let sample = zstd_sample(MIB);
+    let half = half_a_frame(&sample.content);
+    report("zstd here and there", runtime.block_on(here_and_there(&sample)), half, &sample);
+    drop(sample);
     let sample = gzip_sample();
-    let (fetched, cpu) = runtime.block_on(here_and_there(&sample));
     let half = half_a_span(&sample.content);
+    report("gzip here and there", runtime.block_on(here_and_there(&sample)), half, &sample);
+}
+
+/// What 4 KiB cost, in spans of 1 MiB and in decoding half of one.
+fn report(name: &str, (fetched, cpu): (u64, Duration), half: Duration, sample: &Sample) {
     let span = sample.stored.len() as f64 / (sample.content.len() as f64 / MIB as f64);
     println!(
-        "gzip here and there: {:.2} spans fetched for 4 KiB; {:?} of processors, {:.2} of inflating half a span",
+        "{name}: {:.2} spans fetched for 4 KiB; {:?} of processors, {:.2} of decoding half a span",
         fetched as f64 / span,
         cpu / u32::try_from(READS).unwrap(),
         cpu.as_secs_f64() / half.as_secs_f64()

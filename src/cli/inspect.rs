@@ -103,8 +103,12 @@ fn unnamed(model: &Model) -> Option<String> {
     (!model.is_named()).then(|| why.to_owned())
 }
 
-/// Whether the artifact brings the digests of all files' chunks.
+/// Whether the artifact itself brings the digests of all files' chunks. An index of this machine, or one that is attached, is
+/// no word of the artifact's.
 fn bound(model: &Model) -> bool {
+    if !matches!(model.artifact.bound_index(), Ok(Some(_))) {
+        return false;
+    }
     let layers = model.index.layers.iter().enumerate();
     let mut files = layers.filter(|(number, _)| model.loader.may_have_files(*number)).peekable();
     files.peek().is_some() && files.all(|(_, layer)| layer.bound.is_some())

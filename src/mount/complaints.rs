@@ -19,8 +19,10 @@ struct Told {
 impl Complaints {
     /// Logs `what`, unless another line has been logged within the last second.
     pub(super) fn say(&self, what: &str) {
-        if let Some(left_out) = self.turn(Instant::now()) {
-            tracing::warn!(left_out, "{what}");
+        match self.turn(Instant::now()) {
+            Some(0) => tracing::warn!("{what}"),
+            Some(left_out) => tracing::warn!(left_out, "{what}"),
+            None => {}
         }
     }
 
