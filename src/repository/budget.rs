@@ -37,28 +37,14 @@ impl Budgets {
     /// The budget of the host at `root`, by its scheme, name and port.
     pub(super) fn of(&self, root: &Url, metrics: &Arc<Metrics>) -> Arc<Budget> {
         let host = root.origin().ascii_serialization();
-        let make = || Arc::new(Budget::new(host.clone(), Arc::clone(&self.relief), Arc::clone(metrics)));
-        self.hosts.lock().entry(host.clone()).or_insert_with(make).clone()
+        let make = || Arc::new(Budget::new(Arc::clone(&self.relief), Arc::clone(metrics)));
+        self.hosts.lock().entry(host).or_insert_with(make).clone()
     }
 
     /// Returns when a host that was in trouble answers again; whoever waits bounds it.
     pub(super) async fn relief(&self) {
         self.relief.notified().await;
     }
-}
-
-tokio::task_local! {
-    /// Set while an attempt is under way without which its reader fails.
-    static LAST: ();
-}
-
-/// `asking`, which may go against a host's wish to be left alone: whoever asks fails otherwise.
-pub(super) async fn at_last<T>(asking: impl Future<Output = T>) -> T {
-    LAST.scope((), asking).await
-}
-
-fn is_last() -> bool {
-    LAST.try_with(|()| ()).is_ok()
 }
 
 /// Leave to ask a host once, and when it was given.
@@ -68,8 +54,6 @@ pub(super) struct Pass(Instant);
 /// What all who ask a host know of its health.
 #[derive(Debug)]
 pub(super) struct Budget {
-    /// Its scheme, name and port.
-    host: String,
     state: Mutex<State>,
     relief: Arc<Notify>,
     metrics: Arc<Metrics>,
@@ -96,19 +80,19 @@ struct Wish {
 
 impl Budget {
     /// A host of which nothing is known; `relief` is told when it answers again.
-    fn new(host: String, relief: Arc<Notify>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(relief: Arc<Notify>, metrics: Arc<Metrics>) -> Self {
         let state = State { left: FULL, probe: None, wish: None, trouble: None };
-        Self { host, state: Mutex::new(state), relief, metrics }
+        Self { state: Mutex::new(state), relief, metrics }
     }
 
-    /// Leave to ask now. Within [`at_last`] the host's wish to be left alone is no reason against it.
+    /// Leave to ask now.
     ///
     /// # Errors
     /// That nobody was asked ([`Error::was_asked`]), of the last failure's kind and with it as the cause; its wait is how
     /// long it is until it is worth asking for leave again.
     pub(super) fn pass(&self) -> Result<Pass> {
         let (mut state, now) = (self.state.lock(), Instant::now());
-        if let Some(wish) = state.wish.filter(|wish| now < wish.until && !is_last()) {
+        if let Some(wish) = state.wish.filter(|wish| now < wish.until) {
             let wait = wish.until.duration_since(now).saturating_add(wish.spread.mul_f64(fastrand::f64()));
             return Err(state.held_back(wait, "it asks to be left alone"));
         }
@@ -139,7 +123,7 @@ impl Budget {
         state.left = if was_down { FULL } else { state.left.saturating_add(1).min(FULL) };
         drop(state);
         if was_down {
-            tracing::info!(host = self.host, "the registry answers again");
+            tracing::info!("the registry answers again");
         }
         if was_down || rested {
             self.relief.notify_waiters();
@@ -161,7 +145,7 @@ impl Budget {
         let spent = if error.kind() == Kind::Unreachable { UNREACHABLE } else { 1 };
         state.trouble = Some(error.clone());
         if state.left == 0 && state.probe.is_none() {
-            state.go_down(now, self);
+            state.go_down(now, &self.metrics);
         }
         state.left = state.left.saturating_sub(spent);
     }
@@ -183,14 +167,10 @@ impl State {
         error.retry_after(wait).unasked()
     }
 
-    fn go_down(&mut self, now: Instant, budget: &Budget) {
-        budget.metrics.outages.add(1);
+    fn go_down(&mut self, now: Instant, metrics: &Metrics) {
+        metrics.outages.add(1);
         let cause = self.trouble.as_ref().map(ToString::to_string).unwrap_or_default();
-        tracing::warn!(
-            host = budget.host,
-            cause,
-            "the registry does not answer as it should; it is asked once a second"
-        );
+        tracing::warn!(cause, "the registry does not answer as it should; it is asked once a second");
         self.probe = Some(now + PROBE);
     }
 }
@@ -293,8 +273,6 @@ mod tests {
         budget.failed(pass, &wish, Duration::from_secs(54));
         advance(Duration::from_secs(53)).await;
         assert!(budget.pass().is_err());
-        at_last(async { budget.pass() }).await.unwrap();
-        assert!(budget.pass().is_err(), "that was for one attempt");
         advance(Duration::from_secs(1)).await;
         assert!(budget.pass().is_ok());
     }

@@ -363,42 +363,6 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_secs(20), "{:?}", start.elapsed());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_reader_that_began_before_the_host_asked_for_rest_has_an_attempt_before_it_fails() {
-        let (memory, start) = (Memory::new(), Instant::now());
-        let blob = memory.put(&b"x"[..]);
-        memory.fail_with(move |_, _| match start.elapsed().as_secs() {
-            0..30 => Some(Error::new(Kind::Broken, "503")),
-            30..50 => Some(Error::new(Kind::Throttled, "429").retry_after(Duration::from_secs(3600))),
-            _ => None,
-        });
-        let repository = guarded(memory);
-        read_all(&repository, &blob, StoredRange::new(0, 1)).await.unwrap();
-        assert!((54..60).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn that_attempt_is_one_and_who_never_came_to_one_says_what_it_wanted() {
-        let (memory, start) = (Memory::new(), Instant::now());
-        let (asked_for, other) = (memory.put(&b"x"[..]), memory.put(&b"other"[..]));
-        memory.fail_with(move |_, _| {
-            Some(Error::new(Kind::Throttled, "429").retry_after(Duration::from_secs(3600)))
-        });
-        let repository = Arc::new(guarded(memory));
-        let first = tokio::spawn({
-            let repository = Arc::clone(&repository);
-            async move { read_all(&*repository, &other, StoredRange::new(0, 1)).await }
-        });
-        while requests(&repository) == 0 {
-            sleep(Duration::from_millis(1)).await;
-        }
-        let error = read_all(&*repository, &asked_for, StoredRange::new(0, 1)).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Deadline);
-        first.await.unwrap().unwrap_err();
-        assert!(start.elapsed() <= Duration::from_secs(61), "{:?}", start.elapsed());
-        assert!(requests(&repository) <= 4, "{} requests", requests(&repository));
-    }
-
     /// Gives a few bytes at a time and then breaks.
     #[derive(Debug)]
     struct Brittle(Memory);

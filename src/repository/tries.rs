@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::budget::{self, Budgets, SPREAD};
+use super::budget::{Budgets, SPREAD};
 use crate::error::{Error, Kind, Result};
 
 /// How often in a row an answer against the rules is asked for again where a person waits: a proxy's page comes and
@@ -37,19 +37,6 @@ pub(super) struct Tries {
     attempts: u32,
     protocol_in_row: u32,
     last: Option<Error>,
-    call: LastCall,
-}
-
-/// The attempt that goes out even against a host's wish to be left alone, shortly before the deadline: a failed page fault
-/// kills the reader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LastCall {
-    /// It is to come.
-    Ahead,
-    /// The next attempt is it.
-    Due,
-    /// It has been made.
-    Made,
 }
 
 impl Tries {
@@ -63,7 +50,6 @@ impl Tries {
             attempts: 0,
             protocol_in_row: 0,
             last: None,
-            call: LastCall::Ahead,
         }
     }
 
@@ -74,12 +60,7 @@ impl Tries {
 
     /// What `attempt` gives, or a `Deadline` error where the time is over first.
     pub(super) async fn bounded<T>(&mut self, attempt: impl Future<Output = Result<T>>) -> Result<T> {
-        let end = self.at(self.deadline);
-        let done = match self.call {
-            LastCall::Due => timeout_at(end, budget::at_last(attempt)).await,
-            LastCall::Ahead | LastCall::Made => timeout_at(end, attempt).await,
-        };
-        match done {
+        match timeout_at(self.at(self.deadline), attempt).await {
             Ok(done) => done,
             Err(_) => Err(Error::new(Kind::Deadline, "nothing came")),
         }
@@ -94,7 +75,6 @@ impl Tries {
     /// that they came in.
     pub(super) fn moved(&mut self) {
         self.since = Instant::now();
-        self.call = LastCall::Ahead;
     }
 
     /// Waits until the next attempt is due, or gives up with the reason.
@@ -131,12 +111,9 @@ impl Tries {
     }
 
     /// The same where `budgets` keep what hosts ask for, so that what others can give meanwhile is not waited for. Of what
-    /// was held back waits until its turn may come, a host answers again, or it is time for the last call.
+    /// was held back waits until its turn may come, or a host answers again.
     pub(super) async fn pause_within(&mut self, budgets: &Budgets, error: Error, doing: &str) -> Result<()> {
         if error.was_asked() {
-            if self.call == LastCall::Due {
-                self.call = LastCall::Made;
-            }
             return self.rest(error, doing, |tries, _| pause_before(tries.attempts)).await;
         }
         let unreachable = error.kind() == Kind::Unreachable && self.unreachable_patience < self.deadline;
@@ -147,21 +124,10 @@ impl Tries {
         let courtesy = if self.attempts == 0 { Duration::ZERO } else { COURTESY };
         let due = Instant::now() + error.wait().unwrap_or_default().saturating_add(courtesy).min(LOOK);
         let end = self.at(self.deadline);
-        let due = if self.call == LastCall::Ahead { due.min(self.last_call()) } else { due };
         // It never came to an attempt of its own: what others met is the reason.
         self.last.get_or_insert(error);
         let _ = timeout_at(due.min(end), budgets.relief()).await;
-        let now = Instant::now();
-        if self.call == LastCall::Ahead && now >= self.last_call() {
-            self.call = LastCall::Due;
-        }
-        if now >= end { Err(self.overdue(doing)) } else { Ok(()) }
-    }
-
-    /// When nine of ten parts of the time are over. It is the reader's own: a wish that is said while it waits may last for
-    /// longer than it does.
-    fn last_call(&self) -> Instant {
-        self.at(self.deadline.saturating_sub(self.deadline / 10))
+        if Instant::now() >= end { Err(self.overdue(doing)) } else { Ok(()) }
     }
 
     fn nobody_there(&self, error: &Error, wait: Duration) -> bool {
@@ -186,13 +152,11 @@ impl Tries {
         self.since.checked_add(after).unwrap_or_else(|| self.since + Duration::from_secs(86_400))
     }
 
-    /// The end at the deadline; the last failure, where there was one of its own, names what was done where.
+    /// The end at the deadline; the last failure, where there was one, names what was done where.
     fn overdue(&self, doing: &str) -> Error {
         let sentence = format!("no progress for {} s", self.deadline.as_secs_f32());
         match &self.last {
-            Some(last) if last.was_asked() => Error::from_source(Kind::Deadline, sentence, last.clone()),
-            // That was somebody else's, who may have asked for something else.
-            Some(last) => Error::from_source(Kind::Deadline, format!("{sentence} {doing}"), last.clone()),
+            Some(last) => Error::from_source(Kind::Deadline, sentence, last.clone()),
             None => Error::new(Kind::Deadline, format!("{sentence} {doing}")),
         }
     }
@@ -224,19 +188,6 @@ mod tests {
             assert!(drawn.iter().any(|pause| *pause < longest / 4), "{failed}: not down to nothing");
             assert!(drawn.iter().any(|pause| *pause > longest * 3 / 4), "{failed}: not up to all of it");
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_never_came_to_an_attempt_says_what_it_wanted_and_what_others_met() {
-        let (mut tries, budgets) = (Tries::reading(Duration::from_secs(10)), Budgets::default());
-        let wait = Duration::from_secs(1);
-        let held_back = || Error::new(Kind::Broken, "another blob: 503").retry_after(wait).unasked();
-        let error = loop {
-            if let Err(error) = tries.pause_within(&budgets, held_back(), "while reading mine").await {
-                break error.to_string();
-            }
-        };
-        assert!(error.contains("reading mine: ") && error.contains("another blob"), "{error}");
     }
 
     #[tokio::test(start_paused = true)]
