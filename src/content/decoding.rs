@@ -242,7 +242,7 @@ impl Loader {
     /// the repository says; the next one to ask tries again.
     pub(super) async fn table(self: &Arc<Self>, layer: usize) -> Result<Arc<Table>> {
         if let Some(guided) = self.guided(layer) {
-            return Ok(Arc::clone(&guided.table));
+            return Ok(Arc::clone(&guided.guide.table));
         }
         let found = self.decoding(layer).zip(self.spans_of(layer));
         let (decoding, _) = found.ok_or_else(|| Error::new(Kind::Unsupported, "the layer has no spans"))?;

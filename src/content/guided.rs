@@ -13,7 +13,6 @@ use super::fetch::Request;
 use super::lanes::Lane;
 use super::loader::Loader;
 use super::reader::Fault;
-use super::spans::Table;
 use super::stream::Stream;
 use crate::index::guide::{Guide, Part};
 use crate::range::ContentRange;
@@ -28,7 +27,6 @@ const SOON: u64 = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Guided {
     pub(super) guide: Arc<Guide>,
-    pub(super) table: Arc<Table>,
     /// Stored bytes of the layer in all, and those that were fetched by the guide.
     stored: u64,
     fetched: AtomicU64,
@@ -39,9 +37,8 @@ pub(super) struct Guided {
 impl Guided {
     /// The guide of a layer of so many stored bytes.
     pub(super) fn new(guide: &Arc<Guide>, stored: u64) -> Self {
-        let table = Arc::new(Table::from(&guide.table));
         let (fetched, is_lost) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { guide: Arc::clone(guide), table, stored, fetched, is_lost }
+        Self { guide: Arc::clone(guide), stored, fetched, is_lost }
     }
 
     /// Whether it may still be gone by.

@@ -8,21 +8,14 @@ use bytes::{Buf, Bytes};
 use super::buffer::Filling;
 use crate::codec::{gzip, zstd};
 use crate::error::{Error, Kind, Result};
-use crate::index::{Compression, Spans, sections};
+pub(super) use crate::index::sections::Table;
 use crate::range::{ContentRange, StoredRange};
 
 /// The most stored bytes of a span that is held as a whole, so that it is verified before it is decoded. A larger one is
 /// decoded as it comes; then only the digests of chunks say whether its content is right.
 pub(super) const HELD: u64 = 16 << 20;
 
-/// Where all spans of a layer lie.
-#[derive(Debug)]
-pub(super) enum Table {
-    Gzip(gzip::Table),
-    Zstd(zstd::Spans),
-}
-
-/// One of them.
+/// A span of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) stored: StoredRange,
@@ -31,35 +24,8 @@ pub(super) struct Span {
     pub(super) digest: Option<[u8; 32]>,
 }
 
-impl From<&sections::Table> for Table {
-    fn from(table: &sections::Table) -> Self {
-        match table {
-            sections::Table::Gzip(table) => Self::Gzip(table.clone()),
-            sections::Table::Zstd(spans) => Self::Zstd(spans.clone()),
-        }
-    }
-}
-
+/// What reading asks of a table.
 impl Table {
-    /// The table whose bytes these are, of a blob of `stored` bytes.
-    ///
-    /// # Errors
-    /// `Invalid` where it is malformed or not that of such a layer; `Unsupported` for another form.
-    pub(super) fn decode(spans: &Spans, bytes: &[u8], stored: u64) -> Result<Self> {
-        let table = match spans.how {
-            Compression::Gzip => Self::Gzip(gzip::Table::decode(bytes)?),
-            Compression::Zstd => Self::Zstd(zstd::Spans::decode(bytes, stored, spans.content)?),
-        };
-        let sizes = match &table {
-            Self::Gzip(table) => (table.stored_size(), table.content_size()),
-            Self::Zstd(spans) => (spans.stored(), spans.content()),
-        };
-        if sizes != (stored, spans.content) {
-            return Err(Error::new(Kind::Invalid, "the table of spans is that of a layer of another size"));
-        }
-        Ok(table)
-    }
-
     /// The position of the span that holds the byte of content at `at`; `None` past the end.
     pub(super) fn position(&self, at: u64) -> Option<usize> {
         match self {

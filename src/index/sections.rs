@@ -1,6 +1,6 @@
 //! The sections of an index as bytes, found right by their digests: all that whoever checks a whole index reads.
 //!
-//! Who reads files takes them as they are needed instead. Called by `index verify`.
+//! Who reads files takes them as they are needed instead, and shares [`Table`] with this. Called by `index verify`.
 
 use std::os::unix::fs::FileExt;
 
@@ -22,6 +22,25 @@ pub enum Table {
 }
 
 impl Table {
+    /// The table of `spans` whose bytes these are, of a blob of `stored` bytes.
+    ///
+    /// # Errors
+    /// `Invalid` where it is malformed or not that of such a layer; `Unsupported` for another form.
+    pub fn decode(spans: &Spans, bytes: &[u8], stored: u64) -> Result<Self> {
+        let table = match spans.how {
+            Compression::Gzip => Self::Gzip(gzip::Table::decode(bytes)?),
+            Compression::Zstd => Self::Zstd(zstd::Spans::decode(bytes, stored, spans.content)?),
+        };
+        let sizes = match &table {
+            Self::Gzip(table) => (table.stored_size(), table.content_size()),
+            Self::Zstd(spans) => (spans.stored(), spans.content()),
+        };
+        if sizes != (stored, spans.content) {
+            return Err(Error::new(Kind::Invalid, "the table of spans is that of a layer of another size"));
+        }
+        Ok(table)
+    }
+
     /// The size of the layer's content in bytes.
     #[must_use]
     pub fn content(&self) -> u64 {
@@ -77,16 +96,7 @@ async fn part(repository: Option<&dyn Repository>, section: &Section, range: Sto
 /// [`Kind::Invalid`] where it does not; as [`bytes`].
 pub async fn table(repository: Option<&dyn Repository>, layer: &Layer, spans: &Spans) -> Result<Table> {
     let bytes = bytes(repository, &spans.table).await?;
-    match spans.how {
-        Compression::Zstd => zstd::Spans::decode(&bytes, layer.blob.size, spans.content).map(Table::Zstd),
-        Compression::Gzip => {
-            let table = gzip::Table::decode(&bytes)?;
-            if (table.stored_size(), table.content_size()) != (layer.blob.size, spans.content) {
-                return Err(Error::new(Kind::Invalid, "its spans are those of another layer"));
-            }
-            Ok(Table::Gzip(table))
-        }
-    }
+    Table::decode(spans, &bytes, layer.blob.size)
 }
 
 /// Whether all sections of a layer are in order: what their digests say, and of a form that can be meant.

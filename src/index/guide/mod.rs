@@ -14,6 +14,8 @@ mod probe;
 mod room;
 mod segments;
 
+use std::sync::Arc;
+
 use super::plain::Task;
 use super::sections::Table;
 use super::{Entry, Layer, compression};
@@ -38,7 +40,7 @@ const PART: u64 = 8 << 20;
 #[derive(Debug)]
 pub struct Guide {
     /// Where its frames or members lie. Without digests: whether they are there is found out when they are decoded.
-    pub table: Table,
+    pub table: Arc<Table>,
     /// Its entries, as they must turn out to be when it has gone by; with no times where those that nobody vouches for are
     /// not to be shown.
     pub entries: Vec<Entry>,
@@ -151,7 +153,12 @@ fn guided(task: &Task<'_>, hopped: Hopped, table: Table, parts: Option<Vec<Part>
         // Names, kinds, sizes and permissions are the table's as well; times are the headers' alone.
         entries.iter_mut().for_each(|entry| entry.mtime = 0);
     }
-    Guided { guide: Guide { table, entries: entries.clone(), parts }, extents, entries, warnings }
+    Guided {
+        guide: Guide { table: Arc::new(table), entries: entries.clone(), parts },
+        extents,
+        entries,
+        warnings,
+    }
 }
 
 #[cfg(test)]

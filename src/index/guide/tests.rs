@@ -156,13 +156,13 @@ fn leads_right(written: &Written, guide: &Guide, content: &[u8]) -> bool {
     let line = Line::of(Bytes::new());
     let blob = artifact(written).layers[0].descriptor.blob();
     let probe = Probe::new(&line, &blob);
-    let spans: Vec<(StoredRange, ContentRange)> = match &guide.table {
+    let spans: Vec<(StoredRange, ContentRange)> = match &*guide.table {
         Table::Gzip(table) => {
             (0..table.len()).map(|at| (table.stored(table.content(at)), table.content(at))).collect()
         }
         Table::Zstd(spans) => spans.iter().map(|span| (span.stored, span.content)).collect(),
     };
-    let how = if matches!(guide.table, Table::Gzip(_)) {
+    let how = if matches!(*guide.table, Table::Gzip(_)) {
         crate::index::Compression::Gzip
     } else {
         crate::index::Compression::Zstd
