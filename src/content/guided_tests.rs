@@ -20,10 +20,11 @@ use crate::index::guide::forms::{
 use crate::index::guide::{Guide, Guides};
 use crate::index::{Attached, Coding, Index, Sources, find_in};
 use crate::metrics::Metrics;
-use crate::oci::manifest::Manifest;
-use crate::oci::{Artifact, Blob, Descriptor, Digest, Which};
+use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::{ContentRange, StoredRange};
-use crate::repository::{ByteStream, Pace, Pinned, Repository};
+use crate::repository::around::Around;
+use crate::repository::memory::nothing;
+use crate::repository::{ByteStream, Pinned, Repository};
 
 const MIB: usize = 1 << 20;
 const PIECE: usize = 200 << 10;
@@ -39,7 +40,11 @@ struct Line {
     asked: Mutex<Vec<StoredRange>>,
 }
 
-impl Repository for Arc<Line> {
+impl Around for Arc<Line> {
+    fn inner(&self) -> &dyn Repository {
+        nothing()
+    }
+
     fn manifest<'a>(&'a self, _: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
         unreachable!("nobody asks")
     }
@@ -61,21 +66,11 @@ impl Repository for Arc<Line> {
     }
 
     fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
-        self.read(blob, range)
-    }
-
-    fn pace(&self) -> Pace {
-        Pace::default()
+        Around::read(self, blob, range)
     }
 
     fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
         unreachable!("nobody asks")
-    }
-
-    fn distrust(&self, _: &Blob) {}
-
-    fn place(&self) -> String {
-        "the line".to_owned()
     }
 
     fn identity(&self) -> String {
@@ -96,17 +91,7 @@ fn some_files() -> Vec<(&'static str, Vec<u8>)> {
 
 impl Model {
     async fn new(written: Written) -> Self {
-        let layer = Descriptor {
-            media_type: format!("application/vnd.cncf.model.weight.v1.{}", written.suffix),
-            digest: Digest::of(&written.stored),
-            size: written.stored.len() as u64,
-            annotations: written
-                .annotations
-                .into_iter()
-                .map(|(key, value)| (key.to_owned(), value))
-                .collect(),
-        };
-        let artifact = Artifact::read(Manifest { layers: vec![layer], ..Manifest::default() }).unwrap();
+        let artifact = written.artifact();
         let line = Line {
             blob: Mutex::new(written.stored),
             whole: Semaphore::new(0),

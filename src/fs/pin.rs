@@ -266,7 +266,9 @@ mod tests {
     use super::*;
     use crate::content::StoreConfig;
     use crate::oci::{Blob, Reference};
-    use crate::repository::{ByteStream, Pace};
+    use crate::repository::ByteStream;
+    use crate::repository::around::Around;
+    use crate::repository::memory::nothing;
 
     const MANIFEST: &[u8] = br#"{"schemaVersion":2,"layers":[]}"#;
 
@@ -274,7 +276,11 @@ mod tests {
     #[derive(Debug, Default)]
     struct Fickle(Mutex<VecDeque<Kind>>);
 
-    impl Repository for Fickle {
+    impl Around for Fickle {
+        fn inner(&self) -> &dyn Repository {
+            nothing()
+        }
+
         fn manifest<'a>(&'a self, _: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
             let media_type = crate::oci::manifest::OCI_MANIFEST.to_owned();
             let pinned = Pinned { digest: Digest::of(MANIFEST), media_type, bytes: MANIFEST.into() };
@@ -287,21 +293,7 @@ mod tests {
         }
 
         fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
-            self.read(blob, range)
-        }
-
-        fn pace(&self) -> Pace {
-            Pace::default()
-        }
-
-        fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
-            Box::pin(async { Ok(Vec::new()) })
-        }
-
-        fn distrust(&self, _: &Blob) {}
-
-        fn place(&self) -> String {
-            "here".to_owned()
+            Around::read(self, blob, range)
         }
 
         fn identity(&self) -> String {

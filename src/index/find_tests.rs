@@ -14,7 +14,9 @@ use crate::oci::artifact::Packaging;
 use crate::oci::manifest::Manifest;
 use crate::oci::{Blob, Descriptor, Which};
 use crate::range::ContentRange;
-use crate::repository::{ByteStream, Pace, Pinned};
+use crate::repository::around::Around;
+use crate::repository::memory::nothing;
+use crate::repository::{ByteStream, Pinned};
 
 /// Blobs in memory; a blob that is not there reads as zeros, so that it may be large.
 #[derive(Debug, Default)]
@@ -23,7 +25,11 @@ struct Memory {
     reads: Mutex<Vec<StoredRange>>,
 }
 
-impl Repository for Memory {
+impl Around for Memory {
+    fn inner(&self) -> &dyn Repository {
+        nothing()
+    }
+
     fn manifest<'a>(&'a self, _: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
         unreachable!("no manifest is asked for")
     }
@@ -40,25 +46,7 @@ impl Repository for Memory {
     }
 
     fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
-        self.read(blob, range)
-    }
-
-    fn pace(&self) -> Pace {
-        Pace::default()
-    }
-
-    fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-
-    fn distrust(&self, _: &Blob) {}
-
-    fn place(&self) -> String {
-        "memory".to_owned()
-    }
-
-    fn identity(&self) -> String {
-        String::new()
+        Around::read(self, blob, range)
     }
 }
 

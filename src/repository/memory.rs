@@ -18,6 +18,13 @@ use crate::error::{Error, Kind, Result};
 use crate::oci::{Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
 
+/// One that has nothing, for what a test puts [around](super::around) it.
+#[cfg(test)]
+pub(crate) fn nothing() -> &'static Memory {
+    static NOTHING: std::sync::LazyLock<Memory> = std::sync::LazyLock::new(Memory::new);
+    &NOTHING
+}
+
 type Failure = Arc<dyn Fn(&Blob, StoredRange) -> Option<Error> + Send + Sync>;
 
 /// The size of a stream's items, so that readers meet more than one.

@@ -211,7 +211,8 @@ mod tests {
 
     use super::*;
     use crate::repository::guard::Guarded;
-    use crate::repository::{Memory, Pace, read_all};
+    use crate::repository::memory::nothing;
+    use crate::repository::{Memory, read_all};
 
     fn config() -> Config {
         Config { read_deadline: Duration::from_secs(60), ..Config::default() }
@@ -402,7 +403,11 @@ mod tests {
     #[derive(Debug)]
     struct Empty;
 
-    impl Repository for Empty {
+    impl Around for Empty {
+        fn inner(&self) -> &dyn Repository {
+            nothing()
+        }
+
         fn manifest<'a>(&'a self, _: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
             Box::pin(async { Err(Error::new(Kind::NotFound, "none")) })
         }
@@ -416,25 +421,7 @@ mod tests {
         }
 
         fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
-            self.read(blob, range)
-        }
-
-        fn pace(&self) -> Pace {
-            Pace::default()
-        }
-
-        fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
-            Box::pin(async { Ok(Vec::new()) })
-        }
-
-        fn distrust(&self, _: &Blob) {}
-
-        fn place(&self) -> String {
-            "here".into()
-        }
-
-        fn identity(&self) -> String {
-            "me".into()
+            Around::read(self, blob, range)
         }
     }
 

@@ -26,8 +26,9 @@ use crate::oci::artifact::ModelLayer;
 use crate::oci::manifest::Manifest;
 use crate::oci::{Artifact, Blob, Descriptor, Digest, Which};
 use crate::range::{ContentRange, StoredRange};
-use crate::repository::memory::Memory;
-use crate::repository::{ByteStream, Pace, Pinned, Repository};
+use crate::repository::around::Around;
+use crate::repository::memory::{Memory, nothing};
+use crate::repository::{ByteStream, Pinned, Repository};
 
 /// How much of a layer comes at once.
 const PIECE: u64 = 100_000;
@@ -56,7 +57,11 @@ impl Line {
     }
 }
 
-impl Repository for Arc<Line> {
+impl Around for Arc<Line> {
+    fn inner(&self) -> &dyn Repository {
+        nothing()
+    }
+
     fn manifest<'a>(&'a self, _: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
         unreachable!("nobody asks")
     }
@@ -76,21 +81,7 @@ impl Repository for Arc<Line> {
     }
 
     fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
-        self.read(blob, range)
-    }
-
-    fn pace(&self) -> Pace {
-        Pace::default()
-    }
-
-    fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-
-    fn distrust(&self, _: &Blob) {}
-
-    fn place(&self) -> String {
-        "the line".to_owned()
+        Around::read(self, blob, range)
     }
 
     fn identity(&self) -> String {
@@ -159,6 +150,12 @@ impl Model {
             gaps: Vec::new(),
             bound: None,
         }
+    }
+
+    /// Takes the layer's index out of the store.
+    fn lose_index(&self) {
+        let home = self.dir.path().join("store/layers/sha256").join(self.blob().digest.hex());
+        std::fs::remove_file(home.join(format!("index-{}", self.reading()))).unwrap();
     }
 
     fn store(&self) -> Arc<Store> {
@@ -372,8 +369,7 @@ async fn names_are_not_said_for_a_proof_of_earlier_before_their_own_bytes_are_pr
     let loader = model.loader(plain());
     loader.let_pass(0).await.unwrap();
     loader.close().await;
-    let home = model.dir.path().join("store/layers/sha256").join(model.blob().digest.hex());
-    std::fs::remove_file(home.join(format!("index-{}", model.reading()))).unwrap();
+    model.lose_index();
     let (_, other) = gzip(&[some_files(), vec![b"one more".to_vec()]].concat());
     let again = Model::of(some_files(), "tar+gzip", &other, &other);
     *model.line.blob.lock() = again.line.blob.lock().clone();
@@ -575,8 +571,7 @@ async fn a_layer_whose_index_was_lost_goes_by_again_and_fetches_its_files_once_m
     let loader = model.loader(plain());
     loader.let_pass(0).await.unwrap();
     loader.close().await;
-    let home = model.dir.path().join("store/layers/sha256").join(model.blob().digest.hex());
-    std::fs::remove_file(home.join(format!("index-{}", model.reading()))).unwrap();
+    model.lose_index();
     let loader = model.loader(Config { integrity: Integrity::Strict, ..plain() });
     assert_eq!(loader.standing(0), Standing::Proved, "that is still known");
     named(&loader, 5).await;

@@ -8,6 +8,8 @@ use crate::codec::tar::tests::plain;
 use crate::codec::toc::ContentDigest;
 use crate::codec::toc::tests::table;
 use crate::codec::zstd::seekable;
+use crate::oci::manifest::Manifest;
+use crate::oci::{Artifact, Descriptor, Digest};
 
 /// A layer and what a manifest says of it.
 #[derive(Clone, Debug)]
@@ -15,6 +17,20 @@ pub(crate) struct Written {
     pub(crate) suffix: &'static str,
     pub(crate) stored: Vec<u8>,
     pub(crate) annotations: Vec<(&'static str, String)>,
+}
+
+impl Written {
+    /// The artifact whose one layer it is.
+    pub(crate) fn artifact(&self) -> Artifact {
+        let annotations = self.annotations.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+        let layer = Descriptor {
+            media_type: format!("application/vnd.cncf.model.weight.v1.{}", self.suffix),
+            digest: Digest::of(&self.stored),
+            size: self.stored.len() as u64,
+            annotations: annotations.collect(),
+        };
+        Artifact::read(Manifest { layers: vec![layer], ..Manifest::default() }).unwrap()
+    }
 }
 
 /// Writes files in parts of so many bytes.

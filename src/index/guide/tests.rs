@@ -15,10 +15,11 @@ use super::forms::{
 use super::*;
 use crate::index::pass::{Pass, Passed, Spacing};
 use crate::index::{Attached, Coding, Index, Sources, find_in};
-use crate::oci::manifest::Manifest;
 use crate::oci::{Artifact, Blob, Descriptor, Digest, Which};
 use crate::range::StoredRange;
-use crate::repository::{ByteStream, Pace, Pinned, Repository};
+use crate::repository::around::Around;
+use crate::repository::memory::nothing;
+use crate::repository::{ByteStream, Pinned, Repository};
 
 const MIB: usize = 1 << 20;
 const PIECE: usize = 100 << 10;
@@ -38,7 +39,11 @@ impl Line {
     }
 }
 
-impl Repository for Line {
+impl Around for Line {
+    fn inner(&self) -> &dyn Repository {
+        nothing()
+    }
+
     fn manifest<'a>(&'a self, _: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
         unreachable!("nobody asks")
     }
@@ -57,25 +62,11 @@ impl Repository for Line {
     }
 
     fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
-        self.read(blob, range)
-    }
-
-    fn pace(&self) -> Pace {
-        Pace::default()
+        Around::read(self, blob, range)
     }
 
     fn referrers<'a>(&'a self, _: &'a Digest, _: &'a str) -> BoxFuture<'a, Result<Vec<Descriptor>>> {
         unreachable!("nobody asks")
-    }
-
-    fn distrust(&self, _: &Blob) {}
-
-    fn place(&self) -> String {
-        "memory".to_owned()
-    }
-
-    fn identity(&self) -> String {
-        String::new()
     }
 }
 
@@ -89,23 +80,9 @@ fn some_files() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-fn artifact(written: &Written) -> Artifact {
-    let layer = Descriptor {
-        media_type: format!("application/vnd.cncf.model.weight.v1.{}", written.suffix),
-        digest: Digest::of(&written.stored),
-        size: written.stored.len() as u64,
-        annotations: written
-            .annotations
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), value.clone()))
-            .collect(),
-    };
-    Artifact::read(Manifest { layers: vec![layer], ..Manifest::default() }).unwrap()
-}
-
 /// The index of the layer, and what was read for it.
 fn found(written: &Written, guides: Guides) -> (Index, Vec<StoredRange>) {
-    let artifact = artifact(written);
+    let artifact = written.artifact();
     let line = Line::of(written.stored.clone().into());
     let index = clocked().block_on(found_over(&line, &artifact, guides));
     (index, line.reads.into_inner().unwrap())
@@ -140,7 +117,7 @@ fn passed(written: &Written) -> (Passed, Vec<u8>) {
 
 /// The same; `None` where it is not in order.
 fn gone_by(written: &Written) -> Option<(Passed, Vec<u8>)> {
-    let artifact = artifact(written);
+    let artifact = written.artifact();
     let mut pass = Pass::new(&artifact.layers[0], 0, Spacing::default()).unwrap();
     pass.step(&written.stored, &mut |_| Ok(())).ok()?;
     let passed = pass.finish(&mut |_| Ok(())).ok()?;
@@ -154,7 +131,7 @@ fn gone_by(written: &Written) -> Option<(Passed, Vec<u8>)> {
 /// Whether every span of the guide's decodes to what lies there.
 fn leads_right(written: &Written, guide: &Guide, content: &[u8]) -> bool {
     let line = Line::of(Bytes::new());
-    let blob = artifact(written).layers[0].descriptor.blob();
+    let blob = written.artifact().layers[0].descriptor.blob();
     let probe = Probe::new(&line, &blob);
     let spans: Vec<(StoredRange, ContentRange)> = match &*guide.table {
         Table::Gzip(table) => {
@@ -280,7 +257,7 @@ fn small_layers_and_those_without_a_table_cost_one_read_at_most() {
 #[tokio::test(start_paused = true)]
 async fn a_repository_of_which_no_end_of_a_layer_comes_keeps_a_mount_waiting_for_seconds_in_all() {
     let written = frames(&some_files(), PIECE);
-    let mut artifact = artifact(&written);
+    let mut artifact = written.artifact();
     let layer = artifact.layers[0].clone();
     artifact.layers.extend((0..20).map(|_| layer.clone()));
     let mut line = Line::of(written.stored.into());
