@@ -200,6 +200,12 @@ impl Board {
         inner.flights.contains_key(&key) || inner.memory.contains(&key)
     }
 
+    /// Whether nothing is under way.
+    #[cfg(test)]
+    pub(super) fn is_quiet(&self) -> bool {
+        self.0.lock().flights.is_empty()
+    }
+
     /// Whether [`close`](Self::close) was called.
     pub(super) fn closed(&self) -> bool {
         self.0.lock().closed

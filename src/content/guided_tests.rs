@@ -11,7 +11,7 @@ use futures_util::stream;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::loader_tests::{id, plain, strict};
+use super::loader_tests::{id, plain, strict, until};
 use super::{Config, Loader, Standing, Store, StoreConfig, Warm};
 use crate::error::{Kind, Result};
 use crate::index::guide::forms::{
@@ -339,6 +339,8 @@ async fn what_was_kept_by_a_table_that_nobody_vouches_for_is_held_to_one_that_is
         let loader = model.loader(Config { warm: Warm::None, ..plain() });
         let read = loader.read(id(extent), ContentRange::new(0, u64::MAX)).await.unwrap();
         assert!(read != content, "deferred is what it is called");
+        // Kept behind the reader.
+        until(|| loader.share().kept > 0).await;
         loader.close().await;
         model.line.blob.lock()[place] ^= 1;
         model.index = pinned;

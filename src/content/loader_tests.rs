@@ -165,6 +165,11 @@ pub(super) async fn until(what: impl Fn() -> bool) {
     panic!("it did not happen");
 }
 
+/// Waits until no request is under way: a read that joins one hears what that one was told, be it of bytes that are right by now.
+pub(super) async fn quiet(loader: &Loader) {
+    until(|| loader.board.is_quiet()).await;
+}
+
 /// Puts a file in the place of the store. What is being kept at this moment may make the folder anew: then again.
 pub(super) async fn vanish(store: &std::path::Path) {
     until(|| std::fs::remove_dir_all(store).is_ok() && std::fs::write(store, b"a file").is_ok()).await;

@@ -8,7 +8,9 @@ use proptest::prelude::*;
 use zlib_rs::{Deflate, DeflateFlush};
 
 use super::lanes::Lane;
-use super::loader_tests::{Laid, chunk_digests, id, laid, loader_in, plain, read_all, slice, until, whole};
+use super::loader_tests::{
+    Laid, chunk_digests, id, laid, loader_in, plain, quiet, read_all, slice, until, whole,
+};
 use super::spans::HELD;
 use super::{Config, Loader, Standing, Warm};
 use crate::codec::{gzip, zstd};
@@ -591,6 +593,7 @@ fn whatever_happens_a_read_of_a_compressed_layer_is_right_or_an_error_that_the_r
                     Step::Mend => {
                         wrong.clear();
                         layer.corrupt(&[]);
+                        quiet(&loader).await;
                     }
                     Step::Wipe => {
                         let _nothing_there = std::fs::remove_dir_all(layer.dir.path().join("store/layers"));
@@ -602,6 +605,7 @@ fn whatever_happens_a_read_of_a_compressed_layer_is_right_or_an_error_that_the_r
                 }
             }
             layer.corrupt(&[]);
+            quiet(&loader).await;
             for extent in 0..SIZES.len() {
                 assert!(read_all(&loader, extent).await.unwrap() == Bytes::copy_from_slice(layer.file(extent)));
             }
