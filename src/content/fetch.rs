@@ -221,10 +221,7 @@ impl Loader {
         if extent.is_bound() {
             return self.verified_bound(extent, chunk, bytes).await;
         }
-        if !extent.knows(chunk) {
-            // The store fails: what it has proved cannot be compared with, so nothing counts as proved.
-            self.set_unproved(extent.id.layer);
-        }
+        self.doubt_unknown(extent, chunk);
         if let Some(verified) = extent.verify(chunk, bytes) {
             return Ok(verified);
         }

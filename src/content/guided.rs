@@ -8,12 +8,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use bytes::Bytes;
+
 use super::extent::Extent;
 use super::fetch::Request;
 use super::lanes::Lane;
 use super::loader::Loader;
 use super::reader::Fault;
 use super::stream::Stream;
+use super::verify::Verified;
+use crate::error::{Error, Kind, Result};
 use crate::index::guide::{Guide, Part};
 use crate::range::ContentRange;
 
@@ -84,6 +88,16 @@ impl Loader {
         if before.saturating_add(bytes) > guided.stored / SHARE {
             stream.begin();
         }
+    }
+
+    /// The chunk, which was decoded by the layer's guide, if it is what it was before.
+    ///
+    /// # Errors
+    /// `Integrity` where it is another: whether the guide is wrong, or what was here before, shows when the layer goes by.
+    pub(super) fn verified_by_guide(&self, extent: &Extent, chunk: u64, bytes: Bytes) -> Result<Verified> {
+        self.doubt_unknown(extent, chunk);
+        let doing = || format!("chunk {chunk} of {} had other bytes before", extent.path);
+        extent.verify(chunk, bytes).ok_or_else(|| Error::new(Kind::Integrity, doing()))
     }
 
     /// Gives up the layer's guide where this is its fault; whether who was led by it must wait for the layer to go by.

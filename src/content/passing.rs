@@ -120,36 +120,14 @@ impl Request {
         keeping: &mut JoinSet<()>,
     ) -> Result<(), Fault> {
         let Some(chunk) = left.front().copied() else { return Ok(()) };
-        if !extent.is_bound() && !extent.knows(chunk) {
-            // The store fails: what it has proved cannot be compared with, so nothing counts as proved.
-            self.loader.set_unproved(self.id.layer);
-        }
         let verified = match self.loader.guided(self.id.layer) {
-            // Whether the guide is wrong or what was here before shows when the layer goes by.
-            Some(_) => extent.verify(chunk, bytes).ok_or_else(|| {
-                let doing = format!("chunk {chunk} of {} had other bytes before", extent.path);
-                Fault::Malformed(Error::new(Kind::Integrity, doing))
-            })?,
-            None => return self.deliver_known(extent, left, bytes, keeping).await,
+            Some(_) => self.loader.verified_by_guide(extent, chunk, bytes).map_err(Fault::Malformed),
+            None => self.loader.verified(extent, chunk, bytes).await.map_err(Fault::Missing),
         };
-        self.hand_out((self.id, chunk), verified, keeping).await;
-        left.pop_front();
-        Ok(())
-    }
-
-    /// The same where an index says where spans lie.
-    async fn deliver_known(
-        &mut self,
-        extent: &Extent,
-        left: &mut VecDeque<u64>,
-        bytes: Bytes,
-        keeping: &mut JoinSet<()>,
-    ) -> Result<(), Fault> {
-        let Some(chunk) = left.front().copied() else { return Ok(()) };
-        match self.loader.verified(extent, chunk, bytes).await {
+        match verified {
             Ok(verified) => self.hand_out((self.id, chunk), verified, keeping).await,
-            Err(error) if extent.is_bound() => self.give_up(chunk..chunk + 1, &error),
-            Err(error) => return Err(Fault::Missing(error)),
+            Err(Fault::Missing(error)) if extent.is_bound() => self.give_up(chunk..chunk + 1, &error),
+            Err(fault) => return Err(fault),
         }
         left.pop_front();
         Ok(())

@@ -203,6 +203,14 @@ impl Loader {
         }
     }
 
+    /// Takes back the proof of the layer of a chunk that is here, where its digest is not known: the store fails, and what it
+    /// has proved cannot be compared with.
+    pub(super) fn doubt_unknown(&self, extent: &Extent, chunk: u64) {
+        if !extent.knows(chunk) {
+            self.set_unproved(extent.id.layer);
+        }
+    }
+
     /// Declares the layer's bytes wrong: from now on its reads fail, and the store has none of them. Blocks.
     pub(super) fn poison(&self, layer: usize, why: &str) {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };

@@ -49,10 +49,7 @@ impl Loader {
     /// `Integrity` where what was proved is another.
     pub(super) fn verify_vouched(&self, extent: &Extent, chunk: u64, bytes: Bytes) -> Result<Verified> {
         let layer = extent.id.layer;
-        if !extent.knows(chunk) {
-            // The store fails: what it has proved cannot be compared with, so nothing counts as proved.
-            self.set_unproved(layer);
-        }
+        self.doubt_unknown(extent, chunk);
         let mut verified = extent.verify(chunk, bytes.clone());
         if verified.is_none() && self.is_doubtful(extent, chunk) {
             self.metrics.store_mismatches.add(1);

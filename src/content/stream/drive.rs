@@ -264,10 +264,7 @@ impl Loader {
         if let Some(kept) = self.reliable(extent) {
             extent.learn(chunk, &kept);
         }
-        if !extent.knows(chunk) {
-            // The store fails: what it has proved cannot be compared with, so nothing counts as proved.
-            self.set_unproved(layer);
-        }
+        self.doubt_unknown(extent, chunk);
         if let Some(verified) = extent.verify(chunk, bytes.clone()) {
             return Ok(verified);
         }
