@@ -55,6 +55,12 @@ impl Filling {
         self.filled == 0
     }
 
+    /// What is in it.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.memory.get(self.start..self.start + self.filled).unwrap_or_default()
+    }
+
     /// Copies as much of `bytes` as fits and gives how much that was.
     pub fn push(&mut self, bytes: &[u8]) -> usize {
         let from = self.start + self.filled;
@@ -116,7 +122,7 @@ impl Filling {
 
 impl AsRef<[u8]> for Filled {
     fn as_ref(&self) -> &[u8] {
-        self.0.memory.get(self.0.start..self.0.start + self.0.filled).unwrap_or_default()
+        self.0.bytes()
     }
 }
 

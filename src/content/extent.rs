@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::bound::Digests;
@@ -16,7 +15,7 @@ use super::prefetch::stream::{Plan, Streams};
 use super::prefetch::tensors::Tensors;
 use super::shelf::Shelf;
 use super::store::kept::{KeptFile, Recorded};
-use super::verify::Verified;
+use super::verify::{Hashed, Verified};
 use crate::index::ChunkDigest;
 use crate::index::ExtentId;
 use crate::index::Grid;
@@ -265,7 +264,7 @@ impl Extent {
     }
 
     /// The chunk, if its bytes are what they must be; on first contact, what they are is what they must be.
-    pub(super) fn verify(&self, chunk: u64, bytes: Bytes) -> Option<Verified> {
+    pub(super) fn verify(&self, chunk: u64, bytes: impl Into<Hashed>) -> Option<Verified> {
         let known = match &self.bound {
             Some(bound) => Some(bound.of(chunk)?),
             None => self.digests.lock().get(&chunk).map(|known| known.digest),

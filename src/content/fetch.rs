@@ -19,7 +19,7 @@ use super::lanes::{Grain, Lane};
 use super::loader::{Loader, Standing};
 use super::runs::{contiguous, runs};
 use super::store::kept::{Claim, KeptFile};
-use super::verify::Verified;
+use super::verify::{Arriving, Hashed, Verified};
 use crate::error::{Error, Kind, Result};
 use crate::index::{CHUNK, ExtentId};
 use crate::range::ContentRange;
@@ -216,7 +216,7 @@ impl Loader {
         self: &Arc<Self>,
         extent: &Extent,
         chunk: u64,
-        bytes: Bytes,
+        bytes: impl Into<Hashed>,
     ) -> Result<Verified> {
         if extent.is_bound() {
             return self.verified_bound(extent, chunk, bytes).await;
@@ -451,19 +451,19 @@ impl Request {
         Ok(())
     }
 
-    async fn next_chunk(&self, pieces: &mut Pieces, len: usize) -> Result<Bytes> {
-        let mut filling = self.loader.pool.take();
-        while filling.len() < len {
+    async fn next_chunk(&self, pieces: &mut Pieces, len: usize) -> Result<Hashed> {
+        let mut arriving = Arriving::in_buffer(self.loader.pool.take());
+        while arriving.len() < len {
             if pieces.left.is_empty() {
                 pieces.left = pieces.next().await?;
                 self.loader.metrics.fetched_bytes.add(pieces.left.len() as u64);
                 self.flights.iter().for_each(|(_, flight)| flight.progress());
             }
-            let want = pieces.left.len().min(len - filling.len());
-            let taken = filling.push(pieces.left.get(..want).unwrap_or_default());
+            let want = pieces.left.len().min(len - arriving.len());
+            let taken = arriving.push(pieces.left.get(..want).unwrap_or_default());
             pieces.left.advance(taken);
         }
-        Ok(filling.share())
+        Ok(arriving.finish())
     }
 
     pub(super) fn give_up(&mut self, run: Range<u64>, error: &Error) {

@@ -180,7 +180,7 @@ pub(super) mod tests {
     }
 
     fn verified(bytes: &[u8]) -> Verified {
-        Verified::check(bytes.to_vec().into(), None).unwrap()
+        Verified::check(bytes::Bytes::from(bytes.to_vec()), None).unwrap()
     }
 
     fn check(store: &Store) -> Checked {
