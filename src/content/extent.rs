@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::bound::Digests;
-use super::buffer::Pool;
 use super::prefetch::stream::{Plan, Streams};
 use super::prefetch::tensors::Tensors;
 use super::shelf::Shelf;
 use super::store::kept::{KeptFile, Recorded};
 use super::verify::{Hashed, Verified};
+use crate::buffer::Pool;
 use crate::index::ChunkDigest;
 use crate::index::ExtentId;
 use crate::index::Grid;

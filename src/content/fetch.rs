@@ -20,6 +20,7 @@ use super::loader::{Loader, Standing};
 use super::runs::{contiguous, runs};
 use super::store::kept::{Claim, KeptFile};
 use super::verify::{Arriving, Hashed, Verified};
+use crate::buffer;
 use crate::error::{Error, Kind, Result};
 use crate::index::{CHUNK, ExtentId};
 use crate::range::ContentRange;
@@ -452,18 +453,29 @@ impl Request {
     }
 
     async fn next_chunk(&self, pieces: &mut Pieces, len: usize) -> Result<Hashed> {
+        if pieces.left.is_empty() {
+            self.next_piece(pieces).await?;
+        }
+        if pieces.left.len() == len && buffer::is_aligned(&pieces.left) {
+            return Ok(std::mem::take(&mut pieces.left).into());
+        }
         let mut arriving = Arriving::in_buffer(self.loader.pool.take());
         while arriving.len() < len {
             if pieces.left.is_empty() {
-                pieces.left = pieces.next().await?;
-                self.loader.metrics.fetched_bytes.add(pieces.left.len() as u64);
-                self.flights.iter().for_each(|(_, flight)| flight.progress());
+                self.next_piece(pieces).await?;
             }
             let want = pieces.left.len().min(len - arriving.len());
             let taken = arriving.push(pieces.left.get(..want).unwrap_or_default());
             pieces.left.advance(taken);
         }
         Ok(arriving.finish())
+    }
+
+    async fn next_piece(&self, pieces: &mut Pieces) -> Result<()> {
+        pieces.left = pieces.next().await?;
+        self.loader.metrics.fetched_bytes.add(pieces.left.len() as u64);
+        self.flights.iter().for_each(|(_, flight)| flight.progress());
+        Ok(())
     }
 
     pub(super) fn give_up(&mut self, run: Range<u64>, error: &Error) {

@@ -16,7 +16,6 @@ use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::bound::{Binding, Refused};
-use super::buffer::Pool;
 use super::decoding::{Decoding, Desk};
 use super::extent::Extent;
 use super::flight::{Board, Place};
@@ -29,6 +28,7 @@ use super::store::kept::KeptFile;
 use super::stream::Stream;
 use super::stream::turns::Turns;
 use super::{Config, Integrity};
+use crate::buffer::Pool;
 use crate::error::{Error, Kind, Result};
 use crate::index::{Allowance, CHUNK, EntryKind, ExtentId, Grid, Index, Layer};
 use crate::metrics::Metrics;

@@ -8,7 +8,6 @@ mod bound;
 #[cfg(test)]
 mod bound_tests;
 pub mod bring;
-pub mod buffer;
 mod decoding;
 mod extent;
 mod fetch;

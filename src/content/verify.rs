@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::buffer::Filling;
+use crate::buffer::Filling;
 use crate::index::ChunkDigest;
 
 /// How many bytes are hashed at a time while a chunk arrives: enough for the widest instructions, and still in the cache of
@@ -110,7 +110,7 @@ impl Arriving {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::content::buffer::Pool;
+    use crate::buffer::Pool;
 
     #[test]
     fn what_arrives_in_pieces_has_the_digest_of_the_whole() {

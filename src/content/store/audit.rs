@@ -10,7 +10,7 @@ use super::Store;
 use super::budget::{Image, by_use, is_image};
 use super::catalogue::Catalogue;
 use super::kept::{self, KeptFile};
-use crate::content::buffer::Pool;
+use crate::buffer::Pool;
 use crate::error::{Result, StorageContext};
 use crate::index::{ChunkDigest, Grid};
 use crate::oci::Digest;

@@ -25,7 +25,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use parking_lot::Mutex;
 
-use crate::content::buffer::{ALIGN, Pool};
+use crate::buffer::{ALIGN, Pool};
 use crate::content::verify::Verified;
 use crate::index::ChunkDigest;
 use crate::index::Grid;

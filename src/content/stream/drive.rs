@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::parts::{Holding, Whole};
 use super::{Stream, closing};
-use crate::content::buffer;
+use crate::buffer;
 use crate::content::extent::Extent;
 use crate::content::flight::Key;
 use crate::content::loader::{Loader, Standing};

@@ -206,7 +206,11 @@ impl Reach {
     }
 
     /// Those of a host's addresses that a connection may be made to. The registry itself may be anywhere: the user named it.
-    fn reachable(&self, host: &str, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, OutOfReach> {
+    pub(super) fn reachable(
+        &self,
+        host: &str,
+        found: Vec<SocketAddr>,
+    ) -> Result<Vec<SocketAddr>, OutOfReach> {
         if self.registry.host_str().is_some_and(|own| own.eq_ignore_ascii_case(host)) {
             return Ok(found);
         }

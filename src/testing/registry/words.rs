@@ -224,7 +224,7 @@ impl<'a> Args<'a> {
         if (200..600).contains(&status) { Ok(status) } else { Err(format!("{status} is no status")) }
     }
 
-    fn header(&mut self) -> Result<axum::http::HeaderName, String> {
+    fn header(&mut self) -> Result<http::HeaderName, String> {
         self.read("the name of a header")
     }
 

@@ -1,0 +1,504 @@
+//! The request that moves the bytes, without a client in between: `GET` of a range from a host without TLS and without a
+//! proxy. The body goes from the socket into the buffers that readers are given, aligned as the store writes them.
+//!
+//! An HTTP client reads into memory of its own, from which every byte is copied once more; on a fast line that copy is a sixth
+//! of all that a read costs. What is answered in any way but the plainest is asked again through the client: this is HTTP/1.1
+//! (RFC 9112) with one `Content-Length` and nothing else.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::stream;
+use parking_lot::Mutex;
+use reqwest::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
+use reqwest::{Response, ResponseBuilderExt, StatusCode};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use url::{Host, Url};
+
+use super::reach::{OutOfReach, Reach};
+use super::wire;
+use crate::buffer::{Pool, SIZE};
+use crate::error::{Error, Kind, Result};
+
+/// How long a connection waits to be used again.
+const IDLE: Duration = Duration::from_secs(90);
+/// How many wait of one host.
+const MOST_IDLE: usize = 128;
+/// The longest head of an answer, and the most headers in it.
+const HEAD: usize = 64 << 10;
+const HEADERS: usize = 100;
+/// How much is read at once while the head has not ended: little, since what follows it is copied.
+const HEAD_STEP: usize = 2 << 10;
+/// What has come of a buffer is given after so long, full or not, so that a slow line is seen to get on.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// Connections of one registry to hosts without TLS.
+#[derive(Clone, Debug)]
+pub(super) struct Direct(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    reach: Arc<Reach>,
+    connect_timeout: Duration,
+    idle: Mutex<HashMap<Place, Vec<(Instant, Line)>>>,
+    pool: Pool,
+}
+
+/// A host and its port.
+type Place = (String, u16);
+
+/// A connection to one.
+#[derive(Debug)]
+struct Line {
+    socket: TcpStream,
+    peer: SocketAddr,
+}
+
+/// What was answered.
+pub(super) enum Answer {
+    /// This, from there.
+    Plain(Response, SocketAddr),
+    /// Something that is left to the client.
+    Other,
+}
+
+/// The head of an answer, and what of the body came with it.
+struct Head {
+    status: StatusCode,
+    headers: HeaderMap,
+    /// `None` where that is not said in the plainest way.
+    length: Option<u64>,
+    rest: BytesMut,
+}
+
+/// A body on its way.
+struct Body {
+    direct: Direct,
+    place: Place,
+    line: Line,
+    /// What came with the head.
+    rest: BytesMut,
+    at: u64,
+    length: u64,
+    keep: bool,
+}
+
+impl Direct {
+    /// None yet.
+    pub(super) fn new(reach: &Arc<Reach>, connect_timeout: Duration) -> Self {
+        let reach = Arc::clone(reach);
+        Self(Arc::new(Inner { reach, connect_timeout, idle: Mutex::default(), pool: Pool::default() }))
+    }
+
+    /// Asks `url`, which is `http`, with these headers, and waits for the answer's head.
+    ///
+    /// # Errors
+    /// `Unreachable` where there is no connection, `Protocol` where the host is out of reach, `Broken` where the connection fails.
+    pub(super) async fn get(&self, url: &Url, headers: &HeaderMap) -> Result<Answer> {
+        let request = request(url, headers)?;
+        let place = place(url)?;
+        let (line, head) = loop {
+            let (mut line, used) = match self.idle(&place) {
+                Some(line) => (line, true),
+                None => (self.connect(url, &place).await?, false),
+            };
+            match line.ask(&request).await {
+                Ok(head) => break (line, head),
+                // It was closed while nobody looked: nothing of an answer had come.
+                Err(failure) if used && failure.before_answer => {}
+                Err(failure) => return Err(broken(&failure.error)),
+            }
+        };
+        let peer = line.peer;
+        let Some(head) = head else { return Ok(Answer::Other) };
+        let Some(length) = head.length else { return Ok(Answer::Other) };
+        let keep = !head.headers.get_all(CONNECTION).iter().any(says_close);
+        let body = Body { direct: self.clone(), place, line, rest: head.rest, at: 0, length, keep };
+        let pieces = stream::try_unfold(body, Body::next);
+        let mut answer = http::Response::builder().status(head.status).url(url.clone());
+        if let Some(into) = answer.headers_mut() {
+            *into = head.headers;
+        }
+        let answer = answer.body(reqwest::Body::wrap_stream(pieces));
+        let answer =
+            answer.map_err(|error| Error::from_source(Kind::Protocol, "an answer that is none", error))?;
+        Ok(Answer::Plain(answer.into(), peer))
+    }
+
+    /// A connection that waits and is not closed.
+    fn idle(&self, place: &Place) -> Option<Line> {
+        let mut idle = self.0.idle.lock();
+        let lines = idle.get_mut(place)?;
+        while let Some((since, line)) = lines.pop() {
+            if since.elapsed() < IDLE && line.is_quiet() {
+                return Some(line);
+            }
+        }
+        None
+    }
+
+    fn keep(&self, place: Place, line: Line) {
+        let mut idle = self.0.idle.lock();
+        let lines = idle.entry(place).or_default();
+        lines.retain(|(since, _)| since.elapsed() < IDLE);
+        if lines.len() < MOST_IDLE {
+            lines.push((Instant::now(), line));
+        }
+    }
+
+    async fn connect(&self, url: &Url, place: &Place) -> Result<Line> {
+        let no =
+            |error: &dyn std::fmt::Display| Error::new(Kind::Unreachable, format!("no connection: {error}"));
+        let connecting = async {
+            let mut last = io::Error::other("the name has no address");
+            for at in self.addresses(url, place).await? {
+                match TcpStream::connect(at).await {
+                    Ok(socket) => {
+                        // Without it requests are only slower.
+                        let _ = socket.set_nodelay(true);
+                        return Ok(Line { socket, peer: at });
+                    }
+                    Err(error) => last = error,
+                }
+            }
+            Err(no(&last))
+        };
+        match timeout(self.0.connect_timeout, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(no(&format!("none within {} s", self.0.connect_timeout.as_secs_f32()))),
+        }
+    }
+
+    async fn addresses(&self, url: &Url, (name, port): &Place) -> Result<Vec<SocketAddr>> {
+        match url.host() {
+            Some(Host::Ipv4(address)) => return Ok(vec![(address, *port).into()]),
+            Some(Host::Ipv6(address)) => return Ok(vec![(address, *port).into()]),
+            _ => {}
+        }
+        let found = tokio::net::lookup_host((name.as_str(), *port)).await;
+        let found =
+            found.map_err(|error| Error::new(Kind::Unreachable, format!("no connection: {error}")))?;
+        let out = |out: OutOfReach| wire::protocol(out.to_string()).hint(OutOfReach::HINT);
+        self.0.reach.reachable(name, found.collect()).map_err(out)
+    }
+}
+
+/// Why a request failed, and whether that was before anything was answered.
+struct Failure {
+    error: io::Error,
+    before_answer: bool,
+}
+
+impl Line {
+    /// Whether nothing has come, and it was not closed.
+    fn is_quiet(&self) -> bool {
+        matches!(self.socket.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Sends a request and reads the head of its answer; `None` where that is not HTTP/1.1 as it is written here.
+    async fn ask(&mut self, request: &[u8]) -> std::result::Result<Option<Head>, Failure> {
+        let sent = self.socket.write_all(request).await;
+        sent.map_err(|error| Failure { error, before_answer: true })?;
+        let mut came = BytesMut::new();
+        loop {
+            let read = self.read(&mut came).await;
+            if let Err(error) = read {
+                return Err(Failure { error, before_answer: came.is_empty() });
+            }
+            match Head::parse(&mut came) {
+                Parsed::Head(head) => return Ok(Some(*head)),
+                Parsed::More if came.len() < HEAD => {}
+                Parsed::More | Parsed::Strange => return Ok(None),
+            }
+        }
+    }
+
+    /// At least one byte more.
+    async fn read(&self, into: &mut BytesMut) -> io::Result<()> {
+        let from = into.len();
+        into.resize(from + HEAD_STEP, 0);
+        let read = self.fill(into.get_mut(from..).unwrap_or_default()).await;
+        into.truncate(from + read.as_ref().map_or(0, |read| *read));
+        read.map(drop)
+    }
+
+    /// What has come, at least one byte.
+    async fn fill(&self, room: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.socket.readable().await?;
+            match self.socket.try_read(room) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+        }
+    }
+}
+
+enum Parsed {
+    Head(Box<Head>),
+    More,
+    Strange,
+}
+
+impl Head {
+    /// The head at the start of what came, which it is taken from. Words before the answer (1xx) are passed over.
+    fn parse(came: &mut BytesMut) -> Parsed {
+        loop {
+            let mut room = [httparse::EMPTY_HEADER; HEADERS];
+            let mut answer = httparse::Response::new(&mut room);
+            let end = match answer.parse(came) {
+                Ok(httparse::Status::Complete(end)) => end,
+                Ok(httparse::Status::Partial) => return Parsed::More,
+                Err(_) => return Parsed::Strange,
+            };
+            let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok());
+            let (Some(status), Some(1)) = (status, answer.version) else { return Parsed::Strange };
+            let Some(headers) = collected(answer.headers) else { return Parsed::Strange };
+            came.advance(end);
+            match status {
+                StatusCode::SWITCHING_PROTOCOLS => return Parsed::Strange,
+                status if status.is_informational() => {}
+                _ => {
+                    let (length, rest) = (plain_length(status, &headers), std::mem::take(came));
+                    return Parsed::Head(Box::new(Self { status, headers, length, rest }));
+                }
+            }
+        }
+    }
+}
+
+fn collected(headers: &[httparse::Header<'_>]) -> Option<HeaderMap> {
+    let mut all = HeaderMap::with_capacity(headers.len());
+    for header in headers {
+        let name = HeaderName::from_bytes(header.name.as_bytes()).ok()?;
+        all.append(name, HeaderValue::from_bytes(header.value).ok()?);
+    }
+    Some(all)
+}
+
+/// How long the body is, where one `Content-Length` says it and nothing else says anything.
+fn plain_length(status: StatusCode, headers: &HeaderMap) -> Option<u64> {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return None;
+    }
+    if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        return Some(0);
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next()?.to_str().ok()?;
+    let digits = lengths.next().is_none() && length.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| length.parse().ok())?
+}
+
+fn says_close(value: &HeaderValue) -> bool {
+    value.to_str().is_ok_and(|words| words.split(',').any(|word| word.trim().eq_ignore_ascii_case("close")))
+}
+
+impl Body {
+    /// The next bytes: up to the end of a buffer, which begins where a chunk does if the body does.
+    async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
+        let left = self.length.saturating_sub(self.at);
+        if left == 0 {
+            if self.keep && self.rest.is_empty() {
+                self.direct.keep(self.place, self.line);
+            }
+            return Ok(None);
+        }
+        let within = usize::try_from(self.at % SIZE as u64).unwrap_or(0);
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(SIZE.saturating_sub(within));
+        let mut filling = self.direct.0.pool.take();
+        let came = self.rest.split_to(self.rest.len().min(most));
+        filling.push(&came);
+        let mut since = (!filling.is_empty()).then(Instant::now);
+        while filling.len() < most {
+            let read = self.line.fill(filling.room(most - filling.len()));
+            let read = match since {
+                None => read.await?,
+                Some(since) => match timeout(LINGER.saturating_sub(since.elapsed()), read).await {
+                    Ok(read) => read?,
+                    Err(_) => break,
+                },
+            };
+            filling.grow(read);
+            since.get_or_insert_with(Instant::now);
+        }
+        self.at = self.at.saturating_add(filling.len() as u64);
+        Ok(Some((filling.share(), self)))
+    }
+}
+
+fn place(url: &Url) -> Result<Place> {
+    let host = url.host_str().ok_or_else(|| Error::new(Kind::Invalid, "a URL without a host"))?;
+    Ok((host.to_owned(), url.port_or_known_default().unwrap_or(80)))
+}
+
+/// The bytes of a request. What is in headers and in a URL has no line ends by the rules of their types.
+fn request(url: &Url, headers: &HeaderMap) -> Result<Vec<u8>> {
+    let mut out = format!("GET {}", url.path()).into_bytes();
+    if let Some(query) = url.query() {
+        out.extend_from_slice(format!("?{query}").as_bytes());
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    let host = url.host_str().ok_or_else(|| Error::new(Kind::Invalid, "a URL without a host"))?;
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    if !headers.contains_key(HOST) {
+        out.extend_from_slice(format!("host: {host}{port}\r\n").as_bytes());
+    }
+    for (name, value) in headers {
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(out)
+}
+
+fn broken(error: &io::Error) -> Error {
+    Error::new(Kind::Broken, format!("the connection failed: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::buffer::is_aligned;
+
+    const ALL: &[u8] = b"HTTP/1.1 206 Partial Content\r\nContent-Length: 5\r\n\r\nbytes";
+
+    /// Answers the connections that come, each as one list says: every request by the next words, then it is closed.
+    async fn host(scripts: Vec<Vec<Vec<u8>>>) -> (Url, tokio::task::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}/a/b?signature=x", listener.local_addr().unwrap())).unwrap();
+        let serving = tokio::spawn(async move {
+            let mut heard = Vec::new();
+            for script in scripts {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                for words in script {
+                    let mut request = Vec::new();
+                    while !request.ends_with(b"\r\n\r\n") {
+                        request.push(socket.read_u8().await.unwrap());
+                    }
+                    heard.push(String::from_utf8(request).unwrap());
+                    // In two parts, cut where it hurts.
+                    let (first, second) = words.split_at(words.len().min(20));
+                    socket.write_all(first).await.unwrap();
+                    tokio::task::yield_now().await;
+                    socket.write_all(second).await.unwrap();
+                }
+            }
+            heard
+        });
+        (url, serving)
+    }
+
+    fn direct(url: &Url) -> Direct {
+        Direct::new(&Arc::new(Reach::new(url.clone(), Vec::new())), Duration::from_secs(30))
+    }
+
+    fn headers() -> HeaderMap {
+        HeaderMap::from_iter([(reqwest::header::RANGE, HeaderValue::from_static("bytes=0-4"))])
+    }
+
+    async fn plain(direct: &Direct, url: &Url) -> Response {
+        match direct.get(url, &headers()).await {
+            Ok(Answer::Plain(response, _)) => response,
+            Ok(Answer::Other) => panic!("left to the client"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_come_one_after_the_other_over_one_connection() {
+        let later = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n".iter().chain(ALL).copied().collect();
+        let (url, serving) =
+            host(vec![vec![ALL.to_vec(), later, b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()]]).await;
+        let direct = direct(&url);
+        for due in ["bytes", "bytes", ""] {
+            let response = plain(&direct, &url).await;
+            assert_eq!(response.url(), &url);
+            assert_eq!(response.text().await.unwrap(), due);
+        }
+        let heard = serving.await.unwrap();
+        let host = url.port().unwrap();
+        assert_eq!(
+            heard.first().unwrap(),
+            &format!("GET /a/b?signature=x HTTP/1.1\r\nhost: 127.0.0.1:{host}\r\nrange: bytes=0-4\r\n\r\n")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_meanwhile_or_is_to_be_is_not_used_again() {
+        let close = b"HTTP/1.1 206 Partial Content\r\nConnection: x, Close\r\nContent-Length: 5\r\n\r\nbytes";
+        let (url, serving) = host(vec![vec![ALL.to_vec()], vec![close.to_vec()], vec![ALL.to_vec()]]).await;
+        let direct = direct(&url);
+        for _ in 0..3 {
+            assert_eq!(plain(&direct, &url).await.text().await.unwrap(), "bytes");
+        }
+        assert_eq!(serving.await.unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_the_plainest_is_left_to_the_client() {
+        for words in [
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n\r\nto the end",
+            "HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxy",
+            "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\nx",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nx",
+            "SSH-2.0-OpenSSH_9.2 this is another protocol\r\n",
+        ] {
+            let (url, _serving) = host(vec![vec![words.as_bytes().to_vec()]]).await;
+            let answer = direct(&url).get(&url, &headers()).await;
+            assert!(matches!(answer, Ok(Answer::Other)), "{words}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_comes_in_whole_aligned_buffers_and_its_breaking_off_is_an_error() {
+        let body: Vec<u8> = (0_u32..5 << 17).flat_map(|word| word.to_le_bytes()).collect();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len() + 1);
+        let (url, _serving) = host(vec![vec![[head.as_bytes(), &body].concat()]]).await;
+        let mut response = plain(&direct(&url), &url).await;
+        let mut came = Vec::new();
+        let error = loop {
+            match response.chunk().await {
+                Ok(Some(piece)) => {
+                    assert!(!came.len().is_multiple_of(SIZE) || is_aligned(&piece));
+                    came.extend_from_slice(&piece);
+                }
+                Ok(None) => panic!("it ended"),
+                Err(error) => break wire::transport(error),
+            }
+        };
+        assert_eq!(error.kind(), Kind::Broken);
+        assert!(came == body[..came.len()] && came.len() >= 2 * SIZE);
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_unreachable_and_a_place_out_of_reach_is_not_asked() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+        drop(listener);
+        let error = direct(&url).get(&url, &headers()).await.err().unwrap();
+        assert_eq!(error.kind(), Kind::Unreachable, "{error}");
+        let away = Direct::new(
+            &Arc::new(Reach::new(Url::parse("http://r.example/").unwrap(), Vec::new())),
+            Duration::from_secs(30),
+        );
+        let error = away.get(&Url::parse("http://localhost:9/").unwrap(), &headers()).await.err().unwrap();
+        assert_eq!(error.kind(), Kind::Protocol, "{error}");
+    }
+}
