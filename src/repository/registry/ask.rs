@@ -3,6 +3,7 @@
 //! A body is made anew for each sending. While it goes, every piece that the connection takes is progress: a large
 //! body has no limit of time, only one without progress.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::auth::Auth;
-use super::direct::{Answer, Direct};
+use super::direct::Direct;
 use super::wire;
 use crate::error::{Error, Kind, Result};
 use crate::range::StoredRange;
@@ -98,7 +99,7 @@ impl<'a> Ask<'a> {
         url: &Url,
         mut headers: HeaderMap,
         stall: Duration,
-    ) -> Result<Answer> {
+    ) -> Result<(Response, SocketAddr)> {
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));

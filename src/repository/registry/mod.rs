@@ -15,6 +15,7 @@ mod doubt;
 mod endpoint;
 mod expiry;
 mod found;
+mod framing;
 mod hops;
 mod login;
 mod manifests;
@@ -41,7 +42,7 @@ use url::Url;
 use self::ask::Ask;
 pub(super) use self::ask::Stretch;
 use self::auth::{Auth, Generation, Renewed};
-use self::direct::{Answer, Direct};
+use self::direct::Direct;
 use self::doubt::Doubts;
 use self::endpoint::name_on_the_wire;
 pub(super) use self::endpoint::{Endpoint, Role};
@@ -240,11 +241,10 @@ impl Registry {
 
     async fn send(&self, url: &Url, ask: &Ask<'_>, headers: HeaderMap) -> Result<Response> {
         if ask.is_for_a_range() && url.scheme() == "http" && !self.client.is_proxied(url) {
-            let sent = ask.send_directly(&self.direct, url, headers.clone(), self.stall).await;
-            if let Answer::Plain(response, peer) = sent.map_err(|error| self.elsewhere(url, error))? {
-                self.reach.answered(url, peer.ip());
-                return Ok(response);
-            }
+            let sent = ask.send_directly(&self.direct, url, headers, self.stall).await;
+            let (response, peer) = sent.map_err(|error| self.elsewhere(url, error))?;
+            self.reach.answered(url, peer.ip());
+            return Ok(response);
         }
         let request = self
             .client
