@@ -6,8 +6,8 @@ from collections import Counter
 CPU = ("cpu_weightfs", "cpu_server", "cpu_reader", "cpu_all")
 COLUMNS = (*CPU, "mb_s", "base_mb_s", "peak")
 NAMES = {
-    "ratio": "rate or time in units of the other's", "ratio_slow": "curl in its slow mode", "ratio_fast": "curl in its fast mode",
-    "wall_ratio": "wall time", "fetched_ratio": "bytes fetched", "fetched": "bytes fetched", "fetched_ready": "bytes fetched when ready",
+    "ratio": "ratio", "ratio_slow": "ratio, curl in its slow mode", "ratio_fast": "ratio, curl in its fast mode",
+    "wall_ratio": "wall time", "fetched_ratio": "bytes fetched", "fetched": "bytes fetched in all", "fetched_ready": "bytes fetched when it answers",
     "chunks_per_fault": "MiB fetched a fault", "anonymous": "anonymous resident memory", "peak": "peak resident memory",
     "cpu_weightfs": "CPU of weightfs", "base_cpu_server": "CPU of the server for curl", "base_cpu_reader": "CPU of curl",
     "read_ratio": "read", "mmap_ratio": "mmap touch", "copy_ratio": "mmap copy-out",

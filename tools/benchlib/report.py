@@ -82,17 +82,28 @@ def notes(contenders):
         yield from (f"{name}: {note}" for note in one["notes"])
 
 
+def named():
+    """The key of each row, with a heading that stands alone: what begins with dots goes on from the row above."""
+    above = ""
+    for key, heading, unit, divisor, kind in ROWS:
+        above = above if heading.startswith("...") else heading
+        yield key, heading.replace("...", above + ","), unit, divisor, kind
+
+
 def behind(contenders):
-    """Where a mount of weightfs is not ahead of another's: whose, the row, both medians."""
+    """Where a mount of weightfs is behind another's by more than 2 %: a line for each two, with the rows and both medians."""
     mounts = {name: one["rows"] for name, one in contenders.items() if one["kind"] == "mount"}
     for own in (name for name in mounts if name.startswith("weightfs")):
         for peer in (name for name in mounts if not name.startswith("weightfs")):
-            for key, heading, unit, divisor, _ in ROWS:
-                if key not in mounts[own] or key not in mounts[peer]:
-                    continue
-                ours, other = (mounts[name][key]["median"] for name in (own, peer))
-                if ours < other if unit == "MB/s" else ours > other:
-                    yield f"{own} behind {peer}: {heading}: {short(ours / divisor)} against {short(other / divisor)} {unit}"
+            found = [f"{heading} {short(mounts[own][key]['median'] / divisor)} against {short(mounts[peer][key]['median'] / divisor)} {unit}"
+                     for key, heading, unit, divisor, _ in named()
+                     if key in mounts[own] and key in mounts[peer] and is_behind(unit, *(mounts[name][key]["median"] for name in (own, peer)))]
+            if found:
+                yield f"{own} is behind {peer}: {'; '.join(found)}"
+
+
+def is_behind(unit, ours, other):
+    return ours < other / 1.02 if unit == "MB/s" else ours > other * 1.02
 
 
 def aligned(lines):

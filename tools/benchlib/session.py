@@ -77,7 +77,7 @@ class Session:
                     return time.monotonic()
                 except OSError:
                     pass
-            time.sleep(0.0005)
+            time.sleep(0.001)
 
     def stop(self):
         """Takes the mount away and ends the process, the kind way first."""
