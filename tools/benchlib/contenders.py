@@ -110,13 +110,14 @@ def known(bench):
             "rclone", "mount", ":http:", mnt, "--http-url", f"http://{web.host}/", "--read-only", "--vfs-cache-mode", "full",
             "--cache-dir", cache, "--config", "/dev/null", "--dir-cache-time", "1h", "--no-modtime"], "rclone"),
         Mounter("httpdirfs-cache", web, lambda mnt, cache: [
-            "httpdirfs", "-f", "--no-range-check", "--cache", "--cache-location", cache, "-o", "ro", f"http://{web.host}/", mnt], "httpdirfs"),
-        *(by_s3(bench) if bench.s3 else []),
+            "httpdirfs", "-f", "--no-range-check", "--cache", "--cache-location", cache, "-o", "ro", f"http://{web.host}/", mnt],
+            "httpdirfs"),
+        *(by_nginx(bench) if bench.s3 else []),
     ]
 
 
-def by_s3(bench):
-    """Mounts of a bucket, which only nginx stands in for here."""
+def by_nginx(bench):
+    """Mounts of a bucket and of an archive, which only nginx serves here."""
     at = f"http://{bench.s3.host}"
     return [
         Mounter("s3fs", bench.s3, lambda mnt, cache: [
@@ -124,6 +125,8 @@ def by_s3(bench):
         Mounter("mount-s3", bench.s3, lambda mnt, cache: [
             "mount-s3", BUCKET, mnt, "--read-only", "--foreground", "--endpoint-url", at, "--force-path-style", "--region", "us-east-1",
             "--cache", cache], "mount-s3"),
+        Mounter("ratarmount", bench.web, lambda mnt, cache: [
+            "ratarmount", "-f", "--index-folders", cache, f"http://{bench.web.host}/tars/model.tar", mnt], "ratarmount"),
     ]
 
 

@@ -6,30 +6,30 @@ from collections import Counter
 CPU = ("cpu_weightfs", "cpu_server", "cpu_reader", "cpu_all")
 COLUMNS = (*CPU, "mb_s", "base_mb_s", "peak")
 NAMES = {
-    "ratio": "ratio", "ratio_slow": "ratio, curl in its slow mode", "ratio_fast": "ratio, curl in its fast mode",
-    "wall_ratio": "wall time", "fetched_ratio": "bytes fetched", "fetched": "bytes fetched in all", "fetched_ready": "bytes fetched when it answers",
-    "chunks_per_fault": "MiB fetched a fault", "anonymous": "anonymous resident memory", "peak": "peak resident memory",
+    "ratio_slow": "ratio, curl in its slow mode", "ratio_fast": "ratio, curl in its fast mode", "wall_ratio": "wall time",
+    "fetched_ratio": "bytes fetched", "fetched": "bytes fetched in all", "fetched_ready": "bytes fetched when it answers",
+    "chunks_per_fault": "bytes fetched a fault", "anonymous": "anonymous resident memory", "peak": "peak resident memory",
     "cpu_weightfs": "CPU of weightfs", "base_cpu_server": "CPU of the server for curl", "base_cpu_reader": "CPU of curl",
     "read_ratio": "read", "mmap_ratio": "mmap touch", "copy_ratio": "mmap copy-out",
     "first_ratio": "first reopen, native cold", "second_ratio": "second reopen, native warm",
     "p50_us": "p50", "p90_us": "p90", "p99_us": "p99", "p50_ms": "p50", "p99_ms": "p99", "max_ms": "slowest",
-    "s": "time", "base_s": "the other's time", "ready_s": "mount answers", "mid_s": "to a tensor in mid-shard", "curl_s": "curl, a fresh connection",
-    "curl_mb_s": "curl over the line", "load_s": "loading alone", "base_load_s": "loading a local file", "download_s": "curl -o",
-    "digest_s": "openssl", "small_ready_s": "1 GiB answers", "large_ready_s": "1 TiB answers", "read_mb_s": "read",
-    "mmap_mb_s": "mmap touch", "copy_mb_s": "mmap copy-out", "together_mb_s": "8 processes, mmap touch", "direct_mb_s": "O_DIRECT, cold",
-    "read_base_mb_s": "native read", "mmap_base_mb_s": "native mmap touch", "copy_base_mb_s": "native mmap copy-out",
-    "first_mb_s": "first reopen", "first_base_mb_s": "native cold", "second_mb_s": "second reopen", "second_base_mb_s": "native warm",
+    "s": "time", "base_s": "the other's time", "ready_s": "mount answers", "mid_s": "to a tensor in mid-shard",
+    "curl_s": "curl, a fresh connection", "curl_mb_s": "curl over the line", "load_s": "loading alone",
+    "base_load_s": "loading a local file", "download_s": "curl -o", "digest_s": "openssl", "small_ready_s": "1 GiB answers",
+    "large_ready_s": "1 TiB answers", "read_mb_s": "read", "mmap_mb_s": "mmap touch", "copy_mb_s": "mmap copy-out",
+    "together_mb_s": "8 processes, mmap touch", "direct_mb_s": "O_DIRECT, cold", "read_base_mb_s": "native read",
+    "mmap_base_mb_s": "native mmap touch", "copy_base_mb_s": "native mmap copy-out", "first_mb_s": "first reopen",
+    "first_base_mb_s": "native cold", "second_mb_s": "second reopen", "second_base_mb_s": "native warm",
 }
-# Ending of a figure's name, its unit, the divisor for the unit. The first that fits.
-UNITS = [("ratio", "x", 1), ("ratio_slow", "x", 1), ("ratio_fast", "x", 1), ("mb_s", "MB/s", 1), ("_us", "µs", 1), ("_ms", "ms", 1),
-         ("cpu_weightfs", "s/GB", 1), ("cpu_server", "s/GB", 1), ("cpu_reader", "s/GB", 1), ("cpu_all", "s/GB", 1),
-         ("fetched", "MiB", 1 << 20), ("fetched_ready", "MiB", 1 << 20), ("anonymous", "MiB", 1 << 20), ("peak", "MiB", 1 << 20),
-         ("_s", "s", 1), ("s", "s", 1)]
+# How a figure's name ends or begins, its unit, the divisor for the unit. The first that fits.
+UNITS = [("mb_s", "MB/s", 1), ("_us", "µs", 1), ("_ms", "ms", 1), ("cpu_", "s/GB", 1), ("base_cpu_", "s/GB", 1), ("ratio", "x", 1),
+         ("_ratio", "x", 1), ("fetched", "MiB", 1 << 20), ("anonymous", "MiB", 1 << 20), ("peak", "MiB", 1 << 20),
+         ("chunks_per_fault", "MiB", 1), ("_s", "s", 1), ("s", "s", 1)]
 
 
 def unit(figure):
     """The unit of a figure, and what it is divided by for that."""
-    return next(((name, divisor) for ending, name, divisor in UNITS if figure.endswith(ending)), ("", 1))
+    return next(((name, divisor) for part, name, divisor in UNITS if figure.endswith(part) or figure.startswith(part)), ("", 1))
 
 
 def spread(values):

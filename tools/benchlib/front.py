@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 from .origin import HERE, MANIFEST, REPOSITORY, Face, Server, free_port
@@ -22,6 +23,8 @@ class Front:
         self.files = os.path.join(folder, "files")
         link_names(os.path.join(self.files, "names"), model, storage)
         link_blobs(os.path.join(self.files, "blobs"), storage)
+        if shutil.which("ratarmount"):
+            write_tar(os.path.join(self.files, "tars"), os.path.join(self.files, "names"))
         self.ports = {name: free_port() for name in ("redirect", "blobs", "web", "s3")}
         manifests = {f"/v2/{REPOSITORY}/manifests/{name}": found
                      for tag in tags for found in [manifest(storage, tag)] for name in (tag, found[2])}
@@ -66,7 +69,7 @@ location = /v2/ {{ return 200; }}
 location / {{ return 404; }} }}
 server {{ listen 127.0.0.1:{self.ports["blobs"]}; location /blobs/ {{ root {self.files}; }} }}
 server {{ listen 127.0.0.1:{self.ports["web"]};
-location /blobs/ {{ root {self.files}; }}
+location /tars/ {{ root {self.files}; }}
 location / {{ root {self.files}/names; autoindex on; types {{ text/html html; application/json json; }} }} }}
 server {{ listen 127.0.0.1:{self.ports["s3"]};
 location = /{BUCKET} {{ rewrite ^ /{BUCKET}/ last; }}
@@ -120,6 +123,12 @@ def link_names(folder, model, storage):
     with open(config, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     os.link(blob(storage, f"sha256:{digest}"), os.path.join(folder, "config.json"))
+
+
+def write_tar(folder, names):
+    """The model as one archive, for who reads nothing else; it takes as much room again."""
+    os.makedirs(folder)
+    subprocess.run(["tar", "--sort=name", "--format=ustar", "-C", names, "-cf", os.path.join(folder, "model.tar"), "."], check=True)
 
 
 def link_blobs(folder, storage):

@@ -1,6 +1,8 @@
 """What each row is to reach. One table: the row, the figure of it, the bound, and what else must hold for it to be judged."""
 import operator
 
+from . import figures
+
 MIB = 1 << 20
 # Bounds in bytes and milliseconds are of this model: shards of at least so much.
 FULL = 256 * MIB
@@ -12,7 +14,8 @@ class Goal:
     def __init__(self, row, figure, relation, bound, text=None):
         self.row, self.figure, self.relation, self.bound = row, figure, relation, bound
         self.holds = {"≥": operator.ge, "≤": operator.le}[relation]
-        self.text = text or f"{relation} {bound:g}"
+        unit = figures.unit(figure)[0]
+        self.text = text or f"{relation} " + (f"{bound:.2f}x" if unit == "x" else f"{bound:g} {unit}")
 
     def reached(self, value):
         return self.holds(value, self.bound)
@@ -47,7 +50,7 @@ GOALS = [
     most("random-default", "fetched", 150 * MIB, "≤ 150 MiB"),
     most("random-advised", "fetched", 205 * MIB, "≤ 205 MiB"),
     # Headers and digests of chunks are fetched, too: 2.5 % of 200 chunks, as the bytes above allow.
-    most("random-advised", "chunks_per_fault", 1.025, "≤ 1"),
+    most("random-advised", "chunks_per_fault", 1.025, "≤ 1 MiB"),
     # One in a hundred for what differs between two runs of the same: heads of answers, a request more.
     most("together", "fetched_ratio", 1.01, "≤ 1.0"),
     most("together", "wall_ratio", 1.2),

@@ -2,7 +2,6 @@
 import os
 import resource
 import shutil
-import subprocess
 import time
 from contextlib import contextmanager
 
@@ -30,7 +29,10 @@ class Bench:
         stack.callback(shutil.rmtree, self.served, ignore_errors=True)
         self.registry = self.started(lambda: origin.registry(os.path.join(self.served, "registry"), self.in_memory))
         origin.push(self.registry.host, model, "plain")
-        self.pack(model.folder, "packed")
+        try:
+            self.pack(model.folder, "packed")
+        except (OSError, Late) as error:
+            raise SystemExit(f"tools/bench: {error}") from None
         os.makedirs(os.path.join(self.served, "front"))
         storage = os.path.join(self.served, "registry", "storage")
         front = self.started(lambda: Front(os.path.join(self.served, "front"), storage, model, ("plain", "packed"), self.in_memory))
@@ -54,9 +56,7 @@ class Bench:
     def pack(self, folder, tag):
         """Packs a folder into the registry."""
         command = [self.weightfs, "pack", folder, self.reference(self.registry, tag)]
-        packed = subprocess.run(command, env=self.environment(self.work), stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if packed.returncode:
-            raise SystemExit(f"tools/bench: weightfs pack ended with {packed.returncode}: {packed.stderr[-2000:]}")
+        processes.output(command, self.limit, self.environment(self.work))
 
     def reference(self, at, tag):
         return f"{at.host}/{REPOSITORY}:{tag}"

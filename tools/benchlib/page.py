@@ -14,7 +14,7 @@ li { font-size: 12px }
 """
 GOOD, BAD, PLAIN, OTHER = "#2a8a57", "#c0392b", "#48617f", "#b9c3cf"
 PARTS = {"cpu_weightfs": "#2f6db3", "cpu_server": "#e0a43a", "cpu_reader": "#7a9e4f"}
-LABELS, WIDTH, LINE = 330, 900, 18
+LABELS, WIDTH, LINE = 370, 860, 18
 
 
 class Plot:
@@ -47,7 +47,7 @@ def words(x, text):
 
 def goals(rows):
     """Every goal: each pair a dot, in units of the goal, on a scale of powers."""
-    plot = Plot("Goals", "Each dot a pair, the stroke their median, in units of the goal (the line in the middle); the bar is the side to be on.")
+    plot = Plot("Goals", "Each dot a pair, the stroke their median, in units of the goal; the bar is the side to be on.")
     place = lambda value: LABELS + (min(max(math.log(max(value, 1e-9), 4), -1), 1) + 1) / 2 * WIDTH
     for name, row in rows.items():
         for goal in row["goals"]:
@@ -73,7 +73,7 @@ def rates(rows):
             if base not in row["figures"]:
                 continue
             ours, other = (row["figures"][key]["median"] for key in (figure, base))
-            full = max(ours, other) / (WIDTH - 200)
+            full = max(ours, other) / (WIDTH - 330)
             what = "" if figure == "mb_s" else f": {figures.heading(figure)}"
             plot.line(name + what, [bar(LABELS, ours / full, PLAIN), words(LABELS + ours / full, figures.short(ours))])
             plot.line("", [bar(LABELS, other / full, OTHER), words(LABELS + other / full, f"{figures.short(other)}  {row['against']}")])
@@ -82,7 +82,7 @@ def rates(rows):
 
 def costs(rows):
     """CPU seconds per GB, one part a process, after one another."""
-    plot = Plot("CPU seconds per GB", "weightfs blue, server yellow, reader green; the stroke is all that the machine was busy with meanwhile.")
+    plot = Plot("CPU seconds per GB", "weightfs blue, server yellow, reader green; the stroke is all that the machine was busy with.")
     chosen = {name: row["figures"] for name, row in rows.items() if "cpu_weightfs" in row["figures"]}
     full = max((max(kept["cpu_all"]["median"], sum(kept[part]["median"] for part in PARTS)) for kept in chosen.values()), default=1) or 1
     for name, kept in chosen.items():
@@ -116,7 +116,8 @@ def tabled(lines):
     rows = []
     for at, line in enumerate(lines):
         tag = "td" if at else "th"
-        rows.append("<tr>" + "".join(f'<{tag} class="{cell if cell in ("yes", "no") else ""}">{html.escape(cell)}</{tag}>' for cell in line) + "</tr>")
+        cells = (f'<{tag} class="{cell if cell in ("yes", "no") else ""}">{html.escape(cell)}</{tag}>' for cell in line)
+        rows.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table>{''.join(rows)}</table>"
 
 

@@ -86,7 +86,7 @@ def named():
     """The key of each row, with a heading that stands alone: what begins with dots goes on from the row above."""
     above = ""
     for key, heading, unit, divisor, kind in ROWS:
-        above = above if heading.startswith("...") else heading
+        above = above if heading.startswith("...") else heading.removesuffix(", p50")
         yield key, heading.replace("...", above + ","), unit, divisor, kind
 
 
@@ -95,11 +95,17 @@ def behind(contenders):
     mounts = {name: one["rows"] for name, one in contenders.items() if one["kind"] == "mount"}
     for own in (name for name in mounts if name.startswith("weightfs")):
         for peer in (name for name in mounts if not name.startswith("weightfs")):
-            found = [f"{heading} {short(mounts[own][key]['median'] / divisor)} against {short(mounts[peer][key]['median'] / divisor)} {unit}"
-                     for key, heading, unit, divisor, _ in named()
-                     if key in mounts[own] and key in mounts[peer] and is_behind(unit, *(mounts[name][key]["median"] for name in (own, peer)))]
+            found = list(lost(mounts[own], mounts[peer]))
             if found:
                 yield f"{own} is behind {peer}: {'; '.join(found)}"
+
+
+def lost(own, peer):
+    for key, heading, unit, divisor, _ in named():
+        if key in own and key in peer:
+            ours, other = own[key]["median"], peer[key]["median"]
+            if is_behind(unit, ours, other):
+                yield f"{heading} {short(ours / divisor)} against {short(other / divisor)} {unit}"
 
 
 def is_behind(unit, ours, other):
@@ -149,6 +155,6 @@ def head(result):
     machine, load = result["machine"], result["load"]
     cold = "page cache dropped" if result["cold"] else "page cache NOT dropped (only root can): no figure is of a cold reader"
     return (f"{result['weightfs']}; {result['shards']} shards of {result['shard_bytes'] >> 20} MiB, served from "
-            f"{'memory' if result['in_memory'] else 'disk'}; {result['pairs']} pairs of each row; {machine['cpus']} CPUs ({machine['cpu']}), "
-            f"Linux {machine['kernel']}; load {load['before']:.1f} to {load['after']:.1f}; {cold}; redirects to, and web server: "
-            f"{result['front']}. Medians [least-most]; x: in units of what it is measured against, just before.")
+            f"{'memory' if result['in_memory'] else 'disk'}; {result['pairs']} pairs of each row; {machine['cpus']} CPUs "
+            f"({machine['cpu']}), Linux {machine['kernel']}; load {load['before']:.1f} to {load['after']:.1f}; {cold}; "
+            f"blobs after a redirect, and files, by {result['front']}. Medians [least-most]; x: in units of what it is measured against, just before.")

@@ -1,8 +1,8 @@
 """The table of rows, as text and as Markdown."""
 from . import figures, report
 
-HEAD = ["row", "artifact", "against", "figure", "median [range]", "goal", "reached", "MB/s, the other's", "CPU s/GB: weightfs, server, reader, all",
-        "peak MiB"]
+HEAD = ["row", "artifact", "against", "figure", "median [range]", "goal", "reached", "MB/s, the other's",
+        "CPU s/GB: weightfs, server, reader, all", "peak MiB"]
 SAID = {True: "yes", False: "no", None: "-"}
 
 

@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import struct
-import subprocess
 import sys
 
+from .. import processes
 from ..measure import MIB
 from ..origin import ARTIFACT, CONFIG, HERE, LAYER, MANIFEST, Server, free_port
 
@@ -113,8 +113,7 @@ def chunk_digest(bench):
     os.makedirs(folder)
     with open(os.path.join(folder, "zero.bin"), "wb") as file:
         file.write(bytes(MIB))
-    subprocess.run([bench.weightfs, "pack", folder, f"oci:{out}:zero"], env=bench.environment(bench.work), check=True,
-                   stdin=subprocess.DEVNULL, capture_output=True, timeout=bench.limit)
+    processes.output([bench.weightfs, "pack", folder, f"oci:{out}:zero"], bench.limit, bench.environment(bench.work))
     blobs = [os.path.join(out, "blobs/sha256", name) for name in os.listdir(os.path.join(out, "blobs/sha256"))]
     for blob in blobs:
         with open(blob, "rb") as file:
