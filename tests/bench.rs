@@ -107,7 +107,7 @@ fn the_bench_measures_rows_and_names_their_goals_without_judging_a_small_model()
     let figures = place.folder("figures");
     let (file, page) = (figures.join("bench.json"), figures.join("bench.html"));
     let names = ROWS.map(|(name, _)| name).join(",");
-    let mut command = bench(work.0.path(), &["--quick", "--rows", &names]);
+    let mut command = bench(work.0.path(), &["--quick", "--size", "2MiB", "--rows", &names]);
     command.arg("--json").arg(&file).arg("--html").arg(&page);
     let ran = place.finish(command, LIMIT).ok();
     let found: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from . import origin, processes, readers
 from .front import Front
-from .measure import Late, drop_caches, limited
+from .measure import Late, limited
 from .origin import REPOSITORY, undisturbed
 from .session import Missing, Session
 
@@ -19,7 +19,9 @@ S3_KEYS = {"AWS_ACCESS_KEY_ID": "loopback", "AWS_SECRET_ACCESS_KEY": "loopback",
 class Bench:
     """The model, packed and plain, in a registry, behind one that redirects, on a web server, and the work folder."""
 
-    def __init__(self, stack, work, model, weightfs, limit):
+    def __init__(self, stack, work, model, weightfs, limit, cold):
+        """`cold` is what drops the page cache, and says whether it could."""
+        self.cold = cold
         self.work, self.model, self.weightfs, self.limit, self.stack = work, model, weightfs, limit, stack
         self.running, self.lines = set(), {}
         for name in ("home", "state", "docker"):
@@ -80,7 +82,7 @@ class Bench:
 
     def cool(self, server=None):
         """Drops the page cache, and brings back what the server sends and the programs: who reads the model is to be cold."""
-        if drop_caches():
+        if self.cold():
             if server:
                 server.warm()
             for command in ([self.weightfs, "--version"], ["curl", "--version"], ["openssl", "version"]):

@@ -153,7 +153,7 @@ def markdown(result):
 def head(result):
     """One paragraph: what was measured, on what, and how the figures are to be read."""
     machine, load = result["machine"], result["load"]
-    cold = "page cache dropped" if result["cold"] else "page cache NOT dropped (only root can): no figure is of a cold reader"
+    cold = "page cache dropped" if result["cold"] else "page cache NOT dropped (only root can, and not with --quick): no figure is of a cold reader"
     return (f"{result['weightfs']}; {result['shards']} shards of {result['shard_bytes'] >> 20} MiB, served from "
             f"{'memory' if result['in_memory'] else 'disk'}; {result['pairs']} pairs of each row; {machine['cpus']} CPUs "
             f"({machine['cpu']}), Linux {machine['kernel']}; load {load['before']:.1f} to {load['after']:.1f}; {cold}; "

@@ -25,7 +25,7 @@ def complete(tag):
         size, found = bench.model.size / 1e6, {}
         with Session(bench) as session:
             session.run([bench.weightfs, "pull", bench.reference(bench.redirect, tag)])
-            drop_caches()
+            bench.cold()
             with bench.mounted(bench.redirect, tag, session=session, cold=False) as mount:
                 ours = lambda work: mount.read(lambda paths: readers.timed(lambda: work(paths)))["s"]
                 for read in (bench.native, ours):
