@@ -95,6 +95,14 @@ def wait(process, seconds):
     return process.wait()
 
 
+def file_system(path):
+    """The kind of file system that `path` lies on, as `ext4`."""
+    with open("/proc/self/mountinfo") as mounts:
+        found = [(line.split()[4], line.split(" - ")[1].split()[0]) for line in mounts]
+    above = [(len(place), kind) for place, kind in found if f"{path}/".startswith(f"{place.rstrip('/')}/")]
+    return max(above)[1]
+
+
 def output(command, seconds, environment):
     """What a command printed, errors among it. OSError where it fails, Late after `seconds`; it is ended in any case."""
     with tempfile.TemporaryFile() as said:

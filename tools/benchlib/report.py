@@ -157,4 +157,4 @@ def head(result):
     return (f"{result['weightfs']}; {result['shards']} shards of {result['shard_bytes'] >> 20} MiB, served from "
             f"{'memory' if result['in_memory'] else 'disk'}; {result['pairs']} pairs of each row; {machine['cpus']} CPUs "
             f"({machine['cpu']}), Linux {machine['kernel']}; load {load['before']:.1f} to {load['after']:.1f}; {cold}; "
-            f"blobs after a redirect, and files, by {result['front']}. Medians [least-most]; x: in units of what it is measured against, just before.")
+            f"store on {result['file_system']}; blobs after a redirect, and files, by {result['front']}. Medians [least-most]; x: in units of what it is measured against, just before.")

@@ -15,7 +15,7 @@ class Row:
 
 CURL = "`curl` to /dev/null"
 USER = "`curl -o FILE`, then `openssl dgst -sha256 FILE`"
-NATIVE = "native ext4"
+NATIVE = "native"
 
 ROWS = [
     Row("reader", "the readers themselves", "-", "files in the page cache", warm.reader),
