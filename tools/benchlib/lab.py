@@ -27,6 +27,7 @@ class Bench:
         for name in ("home", "state", "docker"):
             os.makedirs(os.path.join(work, name))
         open(os.path.join(work, "empty.toml"), "w").close()
+        self.file_system = processes.file_system(work)
         self.served, self.in_memory = origin.folder_for(work, model.size)
         stack.callback(shutil.rmtree, self.served, ignore_errors=True)
         self.registry = self.started(lambda: origin.registry(os.path.join(self.served, "registry"), self.in_memory))

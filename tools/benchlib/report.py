@@ -153,8 +153,11 @@ def markdown(result):
 def head(result):
     """One paragraph: what was measured, on what, and how the figures are to be read."""
     machine, load = result["machine"], result["load"]
-    cold = "page cache dropped" if result["cold"] else "page cache NOT dropped (only root can, and not with --quick): no figure is of a cold reader"
+    cold = "page cache dropped"
+    if not result["cold"]:
+        cold = "page cache NOT dropped (only root can, and not with --quick): no figure is of a cold reader"
     return (f"{result['weightfs']}; {result['shards']} shards of {result['shard_bytes'] >> 20} MiB, served from "
-            f"{'memory' if result['in_memory'] else 'disk'}; {result['pairs']} pairs of each row; {machine['cpus']} CPUs "
-            f"({machine['cpu']}), Linux {machine['kernel']}; load {load['before']:.1f} to {load['after']:.1f}; {cold}; "
-            f"store on {result['file_system']}; blobs after a redirect, and files, by {result['front']}. Medians [least-most]; x: in units of what it is measured against, just before.")
+            f"{'memory' if result['in_memory'] else 'disk'}, store on {result['file_system']}; {result['pairs']} pairs of each row; "
+            f"{machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}; load {load['before']:.1f} to {load['after']:.1f}; {cold}; "
+            f"blobs after a redirect, and files, by {result['front']}. Medians [least-most]; x: in units of what it is measured "
+            "against, just before.")
