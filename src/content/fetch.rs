@@ -17,7 +17,7 @@ use super::extent::Extent;
 use super::flight::{Flight, Key, Place, Urgency};
 use super::lanes::{Grain, Lane};
 use super::loader::{Loader, Standing};
-use super::runs::{contiguous, runs};
+use super::runs::{contiguous, runs, runs_by_place};
 use super::store::kept::{Claim, KeptFile};
 use super::verify::{Arriving, Hashed, Verified};
 use crate::buffer;
@@ -109,14 +109,10 @@ impl Loader {
         let missing = tokio::task::spawn_blocking(move || loader.missing(id, range, lane)).await;
         let mut under_way = FuturesUnordered::new();
         let mut outcome = Ok(());
-        let pace = self.repository.pace();
-        let longest = match self.is_decoded(id.layer) {
-            true => self.grain(id.layer).ahead,
-            false => (pace.bytes / CHUNK).max(1),
-        };
-        for run in runs(&missing.unwrap_or_default(), longest) {
+        let width = self.width(id.layer);
+        for run in self.runs_ahead(id, &missing.unwrap_or_default()).await {
             // More than one prefetch may be at it: the lanes have fewer turns than all of them together.
-            while under_way.len() >= pace.requests {
+            while under_way.len() >= width {
                 match under_way.next().await.unwrap_or(Ok(())) {
                     // A chunk that is wrong keeps nobody from the others.
                     Err(error) if self.concerns_a_chunk(id.layer, &error) => {
@@ -131,6 +127,26 @@ impl Loader {
             outcome = outcome.and(next);
         }
         outcome
+    }
+
+    /// What is asked for in one request each, of chunks that nobody waits for. Of a compressed layer a span each, since spans
+    /// are decoded side by side and one of them is not.
+    async fn runs_ahead(self: &Arc<Self>, id: ExtentId, chunks: &[u64]) -> Vec<Range<u64>> {
+        let grain = self.grain(id.layer);
+        let table = match self.is_decoded(id.layer) && !chunks.is_empty() {
+            true => self.table(id.layer).await.ok(),
+            false => return runs(chunks, (self.repository.pace().bytes / CHUNK).max(1)),
+        };
+        let Some((table, extent)) = table.zip(self.extent(id)) else { return runs(chunks, grain.ahead) };
+        let span = |chunk: u64| table.position(extent.content(&(chunk..chunk + 1)).start());
+        runs_by_place(chunks, grain.fewest, grain.ahead, span)
+    }
+
+    /// How many requests ahead of readers are under way beside one another: as many as serve best, and where each of them is
+    /// decoded, as many as there are processors.
+    fn width(&self, layer: usize) -> usize {
+        let requests = self.repository.pace().requests;
+        if self.is_decoded(layer) { requests.max(self.cores) } else { requests }
     }
 
     /// Fetches a run of chunks for nobody in particular and waits until they are here, and kept where it was this that
@@ -348,7 +364,7 @@ impl Request {
             return left;
         }
         let loader = Arc::clone(&self.loader);
-        let width = loader.repository.pace().requests;
+        let width = loader.width(self.id.layer);
         let _turn = loader.lanes.enter(self.lane, &self.urgency, width).await;
         let mut patience = Instant::now();
         while !left.is_empty() {

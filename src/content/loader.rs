@@ -86,6 +86,8 @@ pub struct Loader {
     pub(super) metrics: Arc<Metrics>,
     pub(super) board: Board,
     pub(super) lanes: Lanes,
+    /// How many processors there are.
+    pub(super) cores: usize,
     pub(super) turns: Turns,
     pub(super) pool: Pool,
     pub(super) desk: Desk,
@@ -163,6 +165,7 @@ impl Loader {
         let loader = Arc::new(Self {
             board: Board::new(config.memory),
             lanes: Lanes::default(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
             turns: Turns::default(),
             pool: Pool::default(),
             desk: Desk::new(config.memory / 2),
