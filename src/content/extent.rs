@@ -109,9 +109,10 @@ impl Extent {
         ContentRange::new(start, end)
     }
 
-    /// Takes a read into account; what to load ahead of it.
-    pub(super) fn observe(&self, range: ContentRange) -> Plan {
+    /// Takes a read into account; what to load ahead of it, up to `eager` bytes rather much than little.
+    pub(super) fn observe(&self, range: ContentRange, eager: u64) -> Plan {
         let mut readers = self.readers.lock();
+        readers.streams.eager = eager;
         let tensors = match &readers.tensors {
             TensorMap::Found(tensors) => Some(Arc::clone(tensors)),
             _ => None,
