@@ -79,6 +79,8 @@ pub(super) async fn hop(
         extents.extend(extent.map(|_| range));
         files.extend(extent.map(|_| agreed.flatten()));
         names.add(member, extent)?;
+        // There may be many that are here already.
+        tokio::task::consume_budget().await;
     }
     agrees &= entries.next().is_none();
     let (entries, warnings) = names.finish()?;
