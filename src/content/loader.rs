@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -110,6 +110,8 @@ pub(super) struct Stratum {
     /// Of a compressed layer without an index: its going by.
     pub(super) stream: Option<Arc<Stream>>,
     pub(super) standing: watch::Sender<Standing>,
+    /// Why it is poisoned, where that is not the fault of its bytes.
+    pub(super) reason: OnceLock<Error>,
     /// Of a bound layer, whose standing never changes: what binds it.
     pub(super) binding: Option<Binding>,
     /// Of a compressed layer: what is had and under way of its spans.
@@ -374,6 +376,7 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
             extents,
             stream: Stream::of(layer, named.contains(&number), &headers),
             standing,
+            reason: OnceLock::new(),
             binding,
             decoding: Decoding::default(),
             incomplete: Mutex::default(),

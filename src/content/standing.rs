@@ -68,6 +68,9 @@ impl Loader {
     }
 
     fn poison_error(&self, layer: usize) -> Error {
+        if let Some(reason) = self.layers.get(layer).and_then(|layer| layer.reason.get()) {
+            return reason.clone();
+        }
         let digest = self.layer(layer).map(|layer| layer.blob.digest.to_string()).unwrap_or_default();
         let doing = format!("the bytes that {} gave are not {digest}", self.repository.place());
         Error::new(Kind::Integrity, doing).hint("push the layer again, then unmount and mount")
@@ -226,6 +229,15 @@ impl Loader {
         drop(poisoned);
         self.shelf.store.poison(&self.shelf.who, described.kept_as());
         stratum.files().for_each(Extent::forget);
+    }
+
+    /// The same of a layer whose bytes are right and lead to no file that could be served: who reads is told `reason`. Blocks.
+    pub(super) fn poison_for(&self, layer: usize, why: &str, reason: &Error) {
+        if let Some(stratum) = self.layers.get(layer) {
+            // Of several the first is as good as any.
+            let _ = stratum.reason.set(reason.clone());
+        }
+        self.poison(layer, why);
     }
 
     /// Removes what the store has of an unproved layer whose records are not what the repository gives. Blocks.
