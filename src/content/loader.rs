@@ -290,6 +290,12 @@ impl Loader {
         Share { kept, total: extents().map(|extent| extent.grid.len()).sum() }
     }
 
+    /// Whether it is being ended, so that reads that wait are given up by intent.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.board.closed()
+    }
+
     /// Ends all tasks of the loader; reads that still wait fail. Returns when they have ended.
     pub async fn close(&self) {
         self.board.close();
