@@ -448,7 +448,7 @@ fn the_demo_over_a_registry_that_fails_says_what_was_met_and_that_no_rule_was_br
         (&1.into(), &serde_json::json!([])),
         "{measured}"
     );
-    place.run(["demo", "--fault", "GET * sometimes"]).failed(2, &["sometimes", "is no fault"]);
+    place.run(["demo", "--fault", "GET * sometimes"]).failed(2, &["sometimes", "is no fault", "truncate"]);
 }
 
 #[test]
