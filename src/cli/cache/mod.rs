@@ -80,8 +80,8 @@ impl Cache {
 /// Does what the subcommand says.
 ///
 /// # Errors
-/// `Invalid` where a size or time can't be meant; `Denied` where the store is not this user's own; `Storage` where
-/// nothing can be written.
+/// `Invalid` where a size or time can't be meant; `Storage` where the store is not this user's own, and where nothing can be
+/// written.
 pub(super) fn run(command: &Cache, settings: &Settings) -> Result<ExitCode> {
     let what = match &command.command {
         Which::Prune(room) => Some(room.prune()?),
