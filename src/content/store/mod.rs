@@ -12,6 +12,7 @@
 //!     …                                  as above, but for the last two
 //!     poisoned                           it was disproved; when, is the file's time
 //! STORE/small/WHO/ALGORITHM/HEX          manifests, configs, and the parts of bound indexes
+//! STORE/small/WHO/repository             which repository that is, for people
 //! STORE/small/WHO/attached/…             which attached index was used of an artifact (see [`Store::attached`])
 //! STORE/admitted/KEY                     who was given which manifest (see [`Store::admit`])
 //! ```
@@ -59,6 +60,12 @@ use crate::range::{ContentRange, StoredRange};
 
 /// How long an admission counts while the registry cannot be asked: seven days.
 pub const GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Room for the keys of those who can have a layer.
+const ORIGINS_LIMIT: u64 = 1 << 20;
+
+/// After how long the same failure of the disk is said again.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Room for the headers of a very large archive: index/plain stops reading them at 64 MiB.
 const GAPS_LIMIT: u64 = 80 << 20;
@@ -322,7 +329,7 @@ impl Store {
     }
 
     fn origins(&self, layer: &Digest) -> String {
-        let file = private::read_small(&self.shared(layer).join("origins"), 1 << 20);
+        let file = private::read_small(&self.shared(layer).join("origins"), ORIGINS_LIMIT);
         file.ok().and_then(|file| String::from_utf8(file).ok()).unwrap_or_default()
     }
 
@@ -377,6 +384,10 @@ impl Store {
     /// Where `who` reads and keeps the layer.
     fn home(&self, who: &str, layer: &Digest) -> PathBuf {
         if self.proved(who, layer) { self.shared(layer) } else { self.own(who, layer) }
+    }
+
+    fn repository_path(&self, key: &str) -> PathBuf {
+        self.folder.join("small").join(key).join("repository")
     }
 
     fn small_path(&self, who: &str, digest: &Digest) -> PathBuf {
