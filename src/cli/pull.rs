@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::args::{REFERENCE, Reading};
 use super::progress::Progress;
-use super::{open, open_over, print, reference, runtime};
+use super::{open_over, print, reference, runtime};
 use crate::config::{Flags, Settings};
 use crate::content::bring::Watch;
 use crate::content::store::Sharing;
@@ -209,13 +209,14 @@ fn report(model: &Model, plan: &Plan, output: Option<PathBuf>, filled: Filled) -
 
 impl Report {
     fn text(&self, time: Duration) -> String {
-        let (files, bytes, fetched) = (self.files, print::size(self.bytes), print::size(self.fetched));
+        let files = print::count(self.files, "file");
+        let (bytes, fetched) = (print::size(self.bytes), print::size(self.fetched));
         let place = self.output.as_ref().map_or("the store".to_owned(), |dir| dir.display().to_string());
         let rate = print::size(rate(self.fetched, time));
         let present =
             if self.present > 0 { format!(", {} there already", self.present) } else { String::new() };
         format!(
-            "{}: {files} files, {bytes} in {place}{present}; {fetched} fetched, {rate}/s, {}: {}",
+            "{}: {files}, {bytes} in {place}{present}; {fetched} fetched, {rate}/s, {}: {}",
             self.reference,
             print::seconds(time),
             self.digest

@@ -41,6 +41,9 @@ pub(super) struct Record {
     pub(super) process: Process,
     /// Its log, where it runs in the background.
     pub(super) log: Option<PathBuf>,
+    /// Where it keeps what it fetches.
+    #[serde(default)]
+    pub(super) store: Option<PathBuf>,
 }
 
 /// A process, told from a later one with the same number by when it started.
@@ -263,7 +266,7 @@ mod tests {
 
     fn record(dir: &str) -> Record {
         let process = Process::own();
-        Record { dir: dir.into(), reference: "r".into(), digest: "d".into(), process, log: None }
+        Record { dir: dir.into(), reference: "r".into(), digest: "d".into(), process, log: None, store: None }
     }
 
     #[test]

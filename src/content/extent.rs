@@ -162,7 +162,11 @@ impl Extent {
                 Some(kept)
             }
             Err(error) => {
-                tracing::warn!(path = self.path, %error, "the store fails; going on without it for a while");
+                let path = &self.path;
+                shelf.store.complain(
+                    &error,
+                    format_args!("the store fails for {path}; going on without it for a while"),
+                );
                 *files = Files { failed: Some(Instant::now()), ..Files::default() };
                 None
             }
@@ -185,7 +189,11 @@ impl Extent {
                 Some(kept)
             }
             Err(error) => {
-                tracing::warn!(path = self.path, %error, "the store fails; going on without it for a while");
+                let path = &self.path;
+                shelf.store.complain(
+                    &error,
+                    format_args!("the store fails for {path}; going on without it for a while"),
+                );
                 files.failed = Some(Instant::now());
                 None
             }
@@ -341,7 +349,8 @@ impl Extent {
                 files.missing = files.missing.and_then(|missing| missing.checked_sub(u64::from(written)))
             }
             Err(error) => {
-                tracing::warn!(path = self.path, %error, "nothing more of it is kept for a while");
+                let path = &self.path;
+                shelf.store.complain(&error, format_args!("nothing more of {path} is kept for a while"));
                 files.refused = Some(Instant::now());
                 return false;
             }

@@ -44,6 +44,8 @@ pub struct Model {
     pub loader: Arc<Loader>,
     /// Who is asked for an attached index that is not trusted; `None` where it would not serve.
     pub(super) ignoring: Option<Arc<dyn Repository>>,
+    /// Why the repository was not heard, where the model was opened from what is kept here.
+    pub unanswered: Option<Error>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
