@@ -15,7 +15,7 @@ const HEADERS: u64 = 16 << 20;
 /// Where content comes from.
 pub(super) enum Source<'a> {
     /// Frames that are read where they are needed.
-    Frames(Front<'a>),
+    Frames(Box<Front<'a>>),
     /// All that lies between files, sorted, no two of them neighbours: where each begins, and its bytes.
     Pieces(Vec<(u64, Vec<u8>)>),
 }

@@ -150,7 +150,7 @@ async fn look_at(task: &Task<'_>, layer: &Layer, desk: Desk) -> Result<Option<Gu
         None => Ok(None),
         Some(Found::Frames(spans)) => {
             task.room.hold(spans.len(), SPAN)?;
-            let mut source = Source::Frames(front::Front::new(&probe, &spans));
+            let mut source = Source::Frames(Box::new(front::Front::new(&probe, &spans)));
             let hopped = hop::hop(task, &mut source, spans.content(), Said::default()).await?;
             Ok(Some(guided(task, hopped, Table::Zstd(spans), None)))
         }
