@@ -162,7 +162,11 @@ impl Extent {
                 Some(kept)
             }
             Err(error) => {
-                tracing::warn!(path = self.path, %error, "the store fails; going on without it for a while");
+                let path = &self.path;
+                shelf.store.complain(
+                    &error,
+                    format_args!("the store fails for {path}; going on without it for a while"),
+                );
                 *files = Files { failed: Some(Instant::now()), ..Files::default() };
                 None
             }
@@ -185,7 +189,11 @@ impl Extent {
                 Some(kept)
             }
             Err(error) => {
-                tracing::warn!(path = self.path, %error, "the store fails; going on without it for a while");
+                let path = &self.path;
+                shelf.store.complain(
+                    &error,
+                    format_args!("the store fails for {path}; going on without it for a while"),
+                );
                 files.failed = Some(Instant::now());
                 None
             }
@@ -264,6 +272,26 @@ impl Extent {
         }
     }
 
+    /// Takes over what all chunks must be, 32 bytes each, as it was found when the layer was proved; `false` where this process has
+    /// had other bytes in its hands.
+    pub(super) fn know(&self, found: &[u8]) -> bool {
+        let mut digests = self.digests.lock();
+        (0..).zip(found.as_chunks::<32>().0).all(|(chunk, found)| {
+            let digest = ChunkDigest::recorded(*found);
+            let known = digests.entry(chunk).or_insert(Known { digest, seen: false, vouched: false });
+            if !known.seen {
+                known.digest = digest;
+            }
+            known.digest == digest
+        })
+    }
+
+    /// Makes these digests, which [`know`](Self::know) has taken over, those on record. Where that fails, what is kept counts for
+    /// nothing and is fetched again. Blocks.
+    pub(super) fn hold_to(&self, kept: &KeptFile, digests: &[u8]) {
+        self.files.lock().vouched = kept.hold_to(digests).is_ok();
+    }
+
     /// The chunk, if its bytes are what they must be; on first contact, what they are is what they must be.
     pub(super) fn verify(&self, chunk: u64, bytes: impl Into<Hashed>) -> Option<Verified> {
         let known = match &self.bound {
@@ -321,7 +349,8 @@ impl Extent {
                 files.missing = files.missing.and_then(|missing| missing.checked_sub(u64::from(written)))
             }
             Err(error) => {
-                tracing::warn!(path = self.path, %error, "nothing more of it is kept for a while");
+                let path = &self.path;
+                shelf.store.complain(&error, format_args!("nothing more of {path} is kept for a while"));
                 files.refused = Some(Instant::now());
                 return false;
             }

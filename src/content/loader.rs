@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -112,6 +112,8 @@ pub(super) struct Stratum {
     /// Of a compressed layer without an index: its going by.
     pub(super) stream: Option<Arc<Stream>>,
     pub(super) standing: watch::Sender<Standing>,
+    /// Why it is poisoned, where that is not the fault of its bytes.
+    pub(super) reason: OnceLock<Error>,
     /// Of a bound layer, whose standing never changes: what binds it.
     pub(super) binding: Option<Binding>,
     /// Of a compressed layer: what is had and under way of its spans.
@@ -291,6 +293,12 @@ impl Loader {
         Share { kept, total: extents().map(|extent| extent.grid.len()).sum() }
     }
 
+    /// Whether it is being ended, so that reads that wait are given up by intent.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.board.closed()
+    }
+
     /// Ends all tasks of the loader; reads that still wait fail. Returns when they have ended.
     pub async fn close(&self) {
         self.board.close();
@@ -377,6 +385,7 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
             extents,
             stream: Stream::of(layer, named.contains(&number), &headers),
             standing,
+            reason: OnceLock::new(),
             binding,
             decoding: Decoding::default(),
             incomplete: Mutex::default(),

@@ -248,6 +248,24 @@ impl std::fmt::Display for OutOfReach {
 
 impl std::error::Error for OutOfReach {}
 
+/// A name that leads nowhere.
+#[derive(Debug)]
+pub(super) struct NoAddress {
+    host: String,
+    error: std::io::Error,
+}
+
+impl std::fmt::Display for NoAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The system's resolver says in every message that it was looking an address up.
+        let said = self.error.to_string();
+        let cause = said.rsplit(": ").next().unwrap_or(&said);
+        write!(f, "the name {} has no address: {cause}", self.host)
+    }
+}
+
+impl std::error::Error for NoAddress {}
+
 /// Looks names up as the system does, and gives the addresses that are within reach.
 #[derive(Debug)]
 pub(super) struct Names(pub(super) Arc<Reach>);
@@ -256,7 +274,8 @@ impl Resolve for Names {
     fn resolve(&self, name: Name) -> Resolving {
         let reach = Arc::clone(&self.0);
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+            let found = found.map_err(|error| NoAddress { host: name.as_str().to_owned(), error })?.collect();
             let reachable = reach.reachable(name.as_str(), found)?;
             Ok(Box::new(reachable.into_iter()) as Addrs)
         })

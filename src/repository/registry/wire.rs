@@ -14,7 +14,7 @@ use reqwest::{Response, StatusCode};
 use tokio::time::timeout;
 use url::Url;
 
-use super::reach::OutOfReach;
+use super::reach::{NoAddress, OutOfReach};
 use super::tls;
 use crate::error::{Error, Kind, Result};
 use crate::range::StoredRange;
@@ -282,8 +282,11 @@ pub(super) fn transport(error: reqwest::Error) -> Error {
     if let Some(final_one) = tls::failure(&error) {
         return final_one;
     }
-    if let Some(out) = out_of_reach(&error) {
+    if let Some(out) = beneath::<OutOfReach>(&error) {
         return protocol(out.to_string()).hint(OutOfReach::HINT);
+    }
+    if let Some(unknown) = beneath::<NoAddress>(&error) {
+        return Error::new(Kind::Unreachable, unknown.to_string());
     }
     let (kind, doing) = if error.is_connect() {
         (Kind::Unreachable, "no connection")
@@ -295,7 +298,8 @@ pub(super) fn transport(error: reqwest::Error) -> Error {
     Error::new(kind, format!("{doing}: {}", causes(&error.without_url())))
 }
 
-fn out_of_reach(error: &reqwest::Error) -> Option<&OutOfReach> {
+/// The cause of this type beneath an error of the HTTP client.
+fn beneath<T: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&T> {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
         if let Some(out) = error.downcast_ref() {
