@@ -48,6 +48,13 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Gives the free buffers back.
+    pub fn release(&self) {
+        self.0.lock().clear();
+    }
+}
+
 impl Filling {
     /// How many bytes are in it.
     #[must_use]

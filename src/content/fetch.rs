@@ -109,10 +109,10 @@ impl Loader {
         let missing = tokio::task::spawn_blocking(move || loader.missing(id, range, lane)).await;
         let mut under_way = FuturesUnordered::new();
         let mut outcome = Ok(());
-        let width = self.width(id.layer);
+        let pace = self.repository.pace();
         for run in self.runs_ahead(id, &missing.unwrap_or_default()).await {
             // More than one prefetch may be at it: the lanes have fewer turns than all of them together.
-            while under_way.len() >= width {
+            while under_way.len() >= pace.requests {
                 match under_way.next().await.unwrap_or(Ok(())) {
                     // A chunk that is wrong keeps nobody from the others.
                     Err(error) if self.concerns_a_chunk(id.layer, &error) => {
@@ -140,13 +140,6 @@ impl Loader {
         let Some((table, extent)) = table.zip(self.extent(id)) else { return runs(chunks, grain.ahead) };
         let span = |chunk: u64| table.position(extent.content(&(chunk..chunk + 1)).start());
         runs_by_place(chunks, grain.fewest, grain.ahead, span)
-    }
-
-    /// How many requests ahead of readers are under way beside one another: as many as serve best, and where each of them is
-    /// decoded, as many as there are processors.
-    fn width(&self, layer: usize) -> usize {
-        let requests = self.repository.pace().requests;
-        if self.is_decoded(layer) { requests.max(self.cores) } else { requests }
     }
 
     /// Fetches a run of chunks for nobody in particular and waits until they are here, and kept where it was this that
@@ -364,7 +357,7 @@ impl Request {
             return left;
         }
         let loader = Arc::clone(&self.loader);
-        let width = loader.width(self.id.layer);
+        let width = loader.repository.pace().requests;
         let _turn = loader.lanes.enter(self.lane, &self.urgency, width).await;
         let mut patience = Instant::now();
         while !left.is_empty() {

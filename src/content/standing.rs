@@ -155,10 +155,13 @@ impl Loader {
     /// Takes down that the layer's digest was proved over its bytes. Blocks.
     pub(super) fn set_proved(&self, layer: usize) {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
-        if stratum.files().all(|extent| extent.vouch(&self.shelf)) {
+        let vouched = stratum.files().all(|extent| extent.vouch(&self.shelf));
+        let proved = stratum.become_proved();
+        // Not of what was found out to be wrong meanwhile.
+        if vouched && *stratum.standing.borrow() == Standing::Proved {
             self.shelf.store.set_proved(&self.shelf.who, described.kept_as());
         }
-        if stratum.become_proved() {
+        if proved {
             self.metrics.proved_layers.add(1);
             tracing::info!(layer = %described.blob.digest, "proved");
         }
@@ -215,7 +218,7 @@ impl Loader {
     }
 
     /// Takes back the proof of the layer of a chunk that is here, where its digest is not known: the store fails, and what it
-    /// has proved cannot be compared with.
+    /// has proved cannot be compared with. Blocks where the layer has gone by here and its records were lost: on one small file.
     pub(super) fn doubt_unknown(&self, extent: &Extent, chunk: u64) {
         if !extent.knows(chunk) && self.know_again(extent).is_none() {
             self.set_unproved(extent.id.layer);

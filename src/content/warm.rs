@@ -44,7 +44,7 @@ impl Loader {
         });
     }
 
-    /// Has files sealed that were complete and proved when the last mount ended, but not read back yet.
+    /// Has files sealed that were complete and proved when the last mount ended, but not sealed.
     async fn seal_what_is_complete(self: &Arc<Self>) {
         let loader = Arc::clone(self);
         let look = move || {

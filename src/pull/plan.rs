@@ -12,6 +12,8 @@ const NAMED: usize = 20;
 const NEAR: usize = 3;
 /// How much of a name is compared.
 const LETTERS: usize = 128;
+/// How many paths are compared with what was typed.
+const COMPARED: usize = 4096;
 
 /// A choice among the paths of a model.
 #[derive(Clone, Debug)]
@@ -48,12 +50,13 @@ impl Choice {
         let taken: Vec<_> = paths.iter().copied().filter(|path| self.takes(path)).collect();
         if taken.is_empty() && !paths.is_empty() {
             let mut near = paths.to_vec();
+            near.truncate(COMPARED);
             near.sort_by_cached_key(|path| self.patterns.iter().map(|typed| distance(typed, path)).min());
             let doing = match &self.patterns[..] {
                 [] => "no file is meant".to_owned(),
                 typed => format!("no file is meant by --include {}", typed.join(", ")),
             };
-            let doing = format!("{doing}; there are {}", named(&near, NAMED));
+            let doing = format!("{doing}; there are {}", named(&near, NAMED, paths.len()));
             return Err(Error::new(Kind::NotFound, doing).hint("change --include or --exclude"));
         }
         Ok(taken)
@@ -68,19 +71,19 @@ impl Choice {
             alone.is_ok_and(|alone| !paths.iter().any(|path| alone.is_match(path)))
         };
         let line = |typed: &String| {
-            let mut near = paths.to_vec();
+            let mut near: Vec<_> = paths.iter().copied().take(COMPARED).collect();
             near.sort_by_cached_key(|path| distance(typed, path));
-            format!("--include {typed} matches no file; near it are {}", named(&near, NEAR))
+            format!("--include {typed} matches no file; near it are {}", named(&near, NEAR, paths.len()))
         };
         self.patterns.iter().filter(is_vain).map(line).collect()
     }
 }
 
-/// The first `most` of these names, and how many there are beside them.
-fn named(paths: &[&str], most: usize) -> String {
+/// The first `most` of these names, and how many of `all` there are beside them.
+fn named(paths: &[&str], most: usize, all: usize) -> String {
     let mut names: Vec<_> = paths.iter().take(most).map(|path| format!("{path:?}")).collect();
-    if paths.len() > most {
-        names.push(format!("{} more", paths.len() - most));
+    if all > names.len() {
+        names.push(format!("{} more", all - names.len()));
     }
     names.join(", ")
 }

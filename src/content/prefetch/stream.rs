@@ -145,7 +145,7 @@ impl Stream {
             let here = tensors.map(|tensors| tensors.around(self.next.saturating_sub(1), len));
             return here.filter(|tensor| tensor.len() <= SMALL_TENSOR).map_or(self.next, ContentRange::end);
         }
-        let eager = if self.consumed >= READING { self.consumed.min(eager) } else { 0 };
+        let eager = if self.consumed >= READING { self.consumed.min(eager).min(WINDOW) } else { 0 };
         let window = |share: u64| self.next.saturating_add((self.consumed / share).min(WINDOW).max(eager));
         let target = match tensors.map(|tensors| self.within_tensor(len, tensors)) {
             Some(Some(bounded)) => bounded,

@@ -21,7 +21,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, PosixFadviseAdvice, fcntl, posix_fadvise};
 use nix::libc;
 use parking_lot::Mutex;
 
@@ -235,7 +235,7 @@ impl KeptFile {
         Ok(buffer.share())
     }
 
-    /// Writes the chunk where it belongs, its digest beside it, and marks it as here, in this order.
+    /// Records the chunk's digest, writes the chunk where it belongs, and marks it as here, in this order.
     ///
     /// # Errors
     /// Whatever the file system says, `ENOSPC` among it; the chunk counts as absent then.
@@ -243,6 +243,9 @@ impl KeptFile {
         let mut trail = self.changing.lock();
         if self.has(chunk) {
             return Ok(());
+        }
+        if self.record(chunk, verified.digest())? == Recorded::Differs {
+            return Err(io::Error::other("the chunk has another digest on record"));
         }
         trail.follow(&self.image);
         let (bytes, at) = (verified.bytes(), self.grid.range(chunk).start());
@@ -253,9 +256,6 @@ impl KeptFile {
         }
         trail.last = Stamp::of(&self.image).ok();
         trail.own.insert(chunk);
-        if self.record(chunk, verified.digest())? == Recorded::Differs {
-            return Err(io::Error::other("the chunk has another digest on record"));
-        }
         self.kept.write_all_at(&[1], kept_at(chunk))
     }
 
@@ -277,13 +277,21 @@ impl KeptFile {
     /// # Errors
     /// Whatever the file system says.
     pub fn prepare_seal(&self) -> io::Result<Seal> {
-        self.digests.sync_data()?;
-        self.image.sync_all()?;
-        Ok(Seal(Stamp::of(&self.image)?))
+        let synced = || {
+            self.digests.sync_data()?;
+            self.image.sync_all()?;
+            Ok(Seal(Stamp::of(&self.image)?))
+        };
+        synced().inspect_err(|_| {
+            // What a sync reports it reports once, and what the page cache has may not be what the disk has.
+            self.changing.lock().own.clear();
+            let _ = posix_fadvise(&self.image, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        })
     }
 
     /// The chunks that must be read back before the image is sealed: all but those that this process itself wrote, verified,
-    /// where nobody has touched the image before, between or after (by size, times and inode).
+    /// where nobody has touched the image between its writes or after them (by size, times and inode). A touch in the very
+    /// time of one of its writes can't be told from that.
     #[must_use]
     pub fn doubtful(&self, seal: &Seal) -> Vec<u64> {
         let trail = self.changing.lock();
@@ -297,8 +305,12 @@ impl KeptFile {
     /// # Errors
     /// Whatever the file system says; the image is verified again when next used then.
     pub fn seal(&self, seal: Seal) -> io::Result<()> {
+        let mut trail = self.changing.lock();
+        if !self.all().into_iter().all(|here| here) {
+            return Err(io::Error::other("a chunk was found to be damaged meanwhile"));
+        }
         self.kept.write_all_at(&seal.0.encode(), 0)?;
-        self.changing.lock().own = HashSet::new();
+        trail.own = HashSet::new();
         Ok(())
     }
 
@@ -616,7 +628,9 @@ mod tests {
         let image = OpenOptions::new().write(true).open(stem.with_added_extension("data")).unwrap();
         image.write_all_at(b"x", 50).unwrap();
         assert_eq!(kept.doubtful(&kept.prepare_seal().unwrap()), [0, 1, 2]);
+        let seal = kept.prepare_seal().unwrap();
         kept.forget(2);
+        assert!(kept.seal(seal).is_err() && !kept.sealed(), "found to be damaged meanwhile");
         kept.write(2, &chunk_of(3, 100)).unwrap();
         assert_eq!(kept.doubtful(&kept.prepare_seal().unwrap()), [0, 1], "written after it was touched");
     }

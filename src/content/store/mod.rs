@@ -39,6 +39,7 @@ mod open;
 mod private;
 pub mod prune;
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -102,7 +103,7 @@ pub struct Store {
     open: OpenFiles,
     fault: Option<String>,
     /// What was last said of the disk in the log, and when.
-    told: Mutex<Option<(io::ErrorKind, Instant)>>,
+    told: Mutex<HashMap<io::ErrorKind, Instant>>,
 }
 
 impl Store {
@@ -426,9 +427,9 @@ impl Store {
 
     fn is_news(&self, kind: io::ErrorKind) -> bool {
         let (mut told, now) = (self.told.lock(), Instant::now());
-        let is_old = told.is_some_and(|(last, when)| last == kind && now - when < AGAIN);
+        let is_old = told.get(&kind).is_some_and(|when| now - *when < AGAIN);
         if !is_old {
-            *told = Some((kind, now));
+            told.insert(kind, now);
         }
         !is_old
     }

@@ -100,8 +100,8 @@ impl<'a> Ask<'a> {
         mut headers: HeaderMap,
         stall: Duration,
     ) -> Result<(Response, SocketAddr)> {
-        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
+        headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.extend(self.headers.clone());
         let limit = stall.saturating_add(self.patience);

@@ -8,13 +8,16 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
-use futures_util::stream;
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
+use nix::sys::socket::{setsockopt, sockopt};
 use parking_lot::Mutex;
-use reqwest::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
 use reqwest::{Response, ResponseBuilderExt, StatusCode};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -22,15 +25,15 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 use super::framing::{Framing, Step, strange};
-use super::reach::{OutOfReach, Reach};
-use super::wire;
+use super::reach::{self, Reach};
+use super::{IDLE_LINES, IDLE_TIME, wire};
 use crate::buffer::{Pool, SIZE};
 use crate::error::{Error, Kind, Result};
 
-/// How long a connection waits to be used again.
-const IDLE: Duration = Duration::from_secs(90);
-/// How many wait of one host.
-const MOST_IDLE: usize = 128;
+/// What says how this connection is used, whatever a configuration says.
+const OURS: [HeaderName; 5] = [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE, TE];
+/// How long a connection to one of a host's addresses may take before the next one is tried beside it (RFC 8305 §5).
+const STAGGER: Duration = Duration::from_millis(300);
 /// The longest head of an answer, and the most headers in it.
 const HEAD: usize = 64 << 10;
 const HEADERS: usize = 100;
@@ -49,8 +52,49 @@ pub(super) struct Direct(Arc<Inner>);
 struct Inner {
     reach: Arc<Reach>,
     connect_timeout: Duration,
-    idle: Mutex<HashMap<Place, Vec<(Instant, Line)>>>,
+    idle: Mutex<Idle>,
     pool: Pool,
+}
+
+/// Connections that wait to be used again.
+#[derive(Debug, Default)]
+struct Idle {
+    lines: HashMap<Place, Vec<(Instant, Line)>>,
+    /// Whether a task looks after them.
+    is_swept: bool,
+}
+
+/// The connections of a place that go with one that is given up before it has answered: what it waited for will not come on
+/// those beside it either.
+struct Suspects<'a> {
+    direct: &'a Direct,
+    place: Option<&'a Place>,
+}
+
+impl Drop for Suspects<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.direct.0.idle.lock().lines.remove(place);
+        }
+    }
+}
+
+/// Closes what nobody has used for long, until there is none.
+async fn sweep(inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(IDLE_TIME).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let mut idle = inner.idle.lock();
+        idle.lines.retain(|_, lines| {
+            lines.retain(|(since, line)| since.elapsed() < IDLE_TIME && line.is_quiet());
+            !lines.is_empty()
+        });
+        if idle.lines.is_empty() {
+            idle.is_swept = false;
+            inner.pool.release();
+            return;
+        }
+    }
 }
 
 /// A host and its port.
@@ -105,7 +149,10 @@ impl Direct {
                 Some(line) => (line, true),
                 None => (self.connect(url, &place).await?, false),
             };
-            match line.ask(&request).await {
+            let mut suspects = Suspects { direct: self, place: used.then_some(&place) };
+            let asked = line.ask(&request).await;
+            suspects.place = None;
+            match asked {
                 Ok(head) => break (line, head),
                 // It was closed while nobody looked: nothing of an answer had come.
                 Err(failure) if used && failure.before_answer => {}
@@ -129,9 +176,9 @@ impl Direct {
     /// A connection that waits and is not closed.
     fn idle(&self, place: &Place) -> Option<Line> {
         let mut idle = self.0.idle.lock();
-        let lines = idle.get_mut(place)?;
+        let lines = idle.lines.get_mut(place)?;
         while let Some((since, line)) = lines.pop() {
-            if since.elapsed() < IDLE && line.is_quiet() {
+            if since.elapsed() < IDLE_TIME && line.is_quiet() {
                 return Some(line);
             }
         }
@@ -140,29 +187,39 @@ impl Direct {
 
     fn keep(&self, place: Place, line: Line) {
         let mut idle = self.0.idle.lock();
-        let lines = idle.entry(place).or_default();
-        lines.retain(|(since, _)| since.elapsed() < IDLE);
-        if lines.len() < MOST_IDLE {
+        let lines = idle.lines.entry(place).or_default();
+        if lines.len() < IDLE_LINES {
             lines.push((Instant::now(), line));
+        }
+        if !std::mem::replace(&mut idle.is_swept, true) {
+            tokio::spawn(sweep(Arc::downgrade(&self.0)));
         }
     }
 
+    /// To the first of the host's addresses that answers; a dead one holds up the next for [`STAGGER`] at most.
     async fn connect(&self, url: &Url, place: &Place) -> Result<Line> {
         let no =
             |error: &dyn std::fmt::Display| Error::new(Kind::Unreachable, format!("no connection: {error}"));
         let connecting = async {
-            let mut last = io::Error::other("the name has no address");
-            for at in self.addresses(url, place).await? {
-                match TcpStream::connect(at).await {
-                    Ok(socket) => {
-                        // Without it requests are only slower.
-                        let _ = socket.set_nodelay(true);
-                        return Ok(Line { socket, peer: at });
-                    }
-                    Err(error) => last = error,
+            let mut addresses = self.addresses(url, place).await?.into_iter();
+            let (mut trying, mut last) =
+                (FuturesUnordered::new(), io::Error::other("the name has no address"));
+            loop {
+                if let Some(at) = addresses.next() {
+                    trying.push(Line::to(at));
+                }
+                let more = addresses.len() > 0;
+                let connected = match more {
+                    true => timeout(STAGGER, trying.next()).await,
+                    false => Ok(trying.next().await),
+                };
+                match connected {
+                    Ok(Some(Ok(line))) => return Ok(line),
+                    Ok(Some(Err(error))) => last = error,
+                    Ok(None) if !more => return Err(no(&last)),
+                    Ok(None) | Err(_) => {}
                 }
             }
-            Err(no(&last))
         };
         match timeout(self.0.connect_timeout, connecting).await {
             Ok(connected) => connected,
@@ -172,15 +229,10 @@ impl Direct {
 
     async fn addresses(&self, url: &Url, (name, port): &Place) -> Result<Vec<SocketAddr>> {
         match url.host() {
-            Some(Host::Ipv4(address)) => return Ok(vec![(address, *port).into()]),
-            Some(Host::Ipv6(address)) => return Ok(vec![(address, *port).into()]),
-            _ => {}
+            Some(Host::Ipv4(address)) => Ok(vec![(address, *port).into()]),
+            Some(Host::Ipv6(address)) => Ok(vec![(address, *port).into()]),
+            _ => reach::look_up(&self.0.reach, name, *port).await.map_err(|why| wire::unreached(&*why)),
         }
-        let found = tokio::net::lookup_host((name.as_str(), *port)).await;
-        let found =
-            found.map_err(|error| Error::new(Kind::Unreachable, format!("no connection: {error}")))?;
-        let out = |out: OutOfReach| wire::protocol(out.to_string()).hint(OutOfReach::HINT);
-        self.0.reach.reachable(name, found.collect()).map_err(out)
     }
 }
 
@@ -191,6 +243,18 @@ struct Failure {
 }
 
 impl Line {
+    async fn to(at: SocketAddr) -> io::Result<Self> {
+        let socket = TcpStream::connect(at).await?;
+        // Without them requests are only slower, and a line that died is noticed later.
+        let _ = socket.set_nodelay(true);
+        let _ = setsockopt(&socket, sockopt::KeepAlive, &true);
+        let _ = setsockopt(&socket, sockopt::TcpKeepIdle, &15);
+        let _ = setsockopt(&socket, sockopt::TcpKeepInterval, &15);
+        let _ = setsockopt(&socket, sockopt::TcpKeepCount, &3);
+        let _ = setsockopt(&socket, sockopt::TcpUserTimeout, &30_000);
+        Ok(Self { socket, peer: at })
+    }
+
     /// Whether nothing has come, and it was not closed.
     fn is_quiet(&self) -> bool {
         matches!(self.socket.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
@@ -366,7 +430,7 @@ fn request(url: &Url, headers: &HeaderMap) -> Result<Vec<u8>> {
     if !headers.contains_key(HOST) {
         out.extend_from_slice(format!("host: {host}{port}\r\n").as_bytes());
     }
-    for (name, value) in headers {
+    for (name, value) in headers.iter().filter(|(name, _)| !OURS.contains(name)) {
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");
         out.extend_from_slice(value.as_bytes());
@@ -456,6 +520,51 @@ mod tests {
             assert_eq!(plain(&direct, &url).await.text().await.unwrap(), "bytes");
         }
         assert_eq!(serving.await.unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_something_left_on_it_is_not_used_again() {
+        let more = [ALL, b"and more"].concat();
+        let (url, serving) = host(vec![vec![more], vec![ALL.to_vec()], vec![ALL.to_vec()]]).await;
+        let direct = direct(&url);
+        assert_eq!(plain(&direct, &url).await.text().await.unwrap(), "bytes");
+        drop(plain(&direct, &url).await);
+        assert_eq!(plain(&direct, &url).await.text().await.unwrap(), "bytes");
+        assert_eq!(serving.await.unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn one_that_says_nothing_takes_those_beside_it_along() {
+        let (url, _serving) = host(vec![vec![ALL.to_vec(), Vec::new(), Vec::new()]]).await;
+        let direct = direct(&url);
+        assert_eq!(plain(&direct, &url).await.text().await.unwrap(), "bytes");
+        let place = place(&url).unwrap();
+        let (line, other) =
+            (direct.idle(&place).unwrap(), Line::to(url.socket_addrs(|| None).unwrap()[0]).await.unwrap());
+        direct.keep(place.clone(), other);
+        direct.keep(place.clone(), line);
+        assert!(timeout(Duration::from_millis(50), direct.get(&url, &headers())).await.is_err());
+        assert!(direct.idle(&place).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_uses_is_closed_after_a_while() {
+        let (url, _serving) = host(vec![vec![ALL.to_vec(), Vec::new()]]).await;
+        let direct = direct(&url);
+        assert_eq!(plain(&direct, &url).await.text().await.unwrap(), "bytes");
+        assert!(direct.0.idle.lock().is_swept);
+        // The clock of connections is not the one that stands still here.
+        direct.0.idle.lock().lines.clear();
+        tokio::time::sleep(IDLE_TIME * 2).await;
+        assert!(!direct.0.idle.lock().is_swept);
+    }
+
+    #[tokio::test]
+    async fn a_head_without_an_end_is_an_error() {
+        let words = [b"HTTP/1.1 200 OK\r\nA: ", &[b'a'; 2 * HEAD][..]].concat();
+        let (url, _serving) = host(vec![vec![words]]).await;
+        let error = direct(&url).get(&url, &headers()).await.err().unwrap();
+        assert_eq!(error.kind(), Kind::Broken, "{error}");
     }
 
     #[tokio::test]

@@ -30,8 +30,8 @@ pub(super) enum Chunked {
     Data(u64),
     /// Before the line end after a chunk.
     End,
-    /// After the last chunk.
-    Trailers,
+    /// After the last chunk, and after so many bytes of trailers.
+    Trailers(usize),
 }
 
 /// What is next in a chunked body.
@@ -56,8 +56,9 @@ impl Framing {
         }
         let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
         let length = lengths.next();
-        if let Some(coding) = headers.get(TRANSFER_ENCODING) {
-            let chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        if let Some(coding) = codings.next() {
+            let chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none();
             return match length {
                 None if chunked => Ok(Self::Chunked(Chunked::Size)),
                 None => Err(strange("a body in a transfer coding other than chunked")),
@@ -102,20 +103,20 @@ impl Chunked {
                 Self::Size => match httparse::parse_chunk_size(came) {
                     Ok(httparse::Status::Complete((line, size))) => {
                         came.advance(line);
-                        *self = if size == 0 { Self::Trailers } else { Self::Data(size) };
+                        *self = if size == 0 { Self::Trailers(0) } else { Self::Data(size) };
                     }
                     Ok(httparse::Status::Partial) if came.len() < LINE => return Ok(Step::More),
                     _ => return Err(strange("a chunk without a size")),
                 },
-                Self::Trailers => match came.iter().position(|byte| *byte == b'\n') {
-                    Some(end) => {
-                        let line = came.split_to(end + 1);
-                        if line.trim_ascii().is_empty() {
+                Self::Trailers(passed) => match came.iter().position(|byte| *byte == b'\n') {
+                    Some(end) if *passed + end < LINE => {
+                        *passed += end + 1;
+                        if came.split_to(end + 1).trim_ascii().is_empty() {
                             return Ok(Step::Ended);
                         }
                     }
-                    None if came.len() < LINE => return Ok(Step::More),
-                    None => return Err(strange("trailers without an end")),
+                    None if *passed + came.len() < LINE => return Ok(Step::More),
+                    _ => return Err(strange("trailers without an end")),
                 },
             }
         }
@@ -168,7 +169,8 @@ mod tests {
         ] {
             assert!(body(text, 3).is_err(), "{text:?}");
         }
-        let long = format!("0\r\n{}", "a".repeat(2 * LINE));
-        assert!(body(&long, 1000).is_err());
+        for long in ["a".repeat(2 * LINE), "a: b\r\n".repeat(LINE)] {
+            assert!(body(&format!("0\r\n{long}"), 1000).is_err());
+        }
     }
 }

@@ -64,6 +64,10 @@ use crate::range::StoredRange;
 /// How often one request is sent at most: anonymous, with a token, with a token that others renewed meanwhile.
 const AUTH_ATTEMPTS: u32 = 3;
 
+/// How long a connection waits to be used again, and how many do of one host.
+const IDLE_TIME: Duration = Duration::from_secs(90);
+const IDLE_LINES: usize = 128;
+
 /// What one request of a chain of redirects has come to.
 enum Step {
     Answer(Response),
@@ -383,8 +387,8 @@ fn client(config: &Config, endpoint: &Endpoint, reach: &Arc<Reach>, side: Side) 
             .no_proxy()
             .tcp_nodelay(true)
             .connect_timeout(endpoint.connect_timeout.unwrap_or(config.connect_timeout))
-            .pool_idle_timeout(Duration::from_secs(90))
-            .pool_max_idle_per_host(128);
+            .pool_idle_timeout(IDLE_TIME)
+            .pool_max_idle_per_host(IDLE_LINES);
         endpoint.trust.apply(config.proxies.apply(builder), config, side)
     };
     let built = match builder()?.build() {

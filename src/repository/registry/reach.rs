@@ -266,6 +266,17 @@ impl std::fmt::Display for NoAddress {
 
 impl std::error::Error for NoAddress {}
 
+/// The addresses of a host that are within reach, as the system looks them up.
+pub(super) async fn look_up(
+    reach: &Reach,
+    host: &str,
+    port: u16,
+) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
+    let found = tokio::net::lookup_host((host, port)).await;
+    let found = found.map_err(|error| NoAddress { host: host.to_owned(), error })?.collect();
+    Ok(reach.reachable(host, found)?)
+}
+
 /// Looks names up as the system does, and gives the addresses that are within reach.
 #[derive(Debug)]
 pub(super) struct Names(pub(super) Arc<Reach>);
@@ -274,10 +285,8 @@ impl Resolve for Names {
     fn resolve(&self, name: Name) -> Resolving {
         let reach = Arc::clone(&self.0);
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await;
-            let found = found.map_err(|error| NoAddress { host: name.as_str().to_owned(), error })?.collect();
-            let reachable = reach.reachable(name.as_str(), found)?;
-            Ok(Box::new(reachable.into_iter()) as Addrs)
+            let found = look_up(&reach, name.as_str(), 0).await?;
+            Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
 }
