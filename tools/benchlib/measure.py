@@ -32,6 +32,24 @@ def drop_caches():
         return False
 
 
+def run_together(works):
+    """Runs each of `works` in a thread; the first error of any."""
+    failed = []
+
+    def one(work):
+        try:
+            work()
+        except (OSError, ValueError) as error:
+            failed.append(error)
+    threads = [threading.Thread(target=one, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
 def limited(seconds, work, stop):
     """The result of `work()`, run in a forked process.
 
@@ -120,20 +138,7 @@ class Reader:
 
     def together(self):
         """The third session: every shard at once, a thread for each, from the mount command on."""
-        failed = []
-
-        def one(path):
-            try:
-                whole(path)
-            except OSError as error:
-                failed.append(error)
-        threads = [threading.Thread(target=one, args=(path,)) for path in self.paths]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failed:
-            raise failed[0]
+        run_together([lambda path=path: whole(path) for path in self.paths])
         return {"together_mb_s": self.size / 1e6 / self.since()}
 
     def digests(self):

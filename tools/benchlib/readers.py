@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 
-from .measure import FAULTS, MIB, read, touch, whole
+from .measure import FAULTS, MIB, read, run_together, touch, whole
 
 PIECE = 2 * MIB
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -47,24 +47,6 @@ def copied(paths):
                 buffer[:piece] = view[at:at + piece]
             size += len(view)
     return size
-
-
-def run_together(works):
-    """Runs each of `works` in a thread; the first error of any."""
-    failed = []
-
-    def one(work):
-        try:
-            work()
-        except (OSError, ValueError) as error:
-            failed.append(error)
-    threads = [threading.Thread(target=one, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
 
 
 def direct(paths, threads=16):
