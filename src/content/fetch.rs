@@ -17,6 +17,7 @@ use super::extent::Extent;
 use super::flight::{Flight, Key, Place, Urgency};
 use super::lanes::{Grain, Lane};
 use super::loader::{Loader, Standing};
+use super::pieces::Pieces;
 use super::runs::{contiguous, runs, runs_by_place};
 use super::store::kept::{Claim, KeptFile};
 use super::verify::{Arriving, Hashed, Verified};
@@ -24,7 +25,6 @@ use crate::buffer;
 use crate::error::{Error, Kind, Result};
 use crate::index::{CHUNK, ExtentId};
 use crate::range::ContentRange;
-use crate::repository::ByteStream;
 
 /// How long nothing may come of what other processes claim before it is fetched here as well.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,25 +43,6 @@ pub(super) struct Request {
     pub(super) urgency: Arc<Urgency>,
     /// Those of the run, and of chunks that come along.
     pub(super) flights: Vec<(Key, Arc<Flight>)>,
-}
-
-/// The bytes of one answer, as they come.
-struct Pieces {
-    stream: ByteStream,
-    left: Bytes,
-}
-
-impl Pieces {
-    /// The next bytes: at least one.
-    async fn next(&mut self) -> Result<Bytes> {
-        loop {
-            let ended = || Err(Error::new(Kind::Broken, "the answer ended early"));
-            let piece = self.stream.next().await.unwrap_or_else(ended)?;
-            if !piece.is_empty() {
-                return Ok(piece);
-            }
-        }
-    }
 }
 
 impl Drop for Request {

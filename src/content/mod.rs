@@ -21,6 +21,7 @@ pub mod loader;
 mod loader_tests;
 mod part;
 mod passing;
+mod pieces;
 pub mod prefetch;
 mod prove;
 mod reader;

@@ -25,6 +25,8 @@ use nix::fcntl::{FcntlArg, PosixFadviseAdvice, fcntl, posix_fadvise};
 use nix::libc;
 use parking_lot::Mutex;
 
+pub use super::seal::Seal;
+use super::seal::{STAMP, Stamp, Trail};
 use crate::buffer::{ALIGN, Pool};
 use crate::content::verify::Verified;
 use crate::index::ChunkDigest;
@@ -32,9 +34,6 @@ use crate::index::Grid;
 
 /// A record of `.digests`: the digest and eight bytes that bind it to its chunk.
 const RECORD: usize = 40;
-/// The stamp at the head of `.kept`.
-const STAMP: usize = 64;
-const MAGIC: u64 = u64::from_le_bytes(*b"wfkept01");
 
 /// One extent's files, open, with the image locked against eviction.
 #[derive(Debug)]
@@ -66,54 +65,6 @@ pub enum Recorded {
     Same,
     /// The chunk has another digest, which stays.
     Differs,
-}
-
-/// How an image was when all of it had been written: what a seal declares, once what others wrote was read back.
-#[derive(Clone, Copy, Debug)]
-pub struct Seal(Stamp);
-
-/// What this process has written into the image, as long as nobody else has touched it.
-#[derive(Debug, Default)]
-struct Trail {
-    /// How the image was after the last write, or when it was opened.
-    last: Option<Stamp>,
-    own: HashSet<u64>,
-}
-
-impl Trail {
-    /// Looks whether the image is as it was left; what others may have changed is not one's own any more.
-    fn follow(&mut self, image: &File) {
-        let now = Stamp::of(image).ok();
-        if now.is_none() || now != self.last {
-            self.own.clear();
-        }
-    }
-}
-
-/// Size and times of the image when it was last known to be complete and proved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp([u64; 6]);
-
-impl Stamp {
-    #[allow(clippy::cast_sign_loss, reason = "only compared, never counted with")]
-    fn of(file: &File) -> io::Result<Self> {
-        let meta = file.metadata()?;
-        let times =
-            [meta.mtime() as u64, meta.mtime_nsec() as u64, meta.ctime() as u64, meta.ctime_nsec() as u64];
-        let [mtime, mtime_ns, ctime, ctime_ns] = times;
-        Ok(Self([meta.size(), mtime, mtime_ns, ctime, ctime_ns, meta.ino()]))
-    }
-
-    fn encode(self) -> [u8; STAMP] {
-        let mut out = [0; STAMP];
-        let words = std::iter::once(MAGIC).chain(self.0);
-        for (slot, word) in out.chunks_exact_mut(8).zip(words) {
-            slot.copy_from_slice(&word.to_le_bytes());
-        }
-        let (body, check) = out.split_at_mut(STAMP - 8);
-        check.copy_from_slice(&check_of(body));
-        out
-    }
 }
 
 impl KeptFile {
@@ -524,7 +475,7 @@ fn record_check(chunk: u64, digest: &[u8; 32]) -> [u8; 8] {
     check_of(&body)
 }
 
-fn check_of(body: &[u8]) -> [u8; 8] {
+pub(super) fn check_of(body: &[u8]) -> [u8; 8] {
     let hash = blake3::hash(body);
     hash.as_bytes().first_chunk().copied().unwrap_or_default()
 }

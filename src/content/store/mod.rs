@@ -38,6 +38,7 @@ pub mod kept;
 mod open;
 mod private;
 pub mod prune;
+mod seal;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

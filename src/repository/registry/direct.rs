@@ -11,20 +11,18 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, FuturesUnordered, StreamExt};
-use nix::sys::socket::{setsockopt, sockopt};
 use parking_lot::Mutex;
 use reqwest::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
 };
-use reqwest::{Response, ResponseBuilderExt, StatusCode};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use reqwest::{Response, ResponseBuilderExt};
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use super::framing::{Framing, Step, strange};
+use super::framing::{Framing, Step};
+use super::line::Line;
 use super::reach::{self, Reach};
 use super::{IDLE_LINES, IDLE_TIME, wire};
 use crate::buffer::{Pool, SIZE};
@@ -34,11 +32,6 @@ use crate::error::{Error, Kind, Result};
 const OURS: [HeaderName; 5] = [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE, TE];
 /// How long a connection to one of a host's addresses may take before the next one is tried beside it (RFC 8305 §5).
 const STAGGER: Duration = Duration::from_millis(300);
-/// The longest head of an answer, and the most headers in it.
-const HEAD: usize = 64 << 10;
-const HEADERS: usize = 100;
-/// How much is read at once while the head has not ended: little, since what follows it is copied.
-const HEAD_STEP: usize = 2 << 10;
 /// How much is read at once of a body that is not framed by its length.
 const STEP: usize = 64 << 10;
 /// What has come of a buffer is given after so long, full or not, so that a slow line is seen to get on.
@@ -99,23 +92,6 @@ async fn sweep(inner: Weak<Inner>) {
 
 /// A host and its port.
 type Place = (String, u16);
-
-/// A connection to one.
-#[derive(Debug)]
-struct Line {
-    socket: TcpStream,
-    peer: SocketAddr,
-}
-
-/// The head of an answer, and what of the body came with it.
-struct Head {
-    status: StatusCode,
-    headers: HeaderMap,
-    framing: Framing,
-    /// Whether another request may follow over the same connection.
-    keep: bool,
-    rest: BytesMut,
-}
 
 /// A body on its way.
 struct Body {
@@ -236,119 +212,6 @@ impl Direct {
     }
 }
 
-/// Why a request failed, and whether that was before anything was answered.
-struct Failure {
-    error: io::Error,
-    before_answer: bool,
-}
-
-impl Line {
-    async fn to(at: SocketAddr) -> io::Result<Self> {
-        let socket = TcpStream::connect(at).await?;
-        // Without them requests are only slower, and a line that died is noticed later.
-        let _ = socket.set_nodelay(true);
-        let _ = setsockopt(&socket, sockopt::KeepAlive, &true);
-        let _ = setsockopt(&socket, sockopt::TcpKeepIdle, &15);
-        let _ = setsockopt(&socket, sockopt::TcpKeepInterval, &15);
-        let _ = setsockopt(&socket, sockopt::TcpKeepCount, &3);
-        let _ = setsockopt(&socket, sockopt::TcpUserTimeout, &30_000);
-        Ok(Self { socket, peer: at })
-    }
-
-    /// Whether nothing has come, and it was not closed.
-    fn is_quiet(&self) -> bool {
-        matches!(self.socket.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-    }
-
-    /// Sends a request and reads the head of its answer.
-    async fn ask(&mut self, request: &[u8]) -> std::result::Result<Head, Failure> {
-        let sent = self.socket.write_all(request).await;
-        sent.map_err(|error| Failure { error, before_answer: true })?;
-        let mut came = BytesMut::new();
-        loop {
-            let read = self.read(&mut came, HEAD_STEP).await;
-            if let Err(error) = read {
-                return Err(Failure { error, before_answer: came.is_empty() });
-            }
-            let long = came.len() > HEAD;
-            match Head::parse(&mut came) {
-                Ok(Some(head)) => return Ok(head),
-                Ok(None) if !long => {}
-                Ok(None) => {
-                    return Err(Failure { error: strange("a head without an end"), before_answer: false });
-                }
-                Err(error) => return Err(Failure { error, before_answer: false }),
-            }
-        }
-    }
-
-    /// At least one byte more.
-    async fn read(&self, into: &mut BytesMut, most: usize) -> io::Result<()> {
-        let from = into.len();
-        into.resize(from + most, 0);
-        let read = self.fill(into.get_mut(from..).unwrap_or_default()).await;
-        into.truncate(from + read.as_ref().map_or(0, |read| *read));
-        read.map(drop)
-    }
-
-    /// What has come, at least one byte.
-    async fn fill(&self, room: &mut [u8]) -> io::Result<usize> {
-        loop {
-            self.socket.readable().await?;
-            match self.socket.try_read(room) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return read,
-            }
-        }
-    }
-}
-
-impl Head {
-    /// The head at the start of what came, which it is taken from; `None` where it has not ended. Words before the answer
-    /// (1xx) are passed over.
-    fn parse(came: &mut BytesMut) -> io::Result<Option<Self>> {
-        loop {
-            let mut room = [httparse::EMPTY_HEADER; HEADERS];
-            let mut answer = httparse::Response::new(&mut room);
-            let end = match answer.parse(came) {
-                Ok(httparse::Status::Complete(end)) => end,
-                Ok(httparse::Status::Partial) => return Ok(None),
-                Err(error) => return Err(strange(&format!("what came is no answer: {error}"))),
-            };
-            let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok());
-            let is_new = answer.version == Some(1);
-            let headers = collected(answer.headers);
-            let (Some(status), Some(headers)) = (status, headers) else {
-                return Err(strange("what came is no answer"));
-            };
-            came.advance(end);
-            if status == StatusCode::SWITCHING_PROTOCOLS {
-                return Err(strange("101 where nobody asked for another protocol"));
-            }
-            if !status.is_informational() {
-                let framing = Framing::of(status, &headers)?;
-                let says_close = headers.get_all(CONNECTION).iter().any(says_close);
-                let keep = is_new && !says_close && framing != Framing::UntilClosed;
-                return Ok(Some(Self { status, headers, framing, keep, rest: std::mem::take(came) }));
-            }
-        }
-    }
-}
-
-fn collected(headers: &[httparse::Header<'_>]) -> Option<HeaderMap> {
-    let mut all = HeaderMap::with_capacity(headers.len());
-    for header in headers {
-        let name = HeaderName::from_bytes(header.name.as_bytes()).ok()?;
-        all.append(name, HeaderValue::from_bytes(header.value).ok()?);
-    }
-    Some(all)
-}
-
-fn says_close(value: &HeaderValue) -> bool {
-    value.to_str().is_ok_and(|words| words.split(',').any(|word| word.trim().eq_ignore_ascii_case("close")))
-}
-
 impl Body {
     /// The next bytes.
     async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
@@ -449,6 +312,9 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
+    use reqwest::header::HeaderValue;
+
+    use super::super::line::HEAD;
     use super::*;
     use crate::buffer::is_aligned;
 

@@ -4,7 +4,7 @@
 //! checked to the byte (`wire`), or cut out of the whole where ranges are ignored (`whole`); redirects are followed by
 //! hand (`hops`), no further than a registry may lead (`reach`), and remembered (`found`) for a time (`expiry`);
 //! credentials stay with the registry (`auth`, which meets the challenge of `realm` by a `token`). What is pushed goes by
-//! `upload`; `ask` is any one request; ranges without TLS come `direct`ly; `login` finds out whether credentials are right. Where it is asked says `endpoint`,
+//! `upload`; `ask` is any one request; ranges without TLS come `direct`ly over a `line` of ours (`framing`); `login` finds out whether credentials are right. Where it is asked says `endpoint`,
 //! with what trust `tls`, and through whom `proxy`.
 
 mod ask;
@@ -17,6 +17,7 @@ mod expiry;
 mod found;
 mod framing;
 mod hops;
+mod line;
 mod login;
 mod manifests;
 pub mod proxy;
