@@ -5,34 +5,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::args;
+use super::args::{self, CommandLine};
 use super::background;
-use super::state::{Process, Record, State};
 use super::{open, print, reference, runtime};
-use crate::config::Settings;
+use crate::config::{Environment, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::fs::Model;
 use crate::mount::{Mount, vacant};
 use crate::oci::Reference;
+use crate::serve::control::{self, Answer, Question};
+use crate::serve::start::Mounted;
+use crate::serve::{Process, Record, State};
 
 /// How long threads that still work may take when the process ends.
 const LAST_WORK: Duration = Duration::from_secs(1);
-
-/// What there is to say of a mount that answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Mounted {
-    /// As typed.
-    pub(super) reference: String,
-    /// The folder.
-    pub(super) dir: std::path::PathBuf,
-    /// The manifest's digest.
-    pub(super) digest: String,
-    /// The process that serves it.
-    pub(super) pid: u32,
-}
 
 /// Where a mount is noted and logged.
 #[derive(Clone, Copy, Debug)]
@@ -43,17 +31,47 @@ pub(super) enum Place {
     Background,
 }
 
-/// Mounts from a process that stays behind; returns when the mount answers.
+/// Mounts from a process that stays behind, by way of the plane where one runs; returns when the mount answers.
 ///
 /// # Errors
 /// Those that the other process met, with their kinds; `Kernel` where it ended without a word.
-pub(super) fn in_background(command: &args::Mount, settings: &Settings, begun: Instant) -> Result<()> {
+pub(super) fn in_background(
+    command: &args::Mount,
+    settings: &Settings,
+    begun: Instant,
+    line: &CommandLine,
+    environment: &Environment,
+) -> Result<()> {
     // What can be known without the network is said before it is asked, and in this process.
     reference(&command.reference)?;
     let dir = vacant(&command.dir)?;
-    let log = State::open(&settings.state)?.log(&dir);
-    let mounted = background::start(&log)?;
+    let mounted = match by_the_plane(command, &dir, settings, line, environment)? {
+        Some(mounted) => mounted,
+        None => background::start(&State::open(&settings.state)?.log(&dir))?,
+    };
     report(command, &mounted, begun.elapsed())
+}
+
+/// Asks the plane for the mount; `None` where none runs, or where it could not mean the same: it has a configuration file of its own.
+fn by_the_plane(
+    command: &args::Mount,
+    dir: &Path,
+    settings: &Settings,
+    line: &CommandLine,
+    environment: &Environment,
+) -> Result<Option<Mounted>> {
+    if line.common.config.is_some() || environment.names_a_file() {
+        return Ok(None);
+    }
+    let mut said = environment.said(&line.flags())?;
+    said.insert("mount.allow_other".to_owned(), settings.mount.allow_other.to_string());
+    let reference = reference(&command.reference)?.to_string();
+    let question = Question::Mount { reference, dir: dir.to_owned(), settings: said };
+    match control::ask(&settings.serve.control(&settings.state.live), &question)? {
+        Some(Answer::Mounted(mounted)) => Ok(Some(mounted)),
+        Some(other) => Err(Error::new(Kind::Protocol, format!("'weightfs serve' answered {other:?}"))),
+        None => Ok(None),
+    }
 }
 
 /// Mounts from this process; returns when the mount has ended.

@@ -65,6 +65,16 @@ pub(super) async fn pin(repository: &dyn Repository, asked: &Asked, store: &Arc<
     Err(error.context(format!("cannot open {reference}")))
 }
 
+/// What is asked for, by the repository's own word of just now: nothing that is kept stands in for it. Costs one request, or two
+/// where there is an index.
+///
+/// # Errors
+/// Those of [`Repository::manifest`], of reading a manifest, and of choosing one.
+pub async fn resolve(repository: &dyn Repository, asked: &Asked) -> Result<(Pinned, Artifact)> {
+    let found = ask(repository, asked).await.and_then(|meant| meant);
+    found.map_err(|error| error.context(format!("cannot open {}", asked.reference)))
+}
+
 /// Remembers that the repository has just given `pinned` to who asks.
 pub(super) async fn admit(repository: &dyn Repository, asked: &Asked, store: &Arc<Store>, pinned: &Pinned) {
     let (asked, pinned) = (asked.clone(), pinned.clone());

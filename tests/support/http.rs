@@ -72,3 +72,25 @@ fn parse(answer: Vec<u8>) -> io::Result<Reply> {
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(bad)?;
     Ok(Reply { status, head, body: answer[end + 4..].to_vec() })
 }
+
+/// A port that nobody listens at, for a server that is told where to. Free when it is looked for.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// The body of an answer, put together where it came in chunks.
+pub fn unchunked(reply: &Reply) -> Vec<u8> {
+    if !reply.header("Transfer-Encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+        return reply.body.clone();
+    }
+    let (mut whole, mut rest) = (Vec::new(), reply.body.as_slice());
+    while let Some(end) = rest.windows(2).position(|two| two == b"\r\n") {
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap().trim(), 16).unwrap();
+        if size == 0 {
+            break;
+        }
+        whole.extend_from_slice(&rest[end + 2..end + 2 + size]);
+        rest = &rest[end + 4 + size..];
+    }
+    whole
+}

@@ -15,6 +15,7 @@ pub mod http;
 pub mod names;
 pub(crate) mod neighbours;
 pub mod nginx;
+pub mod node;
 pub mod pack;
 pub mod parted;
 pub mod place;

@@ -11,7 +11,6 @@ use clap::Args;
 
 use self::report::{Mounted, Report};
 use super::args::{Reading, State as StateFlags};
-use super::state::{Record, State};
 use super::{open, print, reference, runtime};
 use crate::config::{Flags, Settings};
 use crate::error::{Error, Kind, Result};
@@ -19,6 +18,7 @@ use crate::fs::Model;
 use crate::mount;
 use crate::oci::Reference;
 use crate::pull;
+use crate::serve::{Record, State};
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {

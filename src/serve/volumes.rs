@@ -1,0 +1,185 @@
+//! Volumes: a mount shown at a folder for somebody, and taken away from there.
+//!
+//! One thing at a time for each folder; whatever comes meanwhile is told so. A part of the [`Plane`], which has the mounts.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::book::{Origin, Volume};
+use super::plane::{Plane, blocking};
+use super::view::Shown;
+use super::wish::{Wish, pin};
+use crate::error::{Error, Kind, Result};
+use crate::mount::Detach;
+use crate::mount::bind;
+
+/// What came of a wish.
+#[derive(Clone, Debug)]
+pub enum Published {
+    /// The mount answers at the folder.
+    Ready(Shown),
+    /// Something is under way for this folder already.
+    Pending,
+    /// Another volume is shown at this folder: what it is.
+    Taken(String),
+}
+
+impl Plane {
+    /// Shows what is wished for at the folder `dir`, once its mount answers. The registry is asked with the wish's credentials,
+    /// each time, also where the mount is here already. Once more changes nothing but repairs what is broken.
+    ///
+    /// Who gives the wait up leaves what was begun to the next one who asks: spawn it.
+    ///
+    /// # Errors
+    /// Those of the registry and of mounting; `Invalid` for a folder that can't be meant; `Busy` where somebody else's mount
+    /// stands there.
+    pub async fn publish(
+        self: &Arc<Self>,
+        id: &str,
+        dir: &Path,
+        origin: Origin,
+        wish: Wish,
+    ) -> Result<Published> {
+        let asked = dir.to_owned();
+        let target = blocking(move || bind::target(&asked)).await?;
+        let Some(_claim) = self.claim(&target) else { return Ok(Published::Pending) };
+        let volume = Volume {
+            id: id.to_owned(),
+            asked: dir.to_owned(),
+            target,
+            mount: String::new(),
+            reference: wish.reference.to_string(),
+            settings: wish.settings.clone(),
+            origin,
+        };
+        let known = self.volumes.lock().get(&volume.target).cloned();
+        if let Some(known) = known.as_ref().filter(|known| !is_same(known, &volume)) {
+            return Ok(Published::Taken(format!("volume {:?}, {}", known.id, known.reference)));
+        }
+        let done = self.publish_at(volume, known, wish).await;
+        self.tally.count(&done);
+        done.map(Published::Ready)
+    }
+
+    async fn publish_at(
+        self: &Arc<Self>,
+        mut volume: Volume,
+        known: Option<Volume>,
+        mut wish: Wish,
+    ) -> Result<Shown> {
+        // What a volume shows does not change with a tag.
+        if let Some(digest) = known.as_ref().and_then(|known| self.digest_of(&known.mount)) {
+            wish.reference.digest = digest.parse().ok();
+        }
+        let settled = self.settle(&wish.settings).await?;
+        let spec = pin(&wish, settled).await?;
+        let using = self.join(spec, wish.secret).await?;
+        using.host.serving().await?;
+        volume.mount.clone_from(&using.host.spec.id);
+        self.note(volume.clone()).await?;
+        if let Err(error) = self.bind(&using.host, &volume).await {
+            if known.is_none() {
+                self.forget(&volume).await;
+            }
+            return Err(error);
+        }
+        if let Some(known) = known.filter(|known| known.mount != volume.mount) {
+            self.release(&known.mount);
+        }
+        let plane = self.clone();
+        blocking(move || Ok(plane.shown(&volume))).await
+    }
+
+    /// Takes the volume `id` away from the folder `dir`; one that is not there is no error. The folder goes too where the plane
+    /// has made it. The mount's process ends with its last volume.
+    ///
+    /// # Errors
+    /// `NotFound` where another volume or mount stands at `dir`; `Busy` where it is in use and `how` is [`Detach::Unused`], or where
+    /// something is under way for this folder; `Kernel`.
+    pub async fn unpublish(self: &Arc<Self>, id: &str, dir: &Path, how: Detach) -> Result<()> {
+        let (plane, asked) = (self.clone(), dir.to_owned());
+        let Some(target) = blocking(move || Ok(plane.find_target(&asked))).await? else { return Ok(()) };
+        let Some(_claim) = self.claim(&target) else {
+            return Err(Error::new(Kind::Busy, format!("something is under way for {}", target.display())));
+        };
+        let volume = self.volumes.lock().get(&target).cloned();
+        if let Some(other) = volume.as_ref().filter(|volume| volume.id != id) {
+            let doing = format!("volume {id:?} is not at {}, but {:?}", dir.display(), other.id);
+            return Err(Error::new(Kind::NotFound, doing));
+        }
+        let (plane, origin) = (self.clone(), volume.as_ref().map_or(Origin::Csi, |volume| volume.origin));
+        let is_known = volume.is_some();
+        blocking(move || plane.clear(&target, how, origin, is_known)).await?;
+        if let Some(volume) = volume {
+            self.forget(&volume).await;
+            self.release(&volume.mount);
+            self.tally.node.unpublished_volumes.add(1);
+        }
+        Ok(())
+    }
+
+    /// The folder by the name that the mount table has for it; `None` where there is nothing to be taken away.
+    fn find_target(&self, asked: &Path) -> Option<PathBuf> {
+        let by_name = || {
+            let volumes = self.volumes.lock();
+            volumes.values().find(|volume| volume.asked == asked).map(|volume| volume.target.clone())
+        };
+        bind::target(asked).ok().or_else(by_name)
+    }
+
+    fn clear(&self, target: &Path, how: Detach, origin: Origin, is_known: bool) -> Result<()> {
+        let _alone = self.binding.lock();
+        if !is_known && self.state.find(target).is_some() {
+            let doing = format!("no volume is at {}, but a mount by itself", target.display());
+            return Err(Error::new(Kind::NotFound, doing));
+        }
+        bind::unbind(target, how)?;
+        if origin == Origin::Csi
+            && let Err(error) = std::fs::remove_dir(target)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "the folder {} stays", target.display());
+        }
+        Ok(())
+    }
+
+    fn claim(self: &Arc<Self>, target: &Path) -> Option<Claim> {
+        let free = self.claims.lock().insert(target.to_owned());
+        free.then(|| Claim { plane: self.clone(), target: target.to_owned() })
+    }
+
+    async fn note(self: &Arc<Self>, volume: Volume) -> Result<()> {
+        let (plane, noted) = (self.clone(), volume.clone());
+        blocking(move || plane.book.note_volume(&noted)).await?;
+        self.volumes.lock().insert(volume.target.clone(), volume);
+        Ok(())
+    }
+
+    async fn forget(self: &Arc<Self>, volume: &Volume) {
+        self.volumes.lock().remove(&volume.target);
+        let (plane, volume) = (self.clone(), volume.clone());
+        let _ = blocking(move || {
+            plane.book.forget_volume(&volume);
+            Ok(())
+        })
+        .await;
+    }
+}
+
+/// Whether a volume is asked for as it is known already.
+fn is_same(known: &Volume, asked: &Volume) -> bool {
+    known.id == asked.id && known.reference == asked.reference && known.settings == asked.settings
+}
+
+/// The word that something is under way for a folder.
+#[derive(Debug)]
+struct Claim {
+    plane: Arc<Plane>,
+    target: PathBuf,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.plane.claims.lock().remove(&self.target);
+    }
+}
