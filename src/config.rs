@@ -20,6 +20,7 @@ use crate::error::{Error, Kind, Result, StorageContext};
 use crate::index::Trust;
 use crate::metrics::Metrics;
 use crate::mount;
+use crate::oci::exclude::Exclude;
 use crate::repository::credentials::{Given, Providers, Sources};
 use crate::repository::{self, Exceptions, Proxy};
 use crate::serve::listen::socket;
@@ -187,6 +188,9 @@ keys! {
     "`OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`, as `linux/arm64`",
     "which manifest is meant where a reference leads to a list with one for each platform, as container images have",
     |all, text| text.parse().map(|value| all.content.platform = Some(value)).map_err(|error: Error| error.to_string());
+    "content.exclude", "WEIGHTFS_EXCLUDE", None, "none", "JSON array of patterns as `.gitignore` has them",
+    "files that are left out, by their names without folders",
+    |all, text| Exclude::parse(text).map(|value| all.content.exclude = value);
     "content.warm", "WEIGHTFS_WARM", Some("--warm"), "`auto`", "`none`, `auto` or `all`",
     "what is loaded before it is asked for",
     |all, text| warm(text).map(|value| all.content.warm = value);

@@ -11,7 +11,7 @@ use super::lanes::Lane;
 use super::loader::{Loader, Standing, Stratum, Warm};
 use super::prefetch::tensors::Tensors;
 use super::prefetch::{gguf, opening};
-use crate::index::{CHUNK, ExtentId};
+use crate::index::{CHUNK, EntryKind, ExtentId, Layer};
 use crate::range::ContentRange;
 
 impl Loader {
@@ -33,12 +33,22 @@ impl Loader {
                 loader.warm_logged(id, range, Lane::Ahead).await;
             }
             if loader.config.warm == Warm::All {
-                for extent in loader.layers.iter().flat_map(Stratum::files) {
+                let files = loader.layers.iter().flat_map(Stratum::files);
+                for extent in files.filter(|extent| loader.is_shown(extent.id)) {
                     let whole = ContentRange::new(0, extent.grid.len());
                     loader.warm_logged(extent.id, whole, Lane::Background).await;
                 }
             }
         });
+    }
+
+    /// Whether a file has a name, or may come to have one: who left it out does not want it loaded.
+    fn is_shown(&self, id: ExtentId) -> bool {
+        let is_its =
+            |kind: &EntryKind| matches!(kind, EntryKind::File { extent: Some(extent), .. } if *extent == id);
+        self.config.exclude.is_empty()
+            || self.index.layers.get(id.layer).is_some_and(Layer::is_growing)
+            || self.index.entries.iter().any(|entry| is_its(&entry.kind))
     }
 
     /// Has files sealed that were complete and proved when the last mount ended, but not read back yet.

@@ -2,7 +2,7 @@
 //!
 //! What is asked of a model that is open is [`Model`]'s own file. Called by floor 5 and the commands.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,8 +15,9 @@ use crate::content::store::Asked;
 use crate::content::{Config, Integrity, Loader, Store};
 use crate::error::Result;
 use crate::index::find::Known;
-use crate::index::{Attached, Coding, Guides, Index, Sources, Trust, bound, diff_ids};
+use crate::index::{Attached, Coding, EntryKind, Guides, Index, Sources, Trust, bound, diff_ids};
 use crate::oci::artifact::{ModelLayer, Packaging};
+use crate::oci::exclude::Exclude;
 use crate::oci::{Artifact, Digest, Reference};
 use crate::range::StoredRange;
 use crate::repository::Repository;
@@ -62,6 +63,7 @@ impl Model {
         if config.integrity == Integrity::Strict {
             forget_unproved(&mut index);
         }
+        leave_out(&mut index, &config.exclude);
         let tree = Tree::build(&index, &mut warnings)?;
         index.warnings.append(&mut warnings);
         let index = Arc::new(index);
@@ -161,6 +163,26 @@ async fn keep_gaps(store: &Arc<Store>, repository: &dyn Repository, index: &Arc<
         }
     };
     pin::blocking(store, repository, keep).await;
+}
+
+/// Takes the names of files out that are not wanted, and other names of the same files. Of a compressed layer whose names come
+/// as it goes by, those that have not come stay.
+fn leave_out(index: &mut Index, exclude: &Exclude) {
+    if exclude.is_empty() {
+        return;
+    }
+    let mut gone = HashSet::new();
+    index.entries.retain(|entry| {
+        let stays = match &entry.kind {
+            EntryKind::File { .. } => !exclude.excludes(&entry.path),
+            EntryKind::HardLink(first) => !exclude.excludes(&entry.path) && !gone.contains(first),
+            _ => true,
+        };
+        if !stays {
+            gone.insert(entry.path.clone());
+        }
+        stays
+    });
 }
 
 /// Forgets what the first header of a compressed layer says of its one file: nobody has verified it.
