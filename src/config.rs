@@ -23,7 +23,7 @@ use crate::mount;
 use crate::oci::exclude::Exclude;
 use crate::repository::credentials::{Given, Providers, Sources};
 use crate::repository::{self, Exceptions, Proxy};
-use crate::serve::listen::socket;
+use crate::serve::listen::{name, socket};
 use crate::serve::{Listening, StateConfig};
 
 /// Everything that can be set, checked.
@@ -226,6 +226,14 @@ keys! {
     "serve.metrics", "WEIGHTFS_METRICS", Some("--metrics"), "none", "`127.0.0.1:PORT` or `unix:///PATH`",
     "where `weightfs serve` shows `/metrics`, `/healthz`, `/readyz` and `/mounts`",
     |all, text| text.parse().map(|value| all.serve.metrics = Some(value));
+    "serve.csi", "WEIGHTFS_CSI", Some("--csi"), "none", "socket's path, or `unix:///PATH`",
+    "where `weightfs serve` answers the kubelet (CSI)",
+    |all, text| socket(text).map(|value| all.serve.csi = Some(value));
+    "serve.node_id", "WEIGHTFS_NODE_ID", Some("--node-id"), "none", "name", "what this node is called there",
+    |all, text| name(text, 192).map(|value| all.serve.node_id = Some(value));
+    "serve.csi_driver", "WEIGHTFS_CSI_DRIVER", Some("--csi-driver"), "`model.csi.modelpack.org`", "name",
+    "what the driver is called there, and what the attributes of its volumes begin with",
+    |all, text| name(text, 63).map(|value| all.serve.csi_driver = value);
     "log.filter", "WEIGHTFS_LOG", Some("-v"), "`warn`; the log of a mount: `warn,weightfs=info`",
     "`error` to `trace`, or a list as `warn,weightfs=debug`", "what is logged",
     |all, text| { all.log = Some(text.to_owned()); Ok(()) };

@@ -68,7 +68,10 @@ pub(super) fn run(command: &args::List, settings: &Settings) -> Result<()> {
 }
 
 /// What the plane shows, where one runs.
-fn volumes(settings: &Settings) -> Result<Vec<Shown>> {
+///
+/// # Errors
+/// What the plane says.
+pub(super) fn volumes(settings: &Settings) -> Result<Vec<Shown>> {
     match control::ask(&settings.serve.control(&settings.state.live), &Question::List {})? {
         Some(Answer::Volumes(shown)) => Ok(shown),
         Some(_) | None => Ok(Vec::new()),

@@ -14,6 +14,7 @@ use super::args::{self, CommandLine, Reading, set};
 use super::{background, print, runtime};
 use crate::config::{self, Environment, Flags, KEYS, Settings};
 use crate::error::{Error, Kind, Result};
+use crate::serve::csi::{self, Names};
 use crate::serve::notify::Notifier;
 use crate::serve::page::{self, Door};
 use crate::serve::{Config, Overrides, Plane, Settled, configuration, control, listen};
@@ -29,6 +30,15 @@ pub(super) struct Serve {
     /// Show metrics and health at this address of this machine, or at unix:///PATH
     #[arg(long, value_name = "127.0.0.1:PORT")]
     metrics: Option<String>,
+    /// Serve volumes of pods (CSI) at this socket
+    #[arg(long, value_name = "unix:///PATH")]
+    csi: Option<String>,
+    /// What this node is called (CSI)
+    #[arg(long, value_name = "ID")]
+    node_id: Option<String>,
+    /// What the driver is called (CSI), and what the attributes of its volumes begin with [model.csi.modelpack.org]
+    #[arg(long, value_name = "NAME")]
+    csi_driver: Option<String>,
     #[command(flatten)]
     reading: Reading,
     #[command(flatten)]
@@ -40,6 +50,9 @@ impl Serve {
     pub(super) fn set(&self, flags: &mut Flags) {
         set(flags, "serve.control", self.control.as_ref());
         set(flags, "serve.metrics", self.metrics.as_ref());
+        set(flags, "serve.csi", self.csi.as_ref());
+        set(flags, "serve.node_id", self.node_id.as_ref());
+        set(flags, "serve.csi_driver", self.csi_driver.as_ref());
         self.reading.set(flags);
         self.state.set(flags);
     }
@@ -79,6 +92,11 @@ async fn serve(line: &CommandLine, settings: &Settings, environment: &Environmen
     let place = settings.serve.control(&settings.state.live);
     let listener = listen::listen(&place)?;
     ways.spawn(control::serve(plane.clone(), listener, told(ended.clone())));
+    if let Some(place) = &settings.serve.csi {
+        let names = Names { driver: settings.serve.csi_driver.clone(), node: node(settings)? };
+        let (listener, end) = (listen::listen(place)?, told(ended.clone()));
+        ways.spawn(csi::serve(plane.clone(), listener, names, ready.clone(), end));
+    }
     if let Some(metrics) = &settings.serve.metrics {
         let door = Door::open(metrics).await?;
         tracing::info!("metrics at {}", door.place());
@@ -98,8 +116,17 @@ async fn serve(line: &CommandLine, settings: &Settings, environment: &Environmen
     {
         tracing::warn!("somebody is left without an answer");
     }
-    let _ = std::fs::remove_file(&place);
+    for socket in settings.serve.csi.iter().chain([&place]) {
+        let _ = std::fs::remove_file(socket);
+    }
     Ok(())
+}
+
+fn node(settings: &Settings) -> Result<String> {
+    settings.serve.node_id.clone().ok_or_else(|| {
+        Error::new(Kind::Invalid, "a node that serves CSI has to have a name")
+            .hint("say it with --node-id, WEIGHTFS_NODE_ID or serve.node_id")
+    })
 }
 
 async fn told(mut ended: watch::Receiver<bool>) {
@@ -155,6 +182,7 @@ fn settled(own: &Environment, file: &Path, overrides: &Overrides) -> Result<Sett
     Ok(Settled {
         repository: settings.repository,
         platform: settings.content.platform,
+        store: settings.store,
         settings: differing,
         variables: variables.chain([named]).collect(),
     })

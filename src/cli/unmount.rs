@@ -22,9 +22,8 @@ const LAZY_END: Duration = Duration::from_secs(2);
 pub(super) fn run(command: &args::Unmount, settings: &Settings) -> Result<()> {
     let dir = mount::resolve(&command.dir)?;
     let question = Question::Unmount { dir: dir.clone(), lazy: command.lazy };
-    match control::ask(&settings.serve.control(&settings.state.live), &question)? {
-        Some(Answer::Unmounted) => return print::line(format_args!("unmounted {}", dir.display())),
-        Some(_) | None => {}
+    if control::ask(&settings.serve.control(&settings.state.live), &question)? == Some(Answer::Unmounted) {
+        return print::line(format_args!("unmounted {}", dir.display()));
     }
     let state = State::open(&settings.state)?;
     let record = state.find(&dir);

@@ -12,6 +12,7 @@ use std::str::FromStr;
 
 use tokio::net::UnixListener;
 
+use super::csi::DRIVER;
 use super::state::short;
 use crate::error::{Error, Kind, Result, StorageContext};
 
@@ -56,12 +57,41 @@ pub fn socket(text: &str) -> Result<PathBuf, String> {
 }
 
 /// What the plane listens at, and what it says of itself there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listening {
     /// The control socket; `None`: `control.sock` in the state folder.
     pub control: Option<PathBuf>,
     /// The page of metrics and health.
     pub metrics: Option<Listen>,
+    /// The socket of the Container Storage Interface; `None`: no volumes of pods are served.
+    pub csi: Option<PathBuf>,
+    /// What the node is called there.
+    pub node_id: Option<String>,
+    /// What the driver is called there.
+    pub csi_driver: String,
+}
+
+impl Default for Listening {
+    fn default() -> Self {
+        Self { control: None, metrics: None, csi: None, node_id: None, csi_driver: DRIVER.to_owned() }
+    }
+}
+
+/// A name as CSI has it: at most `limit` bytes, letters and digits with `-`, `.` and, within a node's, `_` between.
+///
+/// # Errors
+/// Why it is none.
+pub fn name(text: &str, limit: usize) -> Result<String, String> {
+    let plain = |letter: char| letter.is_ascii_alphanumeric();
+    let fine = !text.is_empty()
+        && text.len() <= limit
+        && text.starts_with(plain)
+        && text.ends_with(plain)
+        && text.chars().all(|letter| plain(letter) || matches!(letter, '-' | '.' | '_'));
+    match fine {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is no name of at most {limit} letters, digits, '-' and '.'")),
+    }
 }
 
 impl Listening {

@@ -177,14 +177,15 @@ impl Plane {
         self.volumes.lock().values().any(|volume| volume.mount == mount)
     }
 
-    /// Has a mount taken away that nobody uses.
-    pub(super) fn release(&self, mount: &str) {
+    /// Has a mount taken away that nobody uses; gives it, until it is gone.
+    pub(super) fn release(&self, mount: &str) -> Option<Arc<Host>> {
         let hosts = self.hosts.lock();
-        let Some(host) = hosts.get(mount) else { return };
+        let host = hosts.get(mount)?;
         if host.uses.load(Ordering::Relaxed) > 0 || self.is_used(mount) || !host.is_wanted() {
-            return;
+            return None;
         }
         host.retire();
+        Some(host.clone())
     }
 
     /// Takes a mount away that nobody wants any more. Called by who looks after it.

@@ -4,14 +4,19 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::book::{Origin, Volume};
 use super::plane::{Plane, blocking};
 use super::view::Shown;
-use super::wish::{Wish, pin};
+use super::wish::{Pin, Wish, pin};
+use crate::content::Store;
 use crate::error::{Error, Kind, Result};
 use crate::mount::Detach;
 use crate::mount::bind;
+
+/// How long the end of a mount is waited for that has lost its last volume.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// What came of a wish.
 #[derive(Clone, Debug)]
@@ -72,7 +77,7 @@ impl Plane {
             wish.reference.digest = digest.parse().ok();
         }
         let settled = self.settle(&wish.settings).await?;
-        let spec = pin(&wish, settled).await?;
+        let Pin { spec, .. } = pin(&wish, settled).await?;
         let using = self.join(spec, wish.secret).await?;
         using.host.serving().await?;
         volume.mount.clone_from(&using.host.spec.id);
@@ -88,6 +93,18 @@ impl Plane {
         }
         let plane = self.clone();
         blocking(move || Ok(plane.shown(&volume))).await
+    }
+
+    /// Whether all of what is wished for fits into what the store may have: how many bytes the model has, as the registry keeps
+    /// them, and how many there may be. Asks the registry, as [`publish`](Self::publish) does.
+    ///
+    /// # Errors
+    /// Those of the registry, and of opening the store.
+    pub async fn measure(self: &Arc<Self>, wish: &Wish) -> Result<(u64, u64)> {
+        let settled = self.settle(&wish.settings).await?;
+        let store = settled.store.clone();
+        let room = blocking(move || Ok(Store::open(&store)?.budget().limit())).await?;
+        Ok((pin(wish, settled).await?.size, room))
     }
 
     /// Takes the volume `id` away from the folder `dir`; one that is not there is no error. The folder goes too where the plane
@@ -112,8 +129,11 @@ impl Plane {
         blocking(move || plane.clear(&target, how, origin, is_known)).await?;
         if let Some(volume) = volume {
             self.forget(&volume).await;
-            self.release(&volume.mount);
             self.tally.node.unpublished_volumes.add(1);
+            if let Some(leaving) = self.release(&volume.mount) {
+                // So that nothing of it is left for who comes next; what takes longer goes on beside.
+                let _ = tokio::time::timeout(LEAVING, leaving.gone()).await;
+            }
         }
         Ok(())
     }

@@ -3,13 +3,15 @@
 //! A known digest opens no door: whoever wants a mount has to be given its manifest by the registry just now, with the
 //! credentials that came with the wish. Called by the plane.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 
 use super::book::{Overrides, Spec};
+use crate::content::StoreConfig;
 use crate::content::store::Asked;
 use crate::error::{Error, Kind, Result};
 use crate::fs;
-use crate::oci::{Digest, Platform, Reference};
+use crate::oci::{Artifact, Digest, Platform, Reference};
 use crate::repository::credentials::{Given, Sources};
 use crate::repository::{self, Secret};
 
@@ -31,28 +33,46 @@ pub struct Settled {
     pub repository: repository::Config,
     /// Which manifest of a list is meant.
     pub platform: Option<Platform>,
+    /// Where bytes are kept, and how many.
+    pub store: StoreConfig,
     /// Those of the settings given that say something else than the plane's own.
     pub settings: Overrides,
     /// The variables that say all of it to the mount's process.
     pub variables: Vec<(String, OsString)>,
 }
 
+/// What the registry says of a wish.
+#[derive(Clone, Debug)]
+pub(super) struct Pin {
+    /// The mount that it is.
+    pub(super) spec: Spec,
+    /// Bytes of all different layers of the model, as the registry keeps them.
+    pub(super) size: u64,
+}
+
 /// Asks the registry what the wish's reference is now. Nothing that is kept on this machine stands in for its answer.
 ///
 /// # Errors
 /// Those of the repository and of reading a manifest; `Invalid` where the credentials can't be read, without anything of them.
-pub(super) async fn pin(wish: &Wish, settled: Settled) -> Result<Spec> {
+pub(super) async fn pin(wish: &Wish, settled: Settled) -> Result<Pin> {
     let mut config = settled.repository;
     if let Some(secret) = &wish.secret {
         config.credentials = only(secret, &config.credentials)?;
     }
     let repository = repository::connect(&wish.reference, &config)?;
     let asked = Asked { reference: wish.reference.clone(), platform: settled.platform };
-    let (pinned, _) = fs::resolve(&*repository, &asked).await?;
+    let (pinned, artifact) = fs::resolve(&*repository, &asked).await?;
     let reference = Reference { digest: Some(pinned.digest.clone()), ..wish.reference.clone() };
     let id = name(&pinned.digest, &repository.identity(), &settled.settings);
     let digest = pinned.digest.to_string();
-    Ok(Spec { id, reference: reference.to_string(), digest, settings: settled.settings })
+    let spec = Spec { id, reference: reference.to_string(), digest, settings: settled.settings };
+    Ok(Pin { spec, size: size(&artifact) })
+}
+
+fn size(artifact: &Artifact) -> u64 {
+    let layers = artifact.visible().map(|layer| (&layer.descriptor.digest, layer.descriptor.size));
+    let different: HashMap<&Digest, u64> = layers.collect();
+    different.values().fold(0, |sum, size| sum.saturating_add(*size))
 }
 
 /// These credentials, and nothing else that this machine may have.

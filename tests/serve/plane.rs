@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::process::CommandExt;
 
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
@@ -30,6 +31,7 @@ fn a_mount_by_way_of_the_plane_is_read_listed_and_taken_away_like_any_other() {
         (&row["reference"], &row["digest"]),
         (&json!(registry.reference("models/1:v1")), &said["digest"])
     );
+    node.place.run([std::ffi::OsStr::new("verify"), dir.as_os_str()]).ok();
     let pid = node.server(&dir);
     assert_eq!(parent(pid), node.pid().as_raw(), "the plane has started it");
     node.unmount(&dir).ok();
@@ -173,4 +175,41 @@ fn a_configuration_that_can_be_meant_counts_from_the_signal_on_and_another_never
     node.mount(&reference(3), &third);
     assert_eq!(mode(&third), 0o400);
     assert_eq!(node.stop(), Some(0));
+}
+
+/// How many bytes a process of user `uid` is sent at `socket` when it says `question`; `None` where it may not even connect.
+fn heard_by(uid: u32, socket: &std::path::Path, question: &str) -> Option<usize> {
+    const TALK: &str = "$SIG{PIPE} = 'IGNORE'; use Socket; socket(S, PF_UNIX, SOCK_STREAM, 0) or exit 200; \
+        connect(S, sockaddr_un($ARGV[0])) or exit 201; syswrite(S, $ARGV[1]); \
+        my $n = sysread(S, my $b, 100); exit(defined $n ? $n : 0);";
+    let mut talk = std::process::Command::new("perl");
+    talk.args(["-e", TALK]).arg(socket).arg(question).uid(uid).gid(uid).current_dir("/");
+    let code = talk.status().unwrap().code().unwrap();
+    assert_ne!(code, 200);
+    (code != 201).then_some(code as usize)
+}
+
+#[test]
+fn another_user_is_turned_away_even_where_the_sockets_can_be_reached() {
+    const NOBODY: u32 = 65534;
+    let (node, _client) = Node::for_pods();
+    let control = node.place.state().join("control.sock");
+    let open = |path: &std::path::Path, mode: u32| {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    assert_eq!(heard_by(NOBODY, &control, ""), None);
+    assert_eq!(heard_by(NOBODY, &node.csi(), ""), None);
+    for path in [node.place.folder(""), node.place.state(), node.place.folder("csi")] {
+        open(&path, 0o755);
+    }
+    for socket in [&control, &node.csi()] {
+        open(socket, 0o666);
+    }
+    // The beginning of HTTP/2, which a server answers with its settings.
+    let http = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let list = "{\"do\":\"list\"}\n";
+    for (socket, question) in [(&control, list), (&node.csi(), http)] {
+        assert!(heard_by(0, socket, question).unwrap() > 0, "root is answered at {}", socket.display());
+        assert_eq!(heard_by(NOBODY, socket, question), Some(0), "nobody is not at {}", socket.display());
+    }
 }

@@ -10,6 +10,7 @@ pub mod bound;
 pub mod canary;
 pub mod child;
 pub mod compressed;
+pub mod csi;
 mod dialects;
 pub mod http;
 pub mod names;

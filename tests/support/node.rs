@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::csi::Client;
 use super::http::{self, Body, Reply};
 use super::place::{Place, Ran, is_running};
 use super::wait;
@@ -39,6 +40,18 @@ impl Node {
         node
     }
 
+    /// A node that serves pods, and how it is asked.
+    pub fn for_pods() -> (Self, Client) {
+        let node = Self::with(&["--node-id", "node-1"]);
+        let client = Client::connect(&node.csi());
+        (node, client)
+    }
+
+    /// The socket that pods' volumes are asked for at.
+    pub fn csi(&self) -> PathBuf {
+        self.place.folder("csi").join("csi.sock")
+    }
+
     /// Starts the plane that was killed or has ended, and waits until everything listens.
     pub fn restart(&mut self) {
         self.starts += 1;
@@ -46,6 +59,9 @@ impl Node {
         let output = self.place.folder("").join(format!("run-plane-{}.err", self.starts));
         let mut command = self.place.command();
         command.args(["serve", "--metrics", &format!("127.0.0.1:{}", self.port)]).args(&self.words);
+        if self.words.iter().any(|word| word == "--node-id") {
+            command.arg("--csi").arg(format!("unix://{}", self.csi().display()));
+        }
         let log = File::create(&output).unwrap();
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.plane = Some(command.spawn().unwrap());
