@@ -21,7 +21,7 @@ use crate::serve::start::{Mounted, Start, Word};
 /// The one that the other process met; `Kernel` where it can't be started or ends without a word.
 pub(super) fn start(log: &Path) -> Result<Mounted> {
     let words = std::env::args_os().skip(1).collect();
-    let start = Start { program: program()?, words, variables: Vec::new(), log: log.to_owned() };
+    let start = Start { program: program()?, words, variables: Vec::new(), log: log.to_owned(), limit: None };
     start.run().map(|(mounted, _)| mounted)
 }
 

@@ -206,12 +206,32 @@ mod tests {
     use super::*;
     use crate::content::StoreConfig;
     use crate::error::{Error, Kind};
-    use crate::index::ChunkDigest;
+    use crate::index::{ChunkDigest, Entry};
     use crate::oci::Descriptor;
     use crate::oci::artifact::{INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY, INDEX_KEY};
     use crate::oci::manifest::{Manifest, OCI_MANIFEST};
     use crate::repository::Memory;
     use crate::repository::around::Around;
+
+    #[test]
+    fn other_names_of_a_file_that_is_left_out_go_with_it() {
+        let entry =
+            |path: &str, kind: EntryKind| Entry { path: path.into(), kind, mode: 0, mtime: 0, layer: 0 };
+        let file = || EntryKind::File { extent: None, size: 0 };
+        let names = [
+            entry("a", EntryKind::Directory),
+            entry("a/w.bin", file()),
+            entry("again", EntryKind::HardLink("a/w.bin".into())),
+            entry("kept", file()),
+            entry("also", EntryKind::HardLink("kept".into())),
+        ];
+        let mut index = Index { entries: names.into(), ..Index::default() };
+        leave_out(&mut index, &Exclude::default());
+        assert_eq!(index.entries.len(), 5);
+        leave_out(&mut index, &Exclude::parse(r#"["*.bin"]"#).unwrap());
+        let left: Vec<_> = index.entries.iter().map(|entry| entry.path.as_str()).collect();
+        assert_eq!(left, ["a", "kept", "also"]);
+    }
 
     fn layer(path: &str, content: u8) -> Descriptor {
         let annotations = [("org.cncf.model.filepath".to_owned(), path.to_owned())].into();

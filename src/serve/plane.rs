@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -22,6 +23,9 @@ use crate::error::{Error, Kind, Result};
 use crate::mount::Detach;
 use crate::mount::bind::{self, Seen};
 use crate::repository::Secret;
+
+/// How long a mount's process may take to open its model: longer than its own deadlines together.
+const OPENING: Duration = Duration::from_secs(300);
 
 /// The setting that names a mount's own credentials.
 const ONLY_PULL_SECRET: &str = "registry.only_pull_secret";
@@ -236,7 +240,7 @@ impl Plane {
         let words = ["mount".into(), host.spec.reference.clone().into(), host.dir.clone().into_os_string()];
         let words = words.to_vec();
         let log = self.state.log(&host.dir);
-        Start { program: self.config.program.clone(), words, variables, log }.run()
+        Start { program: self.config.program.clone(), words, variables, log, limit: Some(OPENING) }.run()
     }
 
     /// Shows a mount at every folder of its volumes where it does not stand.

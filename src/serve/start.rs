@@ -1,15 +1,18 @@
 //! Starting this program again as the process that serves a mount, and what that one says of itself.
 //!
 //! A process with threads cannot be forked soundly, so nothing is forked: the program is started anew, with [`FLAG`] before
-//! the words of a mount. Its standard output is a pipe. It says one [`Word`] there, that the mount answers or why it does not,
+//! the words of a mount. Its standard output is a socket. It says one [`Word`] there, that the mount answers or why it does not,
 //! and then lets go of it. The command line holds no secret. Used by `weightfs mount` and by the plane.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -61,42 +64,55 @@ pub struct Start {
     pub variables: Vec<(String, OsString)>,
     /// What it writes to before it has opened its log itself.
     pub log: PathBuf,
+    /// How long its word is waited for; `None`: as long as it lives. Its own deadlines end sooner, but for one that hangs.
+    pub limit: Option<Duration>,
 }
 
 impl Start {
-    /// Starts the process and waits for its word. Blocks as long as it takes to open the model: its own deadlines bound
-    /// that.
+    /// Starts the process and waits for its word. Blocks as long as it takes to open the model.
     ///
     /// # Errors
-    /// The one that the other process met; `Kernel` where it can't be started or ends without a word, `Storage` where the log
-    /// can't be written. Nothing is left running then.
+    /// The one that the other process met; `Deadline` where it says nothing in time, `Kernel` where it can't be started or ends without a
+    /// word, `Storage` where the log can't be written. Nothing is left running then.
     pub fn run(&self) -> Result<(Mounted, Child)> {
-        let mut child = self.spawn()?;
-        let mut line = String::new();
-        if let Some(pipe) = child.stdout.take() {
-            // What can't be read is no word.
-            let _ = BufReader::new(pipe).read_line(&mut line);
-        }
-        match serde_json::from_str(&line) {
+        let doing = || "cannot listen to the mount's process".to_owned();
+        let (ours, theirs) = UnixStream::pair().storage(doing)?;
+        ours.set_read_timeout(self.limit).storage(doing)?;
+        let mut child = self.spawn(theirs)?;
+        match hear(ours) {
             Ok(Word::Mounted(mounted)) => Ok((mounted, child)),
             Ok(Word::Failed { code, message }) => {
                 let _ = child.wait();
                 Err(Error::new(kind(code), message))
             }
-            Err(_) => {
+            Err(silence) => {
+                if silence == Silence::Long {
+                    let _ = child.kill();
+                }
                 let how = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
-                let error =
-                    Error::new(Kind::Kernel, format!("the mount's process ended without a word ({how})"));
-                Err(error.hint(format!("look into {}", self.log.display())))
+                Err(self.silent(silence, &how))
             }
         }
     }
 
-    fn spawn(&self) -> Result<Child> {
+    fn silent(&self, silence: Silence, how: &str) -> Error {
+        let error = match silence {
+            Silence::Long => {
+                Error::new(Kind::Deadline, "the mount's process said nothing in time, and was ended")
+            }
+            Silence::End => {
+                Error::new(Kind::Kernel, format!("the mount's process ended without a word ({how})"))
+            }
+        };
+        error.hint(format!("look into {}", self.log.display()))
+    }
+
+    fn spawn(&self, stdout: UnixStream) -> Result<Child> {
         let log = &self.log;
         let errors = append(log).storage(|| format!("cannot write the log {}", log.display()))?;
         let mut command = Command::new(&self.program);
-        command.arg(FLAG).args(&self.words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+        command.arg(FLAG).args(&self.words).stdin(Stdio::null());
+        command.stdout(OwnedFd::from(stdout)).stderr(errors);
         for name in OWN {
             command.env_remove(name);
         }
@@ -104,6 +120,24 @@ impl Start {
         command
             .spawn()
             .map_err(|error| Error::from_source(Kind::Kernel, "cannot start the mount's process", error))
+    }
+}
+
+/// Why no word came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Silence {
+    /// The time was over.
+    Long,
+    /// The other end was closed, or said what is no word.
+    End,
+}
+
+fn hear(stream: UnixStream) -> Result<Word, Silence> {
+    let mut line = String::new();
+    match BufReader::new(stream).read_line(&mut line) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Silence::Long),
+        // What can't be read is no word.
+        _ => serde_json::from_str(&line).map_err(|_| Silence::End),
     }
 }
 
@@ -152,9 +186,27 @@ mod tests {
     fn a_process_that_ends_without_a_word_is_an_error_that_names_its_log() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("m.log");
-        let start = Start { program: "/bin/true".into(), words: Vec::new(), variables: Vec::new(), log };
+        let (words, variables) = (Vec::new(), Vec::new());
+        let start = Start { program: "/bin/true".into(), words, variables, log, limit: None };
         let error = start.run().unwrap_err();
         assert_eq!(error.kind(), Kind::Kernel);
         assert!(error.to_string().contains("m.log"), "{error}");
+    }
+    #[test]
+    fn a_word_is_waited_for_as_long_as_there_is_time() {
+        let heard = |say: Option<&str>| {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            ours.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+            if let Some(text) = say {
+                io::Write::write_all(&mut theirs, text.as_bytes()).unwrap();
+                drop(theirs);
+                return hear(ours);
+            }
+            hear(ours)
+        };
+        assert_eq!(heard(None).unwrap_err(), Silence::Long);
+        assert_eq!(heard(Some("")).unwrap_err(), Silence::End);
+        assert_eq!(heard(Some("hello\n")).unwrap_err(), Silence::End);
+        assert!(heard(Some("{\"failed\":{\"code\":3,\"message\":\"\"}}\n")).is_ok());
     }
 }
