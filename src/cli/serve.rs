@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::serve::csi::{self, Names};
 use crate::serve::notify::Notifier;
 use crate::serve::page::{self, Door};
-use crate::serve::{Config, Overrides, Plane, Settled, configuration, control, listen};
+use crate::serve::{Config, Listen, Overrides, Plane, Settled, configuration, control, listen};
 
 /// How long what is being answered may take once the process is asked to end.
 const LAST_ANSWERS: Duration = Duration::from_secs(8);
@@ -86,40 +86,89 @@ async fn serve(line: &CommandLine, settings: &Settings, environment: &Environmen
         settle: settle(&source, configuration(&settings.state.live))?,
     })
     .await?;
-    let ready = Arc::new(AtomicBool::new(false));
-    let (end, ended) = watch::channel(false);
-    let mut ways = JoinSet::new();
-    let place = settings.serve.control(&settings.state.live);
-    let listener = listen::listen(&place)?;
-    ways.spawn(control::serve(plane.clone(), listener, told(ended.clone())));
-    if let Some(place) = &settings.serve.csi {
-        let names = Names { driver: settings.serve.csi_driver.clone(), node: node(settings)? };
-        let (listener, end) = (listen::listen(place)?, told(ended.clone()));
-        ways.spawn(csi::serve(plane.clone(), listener, names, ready.clone(), end));
-    }
-    if let Some(metrics) = &settings.serve.metrics {
-        let door = Door::open(metrics).await?;
-        tracing::info!("metrics at {}", door.place());
-        ways.spawn(page::serve(plane.clone(), door, ready.clone(), told(ended)));
-    }
-    ready.store(true, Ordering::Relaxed);
+    let ways = Ways::open(&plane, settings).await?;
     notifier.ready();
-    print::line(format_args!("serving at {}", place.display()))?;
+    print::line(format_args!("serving at {}", settings.serve.control(&settings.state.live).display()))?;
     while asked.next().await == Wanted::Configuration {
         notifier.reloading();
         reload(&plane, &source);
         notifier.ready();
     }
     notifier.stopping();
-    end.send_replace(true);
-    if tokio::time::timeout(LAST_ANSWERS, async { while ways.join_next().await.is_some() {} }).await.is_err()
-    {
-        tracing::warn!("somebody is left without an answer");
-    }
-    for socket in settings.serve.csi.iter().chain([&place]) {
-        let _ = std::fs::remove_file(socket);
-    }
+    ways.close().await;
     Ok(())
+}
+
+/// The ways to the plane: what listens, and where.
+struct Ways {
+    plane: Arc<Plane>,
+    tasks: JoinSet<()>,
+    end: watch::Sender<bool>,
+    /// Whether all of them listen.
+    ready: Arc<AtomicBool>,
+    sockets: Vec<PathBuf>,
+}
+
+impl Ways {
+    /// Listens wherever the settings say.
+    async fn open(plane: &Arc<Plane>, settings: &Settings) -> Result<Self> {
+        let (end, _) = watch::channel(false);
+        let (ready, sockets) = (Arc::new(AtomicBool::new(false)), Vec::new());
+        let mut ways = Self { plane: plane.clone(), tasks: JoinSet::new(), end, ready, sockets };
+        ways.open_control(settings.serve.control(&settings.state.live))?;
+        if let Some(place) = &settings.serve.csi {
+            ways.open_csi(place, Names { driver: settings.serve.csi_driver.clone(), node: node(settings)? })?;
+        }
+        if let Some(place) = &settings.serve.metrics {
+            ways.open_pages(place).await?;
+        }
+        ways.ready.store(true, Ordering::Relaxed);
+        Ok(ways)
+    }
+
+    fn open_control(&mut self, place: PathBuf) -> Result<()> {
+        let listener = listen::listen(&place)?;
+        self.sockets.push(place);
+        self.tasks.spawn(control::serve(self.plane.clone(), listener, self.ended()));
+        Ok(())
+    }
+
+    fn open_csi(&mut self, place: &Path, names: Names) -> Result<()> {
+        let listener = listen::listen(place)?;
+        self.sockets.push(place.to_owned());
+        let (plane, ready, ended) = (self.plane.clone(), self.ready.clone(), self.ended());
+        self.tasks.spawn(csi::serve(plane, listener, names, ready, ended));
+        Ok(())
+    }
+
+    async fn open_pages(&mut self, place: &Listen) -> Result<()> {
+        let door = Door::open(place).await?;
+        match place {
+            Listen::Socket(path) => self.sockets.push(path.clone()),
+            Listen::Loopback(_) => tracing::info!("metrics at {}", door.place()),
+        }
+        self.tasks.spawn(page::serve(self.plane.clone(), door, self.ready.clone(), self.ended()));
+        Ok(())
+    }
+
+    fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ended = self.end.subscribe();
+        async move {
+            let _ = ended.wait_for(|ended| *ended).await;
+        }
+    }
+
+    /// Answers those who have asked already, and takes the sockets away.
+    async fn close(mut self) {
+        self.end.send_replace(true);
+        let answered = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST_ANSWERS, answered).await.is_err() {
+            tracing::warn!("somebody is left without an answer");
+        }
+        for socket in &self.sockets {
+            let _ = std::fs::remove_file(socket);
+        }
+    }
 }
 
 fn node(settings: &Settings) -> Result<String> {
@@ -127,10 +176,6 @@ fn node(settings: &Settings) -> Result<String> {
         Error::new(Kind::Invalid, "a node that serves CSI has to have a name")
             .hint("say it with --node-id, WEIGHTFS_NODE_ID or serve.node_id")
     })
-}
-
-async fn told(mut ended: watch::Receiver<bool>) {
-    let _ = ended.wait_for(|ended| *ended).await;
 }
 
 fn reload(plane: &Plane, source: &Source) {

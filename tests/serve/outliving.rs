@@ -84,6 +84,7 @@ fn a_plane_that_is_asked_to_end_leaves_its_mounts_and_says_so_with_its_exit_code
     let dirs = mounted(&node, &registry, 1);
     let server = node.server(&dirs[0]);
     assert_eq!(node.stop(), Some(0));
+    assert!(!node.place.state().join("control.sock").exists() && node.get("/healthz").is_none());
     assert!(is_running(server));
     assert_right(&dirs[0], 1);
     node.restart();

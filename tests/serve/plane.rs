@@ -123,7 +123,7 @@ fn the_control_socket_is_its_owners_alone_and_there_is_one_plane_for_a_state_fol
 
 #[test]
 fn the_pages_show_metrics_health_and_mounts_and_no_more() {
-    let (registry, node) = (registry(1..=2), Node::start());
+    let (registry, node) = (registry(1..=2), Node::on_loopback());
     let (first, second) = (node.dir("a"), node.dir("b"));
     node.mount(&registry.reference("models/1:v1"), &first);
     node.mount(&registry.reference("models/2:v1"), &second);

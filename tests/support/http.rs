@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, Cursor, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -51,11 +52,32 @@ impl Reply {
 ///
 /// # Errors
 /// What the connection says; an answer that is no HTTP is `InvalidData`.
-pub fn send(port: u16, method: &str, target: &str, headers: &str, mut body: Body<'_>) -> io::Result<Reply> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+pub fn send(port: u16, method: &str, target: &str, headers: &str, body: Body<'_>) -> io::Result<Reply> {
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    talk(stream, &format!("127.0.0.1:{port}"), method, target, headers, body)
+}
+
+/// Asks for a page at a socket.
+///
+/// # Errors
+/// As [`send`].
+pub fn get_at(socket: &Path, target: &str) -> io::Result<Reply> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    talk(stream, "localhost", "GET", target, "", Body::none())
+}
+
+fn talk(
+    mut stream: impl Read + Write,
+    host: &str,
+    method: &str,
+    target: &str,
+    headers: &str,
+    mut body: Body<'_>,
+) -> io::Result<Reply> {
     let head = format!(
-        "{method} {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+        "{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
         body.length
     );
     stream.write_all(head.as_bytes())?;

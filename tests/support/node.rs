@@ -21,7 +21,8 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub struct Node {
     pub place: Place,
     words: Vec<String>,
-    port: u16,
+    /// Where the pages are on the loopback, if they are there and not at a socket.
+    port: Option<u16>,
     starts: u32,
     plane: Option<Child>,
 }
@@ -34,8 +35,17 @@ impl Node {
 
     /// The same, with more words on the command line.
     pub fn with(words: &[&str]) -> Self {
+        Self::at(words, None)
+    }
+
+    /// A node whose pages are at an address and not at a socket.
+    pub fn on_loopback() -> Self {
+        Self::at(&[], Some(http::free_port()))
+    }
+
+    fn at(words: &[&str], port: Option<u16>) -> Self {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
-        let mut node = Self { place: Place::new(), words, port: http::free_port(), starts: 0, plane: None };
+        let mut node = Self { place: Place::new(), words, port, starts: 0, plane: None };
         node.restart();
         node
     }
@@ -58,7 +68,11 @@ impl Node {
         // By this name the place looks through it for secrets.
         let output = self.place.folder("").join(format!("run-plane-{}.err", self.starts));
         let mut command = self.place.command();
-        command.args(["serve", "--metrics", &format!("127.0.0.1:{}", self.port)]).args(&self.words);
+        let pages = match self.port {
+            Some(port) => format!("127.0.0.1:{port}"),
+            None => format!("unix://{}", self.pages().display()),
+        };
+        command.args(["serve", "--metrics", &pages]).args(&self.words);
         if self.words.iter().any(|word| word == "--node-id") {
             command.arg("--csi").arg(format!("unix://{}", self.csi().display()));
         }
@@ -93,7 +107,14 @@ impl Node {
 
     /// What a page says; `None` where nobody answers.
     pub fn get(&self, page: &str) -> Option<Reply> {
-        http::send(self.port, "GET", page, "", Body::none()).ok()
+        match self.port {
+            Some(port) => http::send(port, "GET", page, "", Body::none()).ok(),
+            None => http::get_at(&self.pages(), page).ok(),
+        }
+    }
+
+    fn pages(&self) -> PathBuf {
+        self.place.folder("csi").join("pages.sock")
     }
 
     /// The mounts' page.
