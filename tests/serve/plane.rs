@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 
 use nix::sys::signal::{Signal, kill};
@@ -11,7 +12,7 @@ use super::{WEIGHTS, assert_right, registry};
 use crate::support::http;
 use crate::support::node::{Node, SOON};
 use crate::support::place::is_running;
-use crate::support::scratch::mount_points_below;
+use crate::support::scratch::{self, mount_points_below};
 use crate::support::wait;
 
 fn parent(pid: nix::unistd::Pid) -> i32 {
@@ -175,6 +176,29 @@ fn a_configuration_that_can_be_meant_counts_from_the_signal_on_and_another_never
     node.mount(&reference(3), &third);
     assert_eq!(mode(&third), 0o400);
     assert_eq!(node.stop(), Some(0));
+}
+
+#[test]
+fn a_service_manager_is_told_of_the_plane_and_hears_nothing_of_its_mounts() {
+    let (registry, folder) = (registry(1..=1), scratch::short());
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    let told = || {
+        let mut text = [0; 200];
+        let len = manager.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..len]).split('\n').next().unwrap().to_owned()
+    };
+    let mut node = Node::with_manager(&path);
+    assert_eq!(told(), "READY=1");
+    let dir = node.dir("a");
+    node.mount(&registry.reference("models/1:v1"), &dir);
+    let environment = fs::read(format!("/proc/{}/environ", node.server(&dir))).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("NOTIFY_SOCKET"));
+    kill(node.pid(), Signal::SIGHUP).unwrap();
+    assert_eq!((told(), told()), ("RELOADING=1".to_owned(), "READY=1".to_owned()));
+    assert_eq!(node.stop(), Some(0));
+    assert_eq!(told(), "STOPPING=1");
 }
 
 /// How many bytes a process of user `uid` is sent at `socket` when it says `question`; `None` where it may not even connect.

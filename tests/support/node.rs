@@ -23,6 +23,7 @@ pub struct Node {
     words: Vec<String>,
     /// Where the pages are on the loopback, if they are there and not at a socket.
     port: Option<u16>,
+    manager: Option<PathBuf>,
     starts: u32,
     plane: Option<Child>,
 }
@@ -35,17 +36,22 @@ impl Node {
 
     /// The same, with more words on the command line.
     pub fn with(words: &[&str]) -> Self {
-        Self::at(words, None)
+        Self::at(words, None, None)
+    }
+
+    /// A node whose plane tells a service manager at `socket` of itself.
+    pub fn with_manager(socket: &Path) -> Self {
+        Self::at(&[], None, Some(socket.to_owned()))
     }
 
     /// A node whose pages are at an address and not at a socket.
     pub fn on_loopback() -> Self {
-        Self::at(&[], Some(http::free_port()))
+        Self::at(&[], Some(http::free_port()), None)
     }
 
-    fn at(words: &[&str], port: Option<u16>) -> Self {
+    fn at(words: &[&str], port: Option<u16>, manager: Option<PathBuf>) -> Self {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
-        let mut node = Self { place: Place::new(), words, port, starts: 0, plane: None };
+        let mut node = Self { place: Place::new(), words, port, manager, starts: 0, plane: None };
         node.restart();
         node
     }
@@ -76,6 +82,7 @@ impl Node {
         if self.words.iter().any(|word| word == "--node-id") {
             command.arg("--csi").arg(format!("unix://{}", self.csi().display()));
         }
+        command.envs(self.manager.iter().map(|socket| ("NOTIFY_SOCKET", socket)));
         let log = File::create(&output).unwrap();
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.plane = Some(command.spawn().unwrap());
