@@ -13,5 +13,5 @@ pub mod tree;
 mod mutation_tests;
 
 pub use model::Model;
-pub use pin::resolve;
+pub use pin::{parent, resolve};
 pub use tree::{Child, Node, NodeId, NodeKind, Tree};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::file::{File, unusable};
 use super::helper::Helper;
 use super::kubelet;
+use super::login;
 use super::matching::Wanted;
 use super::{Candidate, Credentials};
 use crate::error::{Error, Kind, Result};
@@ -70,6 +71,21 @@ impl Given {
         let json = if text.trim_start().starts_with('{') { text.to_owned() } else { as_json(text)? };
         File::parse(json.as_bytes())?;
         Ok(Self(Secret::new(json)))
+    }
+
+    /// What counts of it for `repository` of the registry `host`, in one form however it was written, to be given in its place there;
+    /// `None` where nothing does.
+    ///
+    /// # Errors
+    /// `Invalid` where what counts cannot be meant, without anything of it.
+    pub fn only_for(&self, host: &str, repository: &str) -> Result<Option<Secret>> {
+        let found = self.file()?.credentials(Wanted { host, repository });
+        let found = found.map_err(|why| Error::new(Kind::Invalid, why))?;
+        Ok(found.map(|found| {
+            Secret::new(
+                serde_json::json!({ "auths": { login::key(host): login::entry(&found) } }).to_string(),
+            )
+        }))
     }
 
     fn file(&self) -> Result<File> {
@@ -197,6 +213,20 @@ mod tests {
         for wrong in ["hunter2", "r.io=hunter2", "=a:hunter2", "{\"auths\":{\"r.io\":\"hunter2\"}}"] {
             assert!(!Given::parse(wrong).unwrap_err().contains("hunter2"));
         }
+    }
+
+    #[test]
+    fn what_counts_for_a_registry_is_the_same_however_it_was_written_and_all_that_is_left() {
+        let left = |text: &str| {
+            let given = Given::parse(text).unwrap().only_for("r.io", "team/llm").unwrap();
+            given.map(|secret| secret.expose().to_owned())
+        };
+        let plain = left("r.io=user:pass").unwrap();
+        let among = r#"{"auths":{"r.io/team":{"auth":"dXNlcjpwYXNz"},"other.io":{"auth":"b3RoZXI6eA=="}}}"#;
+        assert_eq!(left(among).as_ref(), Some(&plain));
+        assert_eq!(left(&plain).as_ref(), Some(&plain));
+        assert_ne!(left("r.io=user:word"), Some(plain));
+        assert_eq!(left("other.io=user:pass"), None);
     }
 
     #[test]
