@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ pub type Overrides = BTreeMap<String, String>;
 /// A mount that the plane has a process for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Spec {
-    /// Its name: the same for the same artifact, asked for by the same identity with the same settings.
+    /// Its name: the same for the same artifact, asked for by the same identity with the same credentials and settings.
     pub(super) id: String,
     /// The reference, with the manifest's digest.
     pub(super) reference: String,
@@ -66,6 +66,8 @@ pub struct Volume {
 #[derive(Debug)]
 pub(super) struct Book {
     folder: PathBuf,
+    /// What names of mounts are made with.
+    key: [u8; 32],
     /// Held as long as the plane is: there is one for a state folder.
     _lock: File,
 }
@@ -85,7 +87,10 @@ impl Book {
         let doing = || format!("cannot lock {}", path.display());
         let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).storage(doing)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { folder, _lock: lock }),
+            Ok(()) => {
+                let key = key(&folder.join("key"))?;
+                Ok(Self { folder, key, _lock: lock })
+            }
             Err(std::fs::TryLockError::WouldBlock) => {
                 let error =
                     Error::new(Kind::Busy, format!("another 'weightfs serve' has {}", live.display()));
@@ -93,6 +98,11 @@ impl Book {
             }
             Err(std::fs::TryLockError::Error(error)) => Err(error).storage(doing),
         }
+    }
+
+    /// A secret of this folder: what is hashed with it can't be guessed by who sees the hash.
+    pub(super) fn key(&self) -> &[u8; 32] {
+        &self.key
     }
 
     /// Where a mount's process mounts.
@@ -130,12 +140,12 @@ impl Book {
         Some(self.secret(mount)).filter(|path| path.exists())
     }
 
-    /// Notes a mount, and the credentials that it was asked for with; those noted before count where there are none.
+    /// Notes a mount, and the credentials that it was asked for with. Those that are noted stay: others make another mount.
     ///
     /// # Errors
     /// `Storage`.
     pub(super) fn note_mount(&self, spec: &Spec, secret: Option<&Secret>) -> Result<()> {
-        if let Some(secret) = secret {
+        if let Some(secret) = secret.filter(|_| self.secret_of(&spec.id).is_none()) {
             put(&self.secret(&spec.id), secret.expose().as_bytes())?;
         }
         put_json(&self.mount(&spec.id), spec)
@@ -180,6 +190,18 @@ impl Book {
 
 fn folder(live: &Path) -> PathBuf {
     live.join("node")
+}
+
+/// The key that is kept at `path`, made by chance where there is none.
+fn key(path: &Path) -> Result<[u8; 32]> {
+    let doing = || format!("cannot make {}", path.display());
+    if let Some(kept) = std::fs::read(path).ok().and_then(|bytes| bytes.try_into().ok()) {
+        return Ok(kept);
+    }
+    let mut key = [0; 32];
+    File::open("/dev/urandom").and_then(|mut chance| chance.read_exact(&mut key)).storage(doing)?;
+    put(path, &key)?;
+    Ok(key)
 }
 
 fn all<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>> {
@@ -273,10 +295,20 @@ mod tests {
         book.note_mount(&spec("m"), Some(&Secret::new("{}".to_owned()))).unwrap();
         let path = book.secret_of("m").unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        book.note_mount(&spec("m"), None).unwrap();
-        assert!(path.exists(), "no word on credentials changes none");
+        for other in [None, Some(&Secret::new("{\"auths\":{}}".to_owned()))] {
+            book.note_mount(&spec("m"), other).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"{}", "what is noted stays");
+        }
         book.forget_mount("m");
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn names_of_mounts_are_made_with_the_same_key_as_long_as_the_folder_is_there() {
+        let (live, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let key = |folder: &Path| *Book::open(folder).unwrap().key();
+        assert_eq!(key(live.path()), key(live.path()));
+        assert_ne!(key(live.path()), key(other.path()));
     }
 
     #[test]

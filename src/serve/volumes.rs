@@ -77,8 +77,8 @@ impl Plane {
             wish.reference.digest = digest.parse().ok();
         }
         let settled = self.settle(&wish.settings).await?;
-        let Pin { spec, .. } = pin(&wish, settled).await?;
-        let using = self.join(spec, wish.secret).await?;
+        let Pin { spec, secret, .. } = pin(&wish, settled, self.book.key()).await?;
+        let using = self.join(spec, secret).await?;
         using.host.serving().await?;
         volume.mount.clone_from(&using.host.spec.id);
         self.note(volume.clone()).await?;
@@ -104,7 +104,7 @@ impl Plane {
         let settled = self.settle(&wish.settings).await?;
         let store = settled.store.clone();
         let room = blocking(move || Ok(Store::open(&store)?.budget().limit())).await?;
-        Ok((pin(wish, settled).await?.size, room))
+        Ok((pin(wish, settled, self.book.key()).await?.size, room))
     }
 
     /// Takes the volume `id` away from the folder `dir`; one that is not there is no error. The folder goes too where the plane
