@@ -177,6 +177,14 @@ impl Plane {
         Ok((host, true))
     }
 
+    /// A mount that is wanted, with one more user.
+    pub(super) fn hold(self: &Arc<Self>, mount: &str) -> Option<Using> {
+        let hosts = self.hosts.lock();
+        let host = hosts.get(mount).filter(|host| host.is_wanted())?.clone();
+        host.uses.fetch_add(1, Ordering::Relaxed);
+        Some(Using { plane: self.clone(), host })
+    }
+
     fn is_used(&self, mount: &str) -> bool {
         self.volumes.lock().values().any(|volume| volume.mount == mount)
     }
@@ -257,12 +265,13 @@ impl Plane {
     }
 
     pub(super) async fn bind(self: &Arc<Self>, host: &Host, volume: &Volume) -> Result<()> {
-        let (plane, source, target) = (self.clone(), host.dir.clone(), volume.target.clone());
+        let (plane, source, volume) = (self.clone(), host.dir.clone(), volume.clone());
         blocking(move || {
             let _alone = plane.binding.lock();
-            // One that was taken away meanwhile is not brought back.
-            match plane.volumes.lock().contains_key(&target) {
-                true => bind::bind(&source, &target),
+            // One that was taken away meanwhile is not brought back, nor what another has taken the place of.
+            let stands = plane.volumes.lock().get(&volume.target).is_some_and(|known| *known == volume);
+            match stands {
+                true => bind::bind(&source, &volume.target),
                 false => Ok(()),
             }
         })

@@ -124,13 +124,15 @@ impl Plane {
             let doing = format!("volume {id:?} is not at {}, but {:?}", dir.display(), other.id);
             return Err(Error::new(Kind::NotFound, doing));
         }
-        let (plane, origin) = (self.clone(), volume.as_ref().map_or(Origin::Csi, |volume| volume.origin));
-        let is_known = volume.is_some();
-        blocking(move || plane.clear(&target, how, origin, is_known)).await?;
+        // The mount stays until it is known that the volume goes.
+        let using = volume.as_ref().and_then(|volume| self.hold(&volume.mount));
+        let (plane, leaving) = (self.clone(), volume.clone());
+        blocking(move || plane.clear(&target, how, leaving)).await?;
         if let Some(volume) = volume {
             self.forget(&volume).await;
             self.tally.node.unpublished_volumes.add(1);
-            if let Some(leaving) = self.release(&volume.mount) {
+            let host = using.map(|using| using.host.clone());
+            if let Some(leaving) = host.filter(|host| !host.is_wanted()) {
                 // So that nothing of it is left for who comes next; what takes longer goes on beside.
                 let _ = tokio::time::timeout(LEAVING, leaving.gone()).await;
             }
@@ -147,13 +149,19 @@ impl Plane {
         bind::target(asked).ok().or_else(by_name)
     }
 
-    fn clear(&self, target: &Path, how: Detach, origin: Origin, is_known: bool) -> Result<()> {
+    /// Takes what is at `target` away, and `volume` out of the table first, so that nobody who repairs binds it once more.
+    fn clear(&self, target: &Path, how: Detach, volume: Option<Volume>) -> Result<()> {
         let _alone = self.binding.lock();
-        if !is_known && self.state.find(target).is_some() {
+        if volume.is_none() && self.state.find(target).is_some() {
             let doing = format!("no volume is at {}, but a mount by itself", target.display());
             return Err(Error::new(Kind::NotFound, doing));
         }
-        bind::unbind(target, how)?;
+        let origin = volume.as_ref().map_or(Origin::Csi, |volume| volume.origin);
+        self.volumes.lock().remove(target);
+        if let Err(error) = bind::unbind(target, how) {
+            self.volumes.lock().extend(volume.map(|volume| (target.to_owned(), volume)));
+            return Err(error);
+        }
         if origin == Origin::Csi
             && let Err(error) = std::fs::remove_dir(target)
             && error.kind() != std::io::ErrorKind::NotFound
