@@ -230,11 +230,22 @@ impl Plane {
     /// Those of [`Start::run`] and of the settings.
     pub(super) async fn launch(self: &Arc<Self>, host: &Arc<Host>) -> Result<Running> {
         let (plane, host) = (self.clone(), host.clone());
-        let (mounted, child) = blocking(move || plane.start(&host)).await?;
+        let (mounted, mut child) = blocking(move || plane.start(&host)).await?;
         let process = Process::of(mounted.pid);
-        let watch = process.watch()?;
         let ended = || Error::new(Kind::Kernel, "the mount's process ended as soon as it had begun");
-        Ok(Running { watch: watch.ok_or_else(ended)?, process, child: Some(child) })
+        match process.watch().and_then(|watch| watch.ok_or_else(ended)) {
+            Ok(watch) => Ok(Running { watch, process, child: Some(child) }),
+            Err(error) => {
+                // Nobody would look after it: it would be in the way of the next one.
+                let _ = blocking(move || {
+                    let _already_gone = child.kill();
+                    let _ = child.wait();
+                    Ok(())
+                })
+                .await;
+                Err(error)
+            }
+        }
     }
 
     fn start(&self, host: &Host) -> Result<(super::start::Mounted, std::process::Child)> {
