@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 pub use self::environment::Environment;
 use self::values::{
-    duration, existing_folder, folder, integrity, number, plain_http, read_ahead, redirect_to, requests,
-    size, switch, umask, warm,
+    duration, existing_folder, folder, integrity, mounts, number, plain_http, read_ahead, redirect_to,
+    requests, size, switch, umask, warm,
 };
 use crate::content;
 use crate::content::store::StoreConfig;
@@ -234,6 +234,9 @@ keys! {
     "serve.csi_driver", "WEIGHTFS_CSI_DRIVER", Some("--csi-driver"), "`model.csi.modelpack.org`", "name",
     "what the driver is called there, and what the attributes of its volumes begin with",
     |all, text| name(text, 63).map(|value| all.serve.csi_driver = value);
+    "serve.max_mounts", "WEIGHTFS_MAX_MOUNTS", None, "`256`", "number, `1` to `65536`",
+    "how many mounts `weightfs serve` may have, each a process; further ones are refused",
+    |all, text| mounts(text).map(|value| all.serve.max_mounts = value);
     "log.filter", "WEIGHTFS_LOG", Some("-v"), "`warn`; the log of a mount: `warn,weightfs=info`",
     "`error` to `trace`, or a list as `warn,weightfs=debug`", "what is logged",
     |all, text| { all.log = Some(text.to_owned()); Ok(()) };

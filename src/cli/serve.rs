@@ -83,6 +83,7 @@ async fn serve(line: &CommandLine, settings: &Settings, environment: &Environmen
         program: background::program()?,
         state: settings.state.clone(),
         text: source.text()?,
+        max_mounts: settings.serve.max_mounts,
         settle: settle(&source, configuration(&settings.state.live))?,
     })
     .await?;

@@ -185,6 +185,15 @@ fn mounted(published: Published) -> Result<Answer> {
         }
         Published::Pending => Err(Error::new(Kind::Busy, "something is under way for this folder already")),
         Published::Taken(what) => Err(Error::new(Kind::Busy, format!("the folder has {what} already"))),
+        Published::Foreign => {
+            let error = Error::new(Kind::Busy, "somebody else's mount stands at the folder");
+            Err(error.hint("unmount it first"))
+        }
+        Published::Full(most) => {
+            let error =
+                Error::new(Kind::Busy, format!("there are {most} mounts already, as many as there may be"));
+            Err(error.hint("unmount one, or let the plane have more with serve.max_mounts"))
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::fmt::Write;
 use parking_lot::Mutex;
 
 use super::plane::Plane;
+use super::volumes::Published;
 use crate::error::Result;
 use crate::metrics::{
     ABNORMAL, ANSWERING, Gauge, MOUNT_BYTES, MOUNT_LOCAL_BYTES, MOUNT_VOLUMES, MOUNTS, Metrics, NodeMetrics,
@@ -62,10 +63,10 @@ fn add(sums: &mut Counts, counts: &Counts) {
 
 impl Tally {
     /// Counts what came of a wish.
-    pub(super) fn count<T>(&self, done: &Result<T>) {
+    pub(super) fn count(&self, done: &Result<Published>) {
         match done {
-            Ok(_) => self.node.published_volumes.add(1),
-            Err(_) => self.node.failed_publishes.add(1),
+            Ok(Published::Ready(_)) => self.node.published_volumes.add(1),
+            _ => self.node.failed_publishes.add(1),
         }
     }
 

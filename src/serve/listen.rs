@@ -69,11 +69,14 @@ pub struct Listening {
     pub node_id: Option<String>,
     /// What the driver is called there.
     pub csi_driver: String,
+    /// How many mounts there may be, each a process with descriptors and memory of its own. Default 256.
+    pub max_mounts: usize,
 }
 
 impl Default for Listening {
     fn default() -> Self {
-        Self { control: None, metrics: None, csi: None, node_id: None, csi_driver: DRIVER.to_owned() }
+        let csi_driver = DRIVER.to_owned();
+        Self { control: None, metrics: None, csi: None, node_id: None, csi_driver, max_mounts: 256 }
     }
 }
 

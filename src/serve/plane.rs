@@ -41,6 +41,8 @@ pub struct Config {
     pub state: StateConfig,
     /// The configuration file's text that counts from now on.
     pub text: String,
+    /// How many mounts there may be, each a process. Those that a former plane has left are taken up all the same.
+    pub max_mounts: usize,
     /// What settings come to, with the file at [`configuration`].
     pub settle: Box<Settle>,
 }
@@ -139,12 +141,20 @@ impl Plane {
         blocking(move || (plane.config.settle)(&settings)).await
     }
 
-    /// The mount of `spec`, made where there is none; it stays as long as what is given back.
-    pub(super) async fn join(self: &Arc<Self>, spec: Spec, secret: Option<Secret>) -> Result<Using> {
+    /// How many mounts there may be.
+    pub(super) fn max_mounts(&self) -> usize {
+        self.config.max_mounts
+    }
+
+    /// The mount of `spec`, made where there is none; it stays as long as what is given back. `None` where it is another one, and
+    /// there are as many already as there may be.
+    pub(super) async fn join(self: &Arc<Self>, spec: Spec, secret: Option<Secret>) -> Result<Option<Using>> {
         loop {
             let (host, is_new) = match self.seize(&spec) {
-                Ok(found) => found,
-                Err(leaving) => {
+                Seat::There(host) => (host, false),
+                Seat::New(host) => (host, true),
+                Seat::Full => return Ok(None),
+                Seat::Leaving(leaving) => {
                     leaving.gone().await;
                     continue;
                 }
@@ -157,24 +167,27 @@ impl Plane {
             if is_new {
                 tokio::spawn(host::attend(self.clone(), host, None));
             }
-            return noted.map(|()| using);
+            return noted.map(|()| Some(using));
         }
     }
 
-    /// The mount, with one more user; the error is one that is about to be taken away.
-    fn seize(&self, spec: &Spec) -> Result<(Arc<Host>, bool), Arc<Host>> {
+    /// The mount, with one more user.
+    fn seize(&self, spec: &Spec) -> Seat {
         let mut hosts = self.hosts.lock();
         if let Some(host) = hosts.get(&spec.id) {
             if !host.is_wanted() {
-                return Err(host.clone());
+                return Seat::Leaving(host.clone());
             }
             host.uses.fetch_add(1, Ordering::Relaxed);
-            return Ok((host.clone(), false));
+            return Seat::There(host.clone());
+        }
+        if hosts.len() >= self.config.max_mounts {
+            return Seat::Full;
         }
         let host = Host::new(spec.clone(), self.book.host(&spec.id));
         host.uses.fetch_add(1, Ordering::Relaxed);
         hosts.insert(spec.id.clone(), host.clone());
-        Ok((host, true))
+        Seat::New(host)
     }
 
     /// A mount that is wanted, with one more user.
@@ -288,6 +301,19 @@ impl Plane {
         })
         .await
     }
+}
+
+/// What there is for who wants a mount.
+#[derive(Debug)]
+enum Seat {
+    /// The mount.
+    There(Arc<Host>),
+    /// The mount, which nobody looks after yet.
+    New(Arc<Host>),
+    /// One that is about to be taken away.
+    Leaving(Arc<Host>),
+    /// There are as many as there may be.
+    Full,
 }
 
 /// A user of a mount, who keeps it from being taken away.

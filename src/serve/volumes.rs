@@ -13,7 +13,7 @@ use super::wish::{Pin, Wish, pin};
 use crate::content::Store;
 use crate::error::{Error, Kind, Result};
 use crate::mount::Detach;
-use crate::mount::bind;
+use crate::mount::bind::{self, Seen};
 
 /// How long the end of a mount is waited for that has lost its last volume.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -27,6 +27,10 @@ pub enum Published {
     Pending,
     /// Another volume is shown at this folder: what it is.
     Taken(String),
+    /// What somebody else has mounted stands at this folder.
+    Foreign,
+    /// There are as many mounts already as there may be: how many.
+    Full(usize),
 }
 
 impl Plane {
@@ -36,8 +40,8 @@ impl Plane {
     /// Who gives the wait up leaves what was begun to the next one who asks: spawn it.
     ///
     /// # Errors
-    /// Those of the registry and of mounting; `Invalid` for a folder that can't be meant; `Busy` where somebody else's mount
-    /// stands there.
+    /// Those of the registry and of mounting; `Invalid` for a folder that can't be meant; `Busy` where somebody else mounts there
+    /// meanwhile.
     pub async fn publish(
         self: &Arc<Self>,
         id: &str,
@@ -61,9 +65,13 @@ impl Plane {
         if let Some(known) = known.as_ref().filter(|known| !is_same(known, &volume)) {
             return Ok(Published::Taken(format!("volume {:?}, {}", known.id, known.reference)));
         }
+        let place = volume.target.clone();
+        if blocking(move || bind::seen(&place, &place)).await? == Seen::Foreign {
+            return Ok(Published::Foreign);
+        }
         let done = self.publish_at(volume, known, wish).await;
         self.tally.count(&done);
-        done.map(Published::Ready)
+        done
     }
 
     async fn publish_at(
@@ -71,14 +79,16 @@ impl Plane {
         mut volume: Volume,
         known: Option<Volume>,
         mut wish: Wish,
-    ) -> Result<Shown> {
+    ) -> Result<Published> {
         // What a volume shows does not change with a tag.
         if let Some(digest) = known.as_ref().and_then(|known| self.digest_of(&known.mount)) {
             wish.reference.digest = digest.parse().ok();
         }
         let settled = self.settle(&wish.settings).await?;
         let Pin { spec, secret, .. } = pin(&wish, settled, self.book.key()).await?;
-        let using = self.join(spec, secret).await?;
+        let Some(using) = self.join(spec, secret).await? else {
+            return Ok(Published::Full(self.max_mounts()));
+        };
         using.host.serving().await?;
         volume.mount.clone_from(&using.host.spec.id);
         self.note(volume.clone()).await?;
@@ -92,7 +102,7 @@ impl Plane {
             self.release(&known.mount);
         }
         let plane = self.clone();
-        blocking(move || Ok(plane.shown(&volume))).await
+        blocking(move || Ok(Published::Ready(plane.shown(&volume)))).await
     }
 
     /// Whether all of what is wished for fits into what the store may have: how many bytes the model has, as the registry keeps

@@ -247,6 +247,44 @@ fn a_model_that_must_fit_and_does_not_is_refused_as_a_lack_of_room() {
 }
 
 #[test]
+fn there_are_as_many_mounts_as_there_may_be_and_more_volumes_of_each() {
+    let registry = registry(1..=2);
+    let mut node = Node::with(&["--node-id", "node-1"]);
+    fs::write(node.place.folder("config/weightfs").join("config.toml"), "[serve]\nmax_mounts = 1\n").unwrap();
+    node.kill();
+    node.restart();
+    let client = Client::connect(&node.csi());
+    let publish = |name: &str, number: u64| {
+        let reference = registry.reference(&format!("models/{number}:v1"));
+        client.publish(volume(name, &node.target(name), &reference))
+    };
+    publish("first", 1).unwrap();
+    assert_eq!(code(publish("other", 2)), Code::ResourceExhausted);
+    publish("same", 1).unwrap();
+    assert_right(&node.target("same"), 1);
+    for name in ["first", "same"] {
+        client.unpublish(name, &node.target(name)).unwrap();
+    }
+    wait::until("there is room again", SOON, || publish("other", 2).is_ok());
+}
+
+#[test]
+fn a_folder_that_has_somebody_elses_mount_is_left_alone() {
+    let registry = registry(1..=1);
+    let (node, client) = Node::for_pods();
+    let target = node.target("pod");
+    fs::create_dir(&target).unwrap();
+    let none = None::<&str>;
+    nix::mount::mount(Some("none"), &target, Some("tmpfs"), nix::mount::MsFlags::empty(), none).unwrap();
+    fs::write(target.join("mine"), "").unwrap();
+    let asked = client.publish(volume("csi-1", &target, &registry.reference("models/1:v1")));
+    assert_eq!(code(asked), Code::FailedPrecondition);
+    let left = target.join("mine").exists();
+    umount2(&target, MntFlags::empty()).unwrap();
+    assert!(left);
+}
+
+#[test]
 fn volumes_are_known_and_looked_after_by_the_next_plane() {
     let registry = registry(1..=1);
     let (mut node, client) = Node::for_pods();

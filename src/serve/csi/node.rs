@@ -123,6 +123,14 @@ async fn publish(plane: &Arc<Plane>, driver: &str, request: NodePublishVolumeReq
         Published::Pending => {
             Err(Refused::new(Code::Aborted, format!("something is under way for volume {id:?} already")))
         }
+        Published::Foreign => {
+            let message = format!("somebody else's mount stands at {}", target.display());
+            Err(Refused::new(Code::FailedPrecondition, message))
+        }
+        Published::Full(most) => {
+            let message = format!("the node has {most} mounts, as many as serve.max_mounts allows");
+            Err(Refused::new(Code::ResourceExhausted, message))
+        }
         Published::Taken(what) => {
             let message = format!("{} is taken by {what}", target.display());
             Err(Refused::new(Code::AlreadyExists, message))
