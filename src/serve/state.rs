@@ -6,14 +6,15 @@
 //! and by the plane.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
@@ -27,7 +28,7 @@ use crate::oci::Digest;
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// The largest status that is read: more than the names of ten thousand poisoned files.
-const STATUS_LIMIT: u64 = 16 << 20;
+const STATUS_LIMIT: usize = 16 << 20;
 
 /// Where running mounts are noted, and where their logs go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +89,7 @@ impl State {
         let path = self.record_path(&record.dir);
         let draft = path.with_extension(format!("{}.new", record.process.pid));
         let doing = || format!("cannot write {}", path.display());
-        let bytes = serde_json::to_vec(record).map_err(std::io::Error::from).storage(doing)?;
+        let bytes = serde_json::to_vec(record).map_err(io::Error::from).storage(doing)?;
         let mut options = OpenOptions::new();
         let mut file =
             options.create(true).truncate(true).write(true).mode(0o600).open(&draft).storage(doing)?;
@@ -153,14 +154,12 @@ impl State {
         }))
     }
 
-    /// The status that the process of `record` gives, or `None` where it does not answer.
+    /// The status that the process of `record` gives, or `None` where it does not answer. Blocks, two seconds at most, also where
+    /// that process stands still.
     pub fn ask(&self, record: &Record) -> Option<Status> {
         let (_open, path) = self.short(&format!("{}.sock", id(&record.dir))).ok()?;
-        let stream = UnixStream::connect(path).ok()?;
-        stream.set_read_timeout(Some(ANSWER)).ok()?;
-        let mut text = Vec::new();
-        stream.take(STATUS_LIMIT).read_to_end(&mut text).ok()?;
-        serde_json::from_slice(&text).ok()
+        let stream = connect(&path).ok()?;
+        serde_json::from_slice(&hear(stream, Instant::now() + ANSWER).ok()?).ok()
     }
 
     fn short(&self, name: &str) -> Result<(File, PathBuf)> {
@@ -178,6 +177,32 @@ pub(super) fn short(path: &Path) -> Result<(File, PathBuf)> {
     let open = File::open(folder).storage(|| format!("cannot open {}", folder.display()))?;
     let inside = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
     Ok((open, path.file_name().map_or_else(|| inside.clone(), |name| inside.join(name))))
+}
+
+/// Connects to the socket at `path` without waiting: where too many wait already to be answered, nobody answers.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// All that is said until the other end is closed, which has to be by `end`.
+fn hear(mut stream: UnixStream, end: Instant) -> io::Result<Vec<u8>> {
+    let (mut text, mut piece) = (Vec::new(), [0; 16 << 10]);
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() || text.len() > STATUS_LIMIT {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut piece)? {
+            0 => return Ok(text),
+            len => text.extend(piece.iter().take(len)),
+        }
+    }
 }
 
 async fn tell(mut stream: tokio::net::UnixStream, mount: Arc<Mount>) {
@@ -277,6 +302,27 @@ mod tests {
         std::fs::set_permissions(&live, open).unwrap();
         let error = State::open(&StateConfig { live, logs: folder.path().join("log") }).unwrap_err();
         assert_eq!(error.kind(), Kind::Denied);
+    }
+
+    #[test]
+    fn a_process_that_stands_still_or_says_too_little_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = state(folder.path());
+        let path = state.record_path(Path::new("/a")).with_extension("sock");
+        let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        nix::sys::socket::bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
+        assert!(state.ask(&record("/a")).is_none(), "nobody accepts");
+        let mut waiting = Vec::new();
+        while let Ok(stream) = connect(&path) {
+            waiting.push(stream);
+        }
+        assert!(state.ask(&record("/a")).is_none(), "nobody can even wait");
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let end = Instant::now() + Duration::from_millis(50);
+        let drip = std::thread::spawn(move || while theirs.write_all(b" ").is_ok() {});
+        assert!(hear(ours, end).is_err(), "it never comes to an end");
+        drip.join().unwrap();
     }
 
     #[test]

@@ -12,6 +12,9 @@ use super::state::Record;
 use crate::mount::Status;
 use crate::mount::bind::{self, Seen};
 
+/// How many mounts' processes are asked beside one another.
+const ASKED_AT_ONCE: usize = 32;
+
 /// A volume as others are told of it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Shown {
@@ -65,7 +68,8 @@ impl Plane {
             (status.standing == "poisoned")
                 .then(|| "bytes of it are not what its manifest says; reading them fails".to_owned())
         };
-        Condition { trouble: self.trouble(volume).or_else(wrong), status }
+        let silent = || status.is_none().then(|| "the process that serves it does not answer".to_owned());
+        Condition { trouble: self.trouble(volume).or_else(silent).or_else(wrong), status }
     }
 
     fn trouble(&self, volume: &Volume) -> Option<String> {
@@ -100,7 +104,20 @@ impl Plane {
     /// The mounts, with what their processes say of them. Asks them, so it blocks.
     pub(super) fn survey(&self) -> Vec<(Arc<Host>, Option<Status>)> {
         let hosts: Vec<Arc<Host>> = self.hosts.lock().values().cloned().collect();
-        hosts.into_iter().map(|host| (host.clone(), self.status_of(&host))).collect()
+        // Beside one another, so that those that stand still hold up the others but once.
+        let mut surveyed = Vec::with_capacity(hosts.len());
+        for some in hosts.chunks(ASKED_AT_ONCE) {
+            std::thread::scope(|scope| {
+                let thread = std::thread::Builder::new;
+                let ask = |host| thread().spawn_scoped(scope, move || self.status_of(host));
+                let asked: Vec<_> = some.iter().map(|host| (host, ask(host))).collect();
+                let heard = |thread: std::io::Result<std::thread::ScopedJoinHandle<'_, _>>| {
+                    thread.ok().and_then(|thread| thread.join().ok()).flatten()
+                };
+                surveyed.extend(asked.into_iter().map(|(host, thread)| (host.clone(), heard(thread))));
+            });
+        }
+        surveyed
     }
 
     /// What a mount's process says; `None` where it says nothing.
