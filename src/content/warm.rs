@@ -2,6 +2,7 @@
 //!
 //! Everything here runs in tasks of its own that nobody waits for, in the slow lanes.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -33,8 +34,11 @@ impl Loader {
                 loader.warm_logged(id, range, Lane::Ahead).await;
             }
             if loader.config.warm == Warm::All {
-                let files = loader.layers.iter().flat_map(Stratum::files);
-                for extent in files.filter(|extent| loader.is_shown(extent.id)) {
+                let (named, files) = (loader.named(), loader.layers.iter().flat_map(Stratum::files));
+                let is_shown = |id: ExtentId| {
+                    named.as_ref().is_none_or(|named| named.contains(&id) || loader.may_be_named(id))
+                };
+                for extent in files.filter(|extent| is_shown(extent.id)) {
                     let whole = ContentRange::new(0, extent.grid.len());
                     loader.warm_logged(extent.id, whole, Lane::Background).await;
                 }
@@ -42,13 +46,19 @@ impl Loader {
         });
     }
 
-    /// Whether a file has a name, or may come to have one: who left it out does not want it loaded.
-    fn is_shown(&self, id: ExtentId) -> bool {
-        let is_its =
-            |kind: &EntryKind| matches!(kind, EntryKind::File { extent: Some(extent), .. } if *extent == id);
-        self.config.exclude.is_empty()
-            || self.index.layers.get(id.layer).is_some_and(Layer::is_growing)
-            || self.index.entries.iter().any(|entry| is_its(&entry.kind))
+    /// The files that have a name: who left one out does not want it loaded. `None` where nothing was left out.
+    fn named(&self) -> Option<HashSet<ExtentId>> {
+        let its = |kind: &EntryKind| match kind {
+            EntryKind::File { extent, .. } => *extent,
+            _ => None,
+        };
+        let all = || self.index.entries.iter().filter_map(|entry| its(&entry.kind)).collect();
+        (!self.config.exclude.is_empty()).then(all)
+    }
+
+    /// Whether a file may come to have a name.
+    fn may_be_named(&self, id: ExtentId) -> bool {
+        self.index.layers.get(id.layer).is_some_and(Layer::is_growing)
     }
 
     /// Has files sealed that were complete and proved when the last mount ended, but not read back yet.
