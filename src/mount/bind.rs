@@ -111,8 +111,15 @@ fn bind_at(source: &Path, target: &Path) -> Result<()> {
     let folder = folder(target)?;
     nix::mount::mount(Some(source), &through(&folder), none, MsFlags::MS_BIND, none).map_err(refused)?;
     // A mount of its own from here on: what happens to one volume of a model happens to no other.
-    let bound = self::folder(target)?;
-    nix::mount::mount(none, &through(&bound), none, MsFlags::MS_PRIVATE, none).map_err(refused)
+    let private = self::folder(target).and_then(|bound| {
+        nix::mount::mount(none, &through(&bound), none, MsFlags::MS_PRIVATE, none).map_err(refused)
+    });
+    if private.is_err()
+        && let Err(error) = kernel::detach(target, Detach::Lazy)
+    {
+        tracing::warn!("{error}");
+    }
+    private
 }
 
 fn through(folder: &OwnedFd) -> PathBuf {
@@ -144,13 +151,18 @@ fn folder(target: &Path) -> Result<OwnedFd> {
 /// Takes what weightfs shows at `target` away; nothing there is as well.
 ///
 /// # Errors
-/// `Busy` where it is in use and `how` is [`Detach::Unused`], `Kernel` for the rest. What others have mounted there stays.
+/// `Busy` where it is in use and `how` is [`Detach::Unused`], or where what somebody else has mounted covers it; `Kernel` for the rest.
+/// What others have mounted there stays.
 pub fn unbind(target: &Path, how: Detach) -> Result<()> {
     for _ in 0..STACKED {
-        if !kernel::mounted_at(target)?.is_some_and(|found| found.is_ours()) {
-            return Ok(());
+        match kernel::mounted_at(target)? {
+            Some(found) if found.is_ours() => kernel::detach(target, how)?,
+            Some(found) if kernel::has_ours(target)? => {
+                let doing = format!("{} is mounted over the model at {}", found.fstype, target.display());
+                return Err(Error::new(Kind::Busy, doing).hint("unmount that first"));
+            }
+            _ => return Ok(()),
         }
-        kernel::detach(target, how)?;
     }
     Err(Error::new(Kind::Busy, format!("too much is mounted at {}", target.display())))
 }

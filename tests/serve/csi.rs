@@ -285,6 +285,24 @@ fn a_folder_that_has_somebody_elses_mount_is_left_alone() {
 }
 
 #[test]
+fn a_volume_that_somebody_elses_mount_covers_is_taken_away_once_that_is_gone() {
+    let registry = registry(1..=1);
+    let (node, client) = Node::for_pods();
+    let target = node.target("pod");
+    client.publish(volume("csi-1", &target, &registry.reference("models/1:v1"))).unwrap();
+    let none = None::<&str>;
+    nix::mount::mount(Some("none"), &target, Some("tmpfs"), nix::mount::MsFlags::empty(), none).unwrap();
+    let refused = code(client.unpublish("csi-1", &target));
+    let said = client.trouble("csi-1", &target);
+    umount2(&target, MntFlags::empty()).unwrap();
+    assert_eq!(refused, Code::Aborted);
+    assert!(said.unwrap().contains("another mount"));
+    assert_right(&target, 1);
+    client.unpublish("csi-1", &target).unwrap();
+    assert!(mount_points_below(&target).is_empty() && !target.exists());
+}
+
+#[test]
 fn volumes_are_known_and_looked_after_by_the_next_plane() {
     let registry = registry(1..=1);
     let (mut node, client) = Node::for_pods();
