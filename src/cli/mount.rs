@@ -15,9 +15,11 @@ use crate::error::{Error, Kind, Result};
 use crate::fs::Model;
 use crate::mount::{Mount, vacant};
 use crate::oci::Reference;
+use crate::repository::Secret;
+use crate::repository::credentials::Given;
 use crate::serve::control::{self, Answer, Question};
 use crate::serve::start::Mounted;
-use crate::serve::{Process, Record, State};
+use crate::serve::{Overrides, Process, Record, State};
 
 /// How long threads that still work may take when the process ends.
 const LAST_WORK: Duration = Duration::from_secs(1);
@@ -52,7 +54,8 @@ pub(super) fn in_background(
     report(command, &mounted, begun.elapsed())
 }
 
-/// Asks the plane for the mount; `None` where none runs, or where it could not mean the same: it has a configuration file of its own.
+/// Asks the plane for the mount; `None` where none runs, or where it could not mean the same: the mount has a configuration file of
+/// its own, or a proxy with a password, which the plane would note.
 fn by_the_plane(
     command: &args::Mount,
     dir: &Path,
@@ -65,12 +68,30 @@ fn by_the_plane(
     }
     let mut said = environment.said(&line.flags())?;
     said.insert("mount.allow_other".to_owned(), settings.mount.allow_other.to_string());
-    let reference = reference(&command.reference)?.to_string();
-    let question = Question::Mount { reference, dir: dir.to_owned(), settings: said };
+    let reference = reference(&command.reference)?;
+    let secret = take_secret(&mut said, &reference)?;
+    if control::has_password(&said) {
+        return Ok(None);
+    }
+    let (reference, dir) = (reference.to_string(), dir.to_owned());
+    let question = Question::Mount { reference, dir, settings: said, secret };
     match control::ask(&settings.serve.control(&settings.state.live), &question)? {
         Some(Answer::Mounted(mounted)) => Ok(Some(mounted)),
         Some(other) => Err(Error::new(Kind::Protocol, format!("'weightfs serve' answered {other:?}"))),
         None => Ok(None),
+    }
+}
+
+/// The credentials among the settings that are for the reference's repository, in the form of a pull secret: the plane notes
+/// settings, and shows them.
+fn take_secret(said: &mut Overrides, reference: &Reference) -> Result<Option<Secret>> {
+    let Some(text) = said.remove("registry.auth") else { return Ok(None) };
+    let given = Given::parse(&text);
+    let given = given.map_err(|why| Error::new(Kind::Invalid, format!("registry.auth: {why}")))?;
+    // Where another place for credentials is the only one, these do not count.
+    match said.contains_key("registry.only_pull_secret") {
+        true => Ok(None),
+        false => given.only_for(&reference.place),
     }
 }
 
@@ -231,6 +252,21 @@ impl Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_go_to_the_plane_as_a_secret_where_they_are_for_the_repository_and_never_as_a_setting() {
+        let taken = |reference: &str, more: &str| {
+            let said = [("registry.auth", "r.io=me:canary-x"), (more, "x")];
+            let mut said: Overrides = said.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+            let secret = take_secret(&mut said, &reference.parse().unwrap()).unwrap();
+            assert!(!said.contains_key("registry.auth"));
+            secret.is_some()
+        };
+        assert!(taken("r.io/a/b", "content.warm"));
+        assert!(!taken("other.io/a/b", "content.warm"));
+        assert!(!taken("oci:/models", "content.warm"));
+        assert!(!taken("r.io/a/b", "registry.only_pull_secret"));
+    }
 
     #[test]
     fn a_mount_may_open_as_many_files_as_the_system_lets_it() {

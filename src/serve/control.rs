@@ -26,6 +26,7 @@ use super::volumes::Published;
 use super::wish::Wish;
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::mount::Detach;
+use crate::repository::{Proxy, Secret};
 
 /// The longest question, in bytes: more than any reference, folder and settings come to.
 const QUESTION_LIMIT: u64 = 1 << 20;
@@ -45,6 +46,11 @@ const LOCAL: Duration = Duration::from_secs(60);
 /// How long an answer is waited for that does: longer than the deadlines of all that it may wait for.
 const REMOTE: Duration = Duration::from_secs(600);
 
+/// Says a secret to who is asked, the one place where it is not hidden.
+fn exposed<S: serde::Serializer>(secret: &Option<Secret>, to: S) -> Result<S::Ok, S::Error> {
+    secret.as_ref().map(Secret::expose).serialize(to)
+}
+
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
@@ -58,6 +64,9 @@ pub enum Question {
         /// What is set for it, by the names of the configuration's keys; paths are absolute.
         #[serde(default)]
         settings: Overrides,
+        /// The only credentials it may use, as `.dockerconfigjson` has them; none: those of the plane's own configuration.
+        #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "exposed")]
+        secret: Option<Secret>,
     },
     /// To take it away from there.
     Unmount {
@@ -164,8 +173,9 @@ async fn answer(plane: &Arc<Plane>, question: Question) -> Result<Answer> {
             plane.unpublish(&volume.id, &dir, how).await?;
             Ok(Answer::Unmounted)
         }
-        Question::Mount { reference, dir, settings } => {
-            let wish = Wish { reference: reference.parse()?, settings, secret: None };
+        Question::Mount { reference, dir, settings, secret } => {
+            refuse_secrets(&settings)?;
+            let wish = Wish { reference: reference.parse()?, settings, secret };
             // Seen through also where who asked goes away: it would be begun anew by the next one otherwise.
             let plane = plane.clone();
             let done = tokio::spawn(async move {
@@ -176,6 +186,26 @@ async fn answer(plane: &Arc<Plane>, question: Question) -> Result<Answer> {
             mounted(done?)
         }
     }
+}
+
+/// Whether the settings name a proxy with a password.
+#[must_use]
+pub fn has_password(settings: &Overrides) -> bool {
+    let proxy = settings.get("registry.proxy").and_then(|text| text.parse::<Proxy>().ok());
+    proxy.is_some_and(|proxy| proxy.has_password())
+}
+
+/// Settings are noted and shown; what must not be is asked for otherwise.
+fn refuse_secrets(settings: &Overrides) -> Result<()> {
+    if settings.contains_key("registry.auth") {
+        let doing = "credentials are none of a mount's settings";
+        return Err(Error::new(Kind::Invalid, doing).hint("send them as its secret"));
+    }
+    if has_password(settings) {
+        let doing = "a proxy's password is none of a mount's settings";
+        return Err(Error::new(Kind::Invalid, doing).hint("set it for 'weightfs serve' itself"));
+    }
+    Ok(())
 }
 
 fn mounted(published: Published) -> Result<Answer> {
@@ -230,6 +260,7 @@ mod tests {
             reference: "r.io/a/b:v1".into(),
             dir: "/mnt".into(),
             settings: Overrides::from([("content.warm".to_owned(), "all".to_owned())]),
+            secret: None,
         };
         let text =
             r#"{"do":"mount","reference":"r.io/a/b:v1","dir":"/mnt","settings":{"content.warm":"all"}}"#;
@@ -239,6 +270,21 @@ mod tests {
         for odd in [r#"{"do":"list","more":1}"#, r#"{"do":"format"}"#, "{}", ""] {
             assert!(serde_json::from_str::<Question>(odd).is_err(), "{odd}");
         }
+    }
+
+    #[test]
+    fn credentials_are_asked_for_as_a_secret_and_refused_as_a_setting() {
+        let text = r#"{"do":"mount","reference":"r.io/a/b","dir":"/mnt","settings":{},"secret":"canary-{}"}"#;
+        let question: Question = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&question).unwrap(), text);
+        assert!(!format!("{question:?}").contains("canary"));
+        let refused = |key: &str, value: &str| {
+            let refused = refuse_secrets(&Overrides::from([(key.to_owned(), value.to_owned())]));
+            refused.inspect_err(|error| assert!(!error.to_string().contains("canary"))).is_err()
+        };
+        assert!(refused("registry.auth", "r.io=me:canary-x"));
+        assert!(refused("registry.proxy", "http://me:canary-x@proxy:1"));
+        assert!(!refused("registry.proxy", "http://proxy:1"));
     }
 
     #[test]

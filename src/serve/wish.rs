@@ -113,11 +113,7 @@ fn read(secret: &Secret) -> Result<Given> {
 
 /// What of these credentials is for this place: nothing else of them is used or kept.
 fn reduced(secret: &Secret, place: &Place) -> Result<Secret> {
-    let given = read(secret)?;
-    let counts = match place {
-        Place::Registry { host, repository } => given.only_for(host, repository)?,
-        Place::Layout { .. } => None,
-    };
+    let counts = read(secret)?.only_for(place)?;
     Ok(counts.unwrap_or_else(|| Secret::new(r#"{"auths":{}}"#)))
 }
 

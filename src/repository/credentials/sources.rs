@@ -10,6 +10,7 @@ use super::login;
 use super::matching::Wanted;
 use super::{Candidate, Credentials};
 use crate::error::{Error, Kind, Result};
+use crate::oci::Place;
 use crate::repository::Secret;
 
 /// The places, in the order in which they are looked into.
@@ -73,12 +74,13 @@ impl Given {
         Ok(Self(Secret::new(json)))
     }
 
-    /// What counts of it for `repository` of the registry `host`, in one form however it was written, to be given in its place there;
-    /// `None` where nothing does.
+    /// What counts of it for this place, in one form however it was written, to be given in its stead there; `None` where nothing
+    /// does, as for a folder.
     ///
     /// # Errors
     /// `Invalid` where what counts cannot be meant, without anything of it.
-    pub fn only_for(&self, host: &str, repository: &str) -> Result<Option<Secret>> {
+    pub fn only_for(&self, place: &Place) -> Result<Option<Secret>> {
+        let Place::Registry { host, repository } = place else { return Ok(None) };
         let found = self.file()?.credentials(Wanted { host, repository });
         let found = found.map_err(|why| Error::new(Kind::Invalid, why))?;
         Ok(found.map(|found| {
@@ -217,8 +219,9 @@ mod tests {
 
     #[test]
     fn what_counts_for_a_registry_is_the_same_however_it_was_written_and_all_that_is_left() {
+        let place = Place::Registry { host: "r.io".into(), repository: "team/llm".into() };
         let left = |text: &str| {
-            let given = Given::parse(text).unwrap().only_for("r.io", "team/llm").unwrap();
+            let given = Given::parse(text).unwrap().only_for(&place).unwrap();
             given.map(|secret| secret.expose().to_owned())
         };
         let plain = left("r.io=user:pass").unwrap();
