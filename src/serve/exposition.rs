@@ -89,7 +89,7 @@ impl Tally {
 }
 
 impl Plane {
-    /// All metrics as text. Asks every mount's process, two seconds at most each, so it blocks.
+    /// All metrics as text. Asks every mount's process, as [`survey`](Self::survey) does, so it blocks.
     #[must_use]
     pub fn exposition(&self) -> String {
         let (survey, volumes) = (self.survey(), self.list());

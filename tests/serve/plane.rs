@@ -9,9 +9,11 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
 use super::{WEIGHTS, assert_right, registry};
+use crate::support::canary;
 use crate::support::http;
 use crate::support::node::{Node, SOON};
 use crate::support::place::is_running;
+use crate::support::registry::{BASIC, PASSWORD, Registry};
 use crate::support::scratch::{self, mount_points_below};
 use crate::support::wait;
 
@@ -147,6 +149,29 @@ fn the_pages_show_metrics_health_and_mounts_and_no_more() {
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().unwrap();
         assert!(text.contains(&format!("# TYPE {name} ")), "{name} has a type");
+    }
+}
+
+#[test]
+fn credentials_in_a_variable_of_who_mounts_are_used_and_not_noted_among_settings() {
+    let (registry, node) = (Registry::with_password(), Node::start());
+    registry.push("models/1", "v1", &super::model(1));
+    let mount = |name: &str, password: &str| {
+        let mut command = node.place.command();
+        command.args(["mount", &registry.reference("models/1:v1")]).arg(node.dir(name));
+        command.env("WEIGHTFS_REGISTRY_AUTH", format!("{}=reader:{password}", registry.host()));
+        node.place.finish(command, SOON)
+    };
+    mount("wrong", canary::PASSWORD).failed(4, &[]);
+    mount("right", PASSWORD).ok();
+    assert_right(&node.target("right"), 1);
+    assert!(node.listed(&node.target("right")).is_some(), "by way of the plane");
+    for folder in ["mounts", "volumes"] {
+        let noted = fs::read_dir(node.place.state().join("node").join(folder)).unwrap();
+        let noted: Vec<String> =
+            noted.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+        assert_eq!(noted.len(), 1);
+        assert!(!noted[0].contains(PASSWORD) && !noted[0].contains(BASIC), "{folder}");
     }
 }
 
