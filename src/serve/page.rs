@@ -90,7 +90,7 @@ impl Dear {
         let mut last = self.0.clone().lock_owned().await;
         let mut next = asked;
         if let Some((begun, text)) = &*last {
-            if *begun >= asked {
+            if *begun > asked {
                 return Ok(text.clone());
             }
             next = *begun + PAUSE;
