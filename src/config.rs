@@ -3,16 +3,16 @@
 //! [`KEYS`] is the one table of what can be set; `docs/configuration.md` is held to it by a test. The process's
 //! environment is looked at in [`Environment::of_process`] and nowhere else. Used by the commands only.
 
+mod environment;
 mod values;
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::environment::Environment;
 use self::values::{
-    duration, existing_folder, folder, integrity, number, plain_http, read_ahead, redirect_to, requests,
-    size, switch, umask, warm,
+    duration, existing_folder, folder, integrity, mounts, number, plain_http, read_ahead, redirect_to,
+    requests, size, switch, umask, warm,
 };
 use crate::content;
 use crate::content::store::StoreConfig;
@@ -20,96 +20,11 @@ use crate::error::{Error, Kind, Result, StorageContext};
 use crate::index::Trust;
 use crate::metrics::Metrics;
 use crate::mount;
+use crate::oci::exclude::Exclude;
 use crate::repository::credentials::{Given, Providers, Sources};
-use crate::repository::{self, Exceptions, Proxies, Proxy};
-
-/// The environment and the user of this process, as far as settings hang on them.
-#[derive(Clone, Debug, Default)]
-pub struct Environment {
-    /// The variables.
-    pub variables: BTreeMap<String, OsString>,
-    /// Whether the process runs as root.
-    pub root: bool,
-}
-
-impl Environment {
-    /// Reads it. Variables whose name is no UTF-8 are left out.
-    #[must_use]
-    pub fn of_process() -> Self {
-        let variables = std::env::vars_os();
-        let variables = variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
-        Self { variables: variables.collect(), root: nix::unistd::geteuid().is_root() }
-    }
-
-    /// A folder for what lasts no longer than the process: `$TMPDIR`, else `/tmp`.
-    #[must_use]
-    pub fn temporary(&self) -> PathBuf {
-        self.path("TMPDIR").unwrap_or_else(|| "/tmp".into())
-    }
-
-    /// The time that what is made is to be of, in seconds since 1970, if `SOURCE_DATE_EPOCH` says so
-    /// (reproducible-builds.org, "SOURCE_DATE_EPOCH").
-    ///
-    /// # Errors
-    /// `Invalid` where it is no number.
-    pub fn source_date_epoch(&self) -> Result<Option<u64>> {
-        const NAME: &str = "SOURCE_DATE_EPOCH";
-        let Some(value) = self.get(NAME) else { return Ok(None) };
-        let number = value.to_str().and_then(|text| text.parse().ok());
-        number.map(Some).ok_or_else(|| {
-            let doing = format!("{NAME}: {value:?} is no number of seconds since 1970");
-            Error::new(Kind::Invalid, doing)
-        })
-    }
-
-    /// The proxies that the usual variables name, in capitals or, where these are not set, in small letters.
-    ///
-    /// # Errors
-    /// `Invalid` where one cannot be meant; its value is not shown.
-    fn proxies(&self) -> Result<Proxies> {
-        let of_all = self.proxy("ALL_PROXY")?;
-        let except = self.in_either_case("NO_PROXY").map(|list| list.to_string_lossy()).unwrap_or_default();
-        Ok(Proxies {
-            tls: self.proxy("HTTPS_PROXY")?.or_else(|| of_all.clone()),
-            plain: self.proxy("HTTP_PROXY")?.or(of_all),
-            except: Exceptions::read(&except),
-        })
-    }
-
-    fn proxy(&self, name: &str) -> Result<Option<Proxy>> {
-        let Some(value) = self.in_either_case(name) else { return Ok(None) };
-        let read = value.to_str().ok_or_else(|| "it is no UTF-8".to_owned()).and_then(str::parse);
-        read.map(Some).map_err(|why| Error::new(Kind::Invalid, format!("{name}: {why}")))
-    }
-
-    fn in_either_case(&self, name: &str) -> Option<&OsString> {
-        self.get(name).or_else(|| self.get(&name.to_ascii_lowercase()))
-    }
-
-    /// A variable that is set and not empty.
-    fn get(&self, name: &str) -> Option<&OsString> {
-        self.variables.get(name).filter(|value| !value.is_empty())
-    }
-
-    /// A variable that holds an absolute path; a relative one counts as not set (XDG base directories).
-    fn path(&self, name: &str) -> Option<PathBuf> {
-        self.get(name).map(PathBuf::from).filter(|path| path.is_absolute())
-    }
-
-    fn under_home(&self, variable: &str, otherwise: &str) -> PathBuf {
-        let home = || self.path("HOME").unwrap_or_else(|| "/nonexistent".into()).join(otherwise);
-        self.path(variable).unwrap_or_else(home).join("weightfs")
-    }
-}
-
-/// Where running mounts are noted, and where their logs go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StateConfig {
-    /// One record and one socket for each live mount.
-    pub live: PathBuf,
-    /// One log for each folder mounted at.
-    pub logs: PathBuf,
-}
+use crate::repository::{self, Exceptions, Proxy};
+use crate::serve::listen::{name, socket};
+use crate::serve::{Listening, StateConfig};
 
 /// Everything that can be set, checked.
 #[derive(Clone, Debug)]
@@ -124,6 +39,8 @@ pub struct Settings {
     pub mount: mount::Options,
     /// Where running mounts are noted.
     pub state: StateConfig,
+    /// Where `weightfs serve` listens.
+    pub serve: Listening,
     /// What is logged, as a filter of `tracing`; `None`: warnings, and in the log of a mount also what it does.
     pub log: Option<String>,
 }
@@ -144,6 +61,31 @@ pub struct Key {
     /// What it sets.
     pub help: &'static str,
     set: fn(&mut Settings, &str) -> Result<(), String>,
+}
+
+impl Key {
+    /// Whether it says something of a mount, and not of where mounts are noted and asked for.
+    fn is_of_a_mount(&self) -> bool {
+        !["state.", "serve.", "log."].iter().any(|table| self.name.starts_with(table))
+    }
+
+    /// The value with the paths in it made absolute.
+    fn absolute(&self, text: &str) -> Result<String> {
+        let path = |text: &str| {
+            folder(text).map(|path| path.display().to_string()).map_err(|why| wrong(self.name, &why))
+        };
+        match self.form {
+            "files or folders, with `:` between them" => {
+                text.split(':').map(path).collect::<Result<Vec<_>>>().map(|paths| paths.join(":"))
+            }
+            form if form.starts_with("file") || form.starts_with("folder") => path(text),
+            _ => Ok(text.to_owned()),
+        }
+    }
+}
+
+fn key(name: &str) -> Result<&'static Key> {
+    KEYS.iter().find(|key| key.name == name).ok_or_else(|| wrong(name, "there is no such key"))
 }
 
 macro_rules! keys {
@@ -228,6 +170,12 @@ keys! {
     "hosts as in references and `.domains`, with commas between",
     "other registries than its own that a ModelKit may be built upon: they are asked with your credentials for them",
     |all, text| text.parse().map(|value| all.repository.parents = value);
+    "registry.only_pull_secret", "WEIGHTFS_ONLY_PULL_SECRET", None, "none", "file",
+    "a Kubernetes pull secret that is the only place where credentials are looked for",
+    |all, text| folder(text).map(|value| {
+        let program_limit = all.repository.credentials.program_limit;
+        all.repository.credentials = Sources { pull_secrets: vec![value], program_limit, ..Sources::default() };
+    });
     "content.integrity", "WEIGHTFS_INTEGRITY", Some("--integrity"), "`auto`", "`auto`, `deferred` or `strict`",
     "what is asked of bytes before they are served, where the artifact does not bring their digests",
     |all, text| integrity(text).map(|value| all.content.integrity = value);
@@ -240,6 +188,9 @@ keys! {
     "`OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`, as `linux/arm64`",
     "which manifest is meant where a reference leads to a list with one for each platform, as container images have",
     |all, text| text.parse().map(|value| all.content.platform = Some(value)).map_err(|error: Error| error.to_string());
+    "content.exclude", "WEIGHTFS_EXCLUDE", None, "none", "JSON array of patterns as `.gitignore` has them",
+    "files that are left out, by their names without folders",
+    |all, text| Exclude::parse(text).map(|value| all.content.exclude = value);
     "content.warm", "WEIGHTFS_WARM", Some("--warm"), "`auto`", "`none`, `auto` or `all`",
     "what is loaded before it is asked for",
     |all, text| warm(text).map(|value| all.content.warm = value);
@@ -269,6 +220,23 @@ keys! {
     "`$XDG_RUNTIME_DIR/weightfs` and `$XDG_STATE_HOME/weightfs`; root: `/run/weightfs` and `/var/log/weightfs`",
     "folder", "where running mounts are noted, with their logs in `log` below it",
     |all, text| folder(text).map(|live| all.state = StateConfig { logs: live.join("log"), live });
+    "serve.control", "WEIGHTFS_CONTROL", Some("--control"), "`control.sock` in the state folder", "socket's path, or `unix:///PATH`",
+    "where `weightfs serve` is asked by `mount`, `unmount` and `list`",
+    |all, text| socket(text).map(|value| all.serve.control = Some(value));
+    "serve.metrics", "WEIGHTFS_METRICS", Some("--metrics"), "none", "`127.0.0.1:PORT` or `unix:///PATH`",
+    "where `weightfs serve` shows `/metrics`, `/healthz`, `/readyz` and `/mounts`",
+    |all, text| text.parse().map(|value| all.serve.metrics = Some(value));
+    "serve.csi", "WEIGHTFS_CSI", Some("--csi"), "none", "socket's path, or `unix:///PATH`",
+    "where `weightfs serve` answers the kubelet (CSI)",
+    |all, text| socket(text).map(|value| all.serve.csi = Some(value));
+    "serve.node_id", "WEIGHTFS_NODE_ID", Some("--node-id"), "none", "name", "what this node is called there",
+    |all, text| name(text, 192).map(|value| all.serve.node_id = Some(value));
+    "serve.csi_driver", "WEIGHTFS_CSI_DRIVER", Some("--csi-driver"), "`model.csi.modelpack.org`", "name",
+    "what the driver is called there, and what the attributes of its volumes begin with",
+    |all, text| name(text, 63).map(|value| all.serve.csi_driver = value);
+    "serve.max_mounts", "WEIGHTFS_MAX_MOUNTS", None, "`256`", "number, `1` to `65536`",
+    "how many mounts `weightfs serve` may have, each a process; further ones are refused",
+    |all, text| mounts(text).map(|value| all.serve.max_mounts = value);
     "log.filter", "WEIGHTFS_LOG", Some("-v"), "`warn`; the log of a mount: `warn,weightfs=info`",
     "`error` to `trace`, or a list as `warn,weightfs=debug`", "what is logged",
     |all, text| { all.log = Some(text.to_owned()); Ok(()) };
@@ -293,6 +261,7 @@ impl Settings {
             content: content::Config { metrics, ..content::Config::default() },
             mount: mount::Options::default(),
             state: state_folders(environment),
+            serve: Listening::default(),
             log: None,
         }
     }
@@ -323,8 +292,7 @@ impl Settings {
             (key.set)(&mut settings, text).map_err(|why| wrong(key.variable, &why))?;
         }
         for (name, value) in flags {
-            let key = KEYS.iter().find(|key| key.name == *name);
-            let key = key.ok_or_else(|| wrong(name, "there is no such key"))?;
+            let key = key(name)?;
             refuse_secret(key, value)?;
             (key.set)(&mut settings, value).map_err(|why| wrong(key.flag.unwrap_or(name), &why))?;
         }
@@ -402,8 +370,11 @@ fn refuse_secret(key: &Key, value: &str) -> Result<()> {
         .hint(format!("put it into {}, or into the configuration file", key.variable)))
 }
 
-/// The file that counts: the one named, else the user's, else the machine's.
-fn read_file(environment: &Environment, named: Option<&Path>) -> Result<Option<(PathBuf, String)>> {
+/// The file that counts, and its text: the one named, else the user's, else the machine's; `None` where there is none.
+///
+/// # Errors
+/// `NotFound` where one is named that is not there, `Storage` where it can't be read.
+pub fn read_file(environment: &Environment, named: Option<&Path>) -> Result<Option<(PathBuf, String)>> {
     let named = named.map(Path::to_owned).or_else(|| environment.get("WEIGHTFS_CONFIG").map(PathBuf::from));
     if let Some(path) = named {
         let text = std::fs::read_to_string(&path);

@@ -1,10 +1,11 @@
 //! What settings mean, and that the documentation lists them.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use super::*;
 use crate::content::{Integrity, Warm};
-use crate::repository::RedirectTo;
+use crate::repository::{Proxies, RedirectTo};
 
 fn environment(variables: &[(&str, &str)]) -> Environment {
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value)));

@@ -11,6 +11,7 @@
 //! * floor 5, [`mount`]: the kernel's door; all `unsafe` is here, but for the calls around inflate in [`codec::gzip`].
 //! * beside it, [`pack`]: a folder becomes an artifact with an index; [`pull`]: a model's files become a folder.
 //! * beside them, [`testing`]: a registry on loopback that fails when told to, for tests and for `weightfs demo`.
+//! * floor 6, [`serve`]: those who ask for mounts: which run, who serves them, and the plane that looks after all of a node.
 //! * floor 7, [`cli`]: what a person types; the only floor that prints.
 //! * roof: [`config`]: each floor's settings put together and checked once.
 
@@ -29,6 +30,7 @@ pub mod pack;
 pub mod pull;
 pub mod range;
 pub mod repository;
+pub mod serve;
 pub mod testing;
 
 pub use error::{Error, Kind, Result};

@@ -1,19 +1,19 @@
-//! Every counter the process keeps: its name, its unit and what it counts, in one table.
+//! Every counter that is kept: its name, its unit and what it counts, in one table; and the gauges of a node's plane.
 //!
-//! Counters are plain atomics that any floor may add to; who shows them (the status of a mount) reads
+//! Counters are plain atomics that any floor may add to; who shows them (the status of a mount, the page of the plane) reads
 //! them all with [`Metrics::snapshot`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! metrics {
-    ($($name:ident, $unit:literal, $help:literal;)*) => {
-        /// The counters of one mount. All start at zero and only grow.
+    ($(#[$doc:meta])* $table:ident: $($name:ident, $unit:literal, $help:literal;)*) => {
+        $(#[$doc])*
         #[derive(Debug, Default)]
-        pub struct Metrics {
+        pub struct $table {
             $(#[doc = concat!($help, " Unit: ", $unit, ".")] pub $name: Counter,)*
         }
 
-        impl Metrics {
+        impl $table {
             /// Name, unit, help and present value of every counter, in the order of the table.
             #[must_use]
             pub fn snapshot(&self) -> Vec<Reading> {
@@ -54,6 +54,8 @@ impl Counter {
 }
 
 metrics! {
+    /// The counters of one mount. All start at zero and only grow.
+    Metrics:
     fetched_bytes, "bytes", "Stored bytes of layers that arrived from the repository.";
     decoded_bytes, "bytes", "Content bytes that were decoded from compressed layers.";
     fetched_ranges, "requests", "Range requests sent to the repository by the loader.";
@@ -77,4 +79,44 @@ metrics! {
     reads, "reads", "Reads asked for by the kernel.";
     passthrough_opens, "opens", "Opens that the kernel serves by itself from the store.";
     cached_opens, "opens", "Opens served by replies of this process.";
+}
+
+metrics! {
+    /// The counters of the plane of a node. All start at zero and only grow.
+    NodeMetrics:
+    published_volumes, "volumes", "Volumes shown at a folder when they were asked for; one that was there already counts too.";
+    unpublished_volumes, "volumes", "Volumes taken away.";
+    failed_publishes, "volumes", "Volumes that were asked for and could not be shown.";
+    restarts, "processes", "Mounts' processes that ended by themselves and were started again.";
+}
+
+/// Something that is counted when it is asked for: it may grow and shrink.
+#[derive(Clone, Copy, Debug)]
+pub struct Gauge {
+    /// Its name.
+    pub name: &'static str,
+    /// What it counts in.
+    pub unit: &'static str,
+    /// What it is.
+    pub help: &'static str,
+}
+
+macro_rules! gauges {
+    ($($place:ident, $name:literal, $unit:literal, $help:literal;)*) => {
+        $(#[doc = concat!($help, " Unit: ", $unit, ".")]
+        pub const $place: Gauge = Gauge { name: $name, unit: $unit, help: $help };)*
+
+        /// All gauges of the plane of a node.
+        pub const GAUGES: &[Gauge] = &[$($place),*];
+    };
+}
+
+gauges! {
+    MOUNTS, "mounts", "mounts", "Mounts that have a process on this node, or should have.";
+    ANSWERING, "answering_mounts", "mounts", "Those of them whose process answers.";
+    VOLUMES, "volumes", "volumes", "Volumes that show them.";
+    ABNORMAL, "abnormal_volumes", "volumes", "Those of them that cannot be read as they should.";
+    MOUNT_BYTES, "mount_bytes", "bytes", "Content bytes of a mount's model.";
+    MOUNT_LOCAL_BYTES, "mount_local_bytes", "bytes", "Those of them that are on this machine.";
+    MOUNT_VOLUMES, "mount_volumes", "volumes", "Volumes that show a mount.";
 }

@@ -180,7 +180,7 @@ fn only_the_roof_looks_at_the_environment() {
     // Where programs are found is a matter of running them, and no setting.
     let may = |source: &Source| {
         let path_only = source.code().replace("std::env::var_os(\"PATH\")", "");
-        source.path == Path::new("config.rs") || !looks.iter().any(|look| path_only.contains(look))
+        source.module() == ROOF || !looks.iter().any(|look| path_only.contains(look))
     };
     assert_eq!(offenders(&looks, may), Vec::<String>::new());
 }
@@ -196,6 +196,9 @@ fn every_file_says_first_what_it_is_and_stays_readable() {
     for source in sources() {
         let path = source.path.display();
         assert!(source.text.starts_with("//!"), "{path} does not open with what it is");
+        if source.text.contains("@generated") {
+            continue;
+        }
         let lines = source.shipped().lines().count();
         assert!(lines <= LINES, "{path} has {lines} lines: look for its second idea");
     }

@@ -33,4 +33,5 @@ mod neighbours;
 mod pack;
 mod pull;
 mod registry;
+mod serve;
 mod ways;

@@ -42,6 +42,8 @@ pub(super) struct Common {
 pub(super) enum Command {
     /// Show the model REF as the folder DIR
     Mount(Mount),
+    /// Look after all mounts of a node: one process for each model, started again when it dies, asked for by 'mount' and others
+    Serve(Box<super::serve::Serve>),
     /// Take the mount at DIR away, also one whose process has died
     Unmount(Unmount),
     /// List the mounts of this user
@@ -251,6 +253,7 @@ impl CommandLine {
         let mut flags = Flags::new();
         match &self.command {
             Command::Mount(mount) => mount.set(&mut flags),
+            Command::Serve(serve) => serve.set(&mut flags),
             Command::Unmount(unmount) => unmount.state.set(&mut flags),
             Command::List(list) => list.state.set(&mut flags),
             Command::Ls(ls) => ls.reading.set(&mut flags),

@@ -2,10 +2,11 @@
 
 use serde::Serialize;
 
-use super::state::{Record, State};
 use super::{args, print};
 use crate::config::Settings;
 use crate::error::Result;
+use crate::serve::control::{self, Answer, Question};
+use crate::serve::{Record, Shown, State};
 
 /// One mount as it is listed.
 #[derive(Debug, Serialize)]
@@ -27,6 +28,9 @@ struct Row {
     refused: Vec<String>,
     /// The log of a mount in the background.
     log: Option<std::path::PathBuf>,
+    /// What 'weightfs serve' has found wrong with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
 }
 
 /// Lists the mounts that are noted.
@@ -35,7 +39,9 @@ struct Row {
 /// `Storage` where the state folder can't be read or nothing can be written.
 pub(super) fn run(command: &args::List, settings: &Settings) -> Result<()> {
     let state = State::open(&settings.state)?;
-    let rows: Vec<Row> = state.records()?.into_iter().map(|record| row(&state, record)).collect();
+    let shown = volumes(settings)?;
+    let rows: Vec<Row> =
+        state.records()?.into_iter().flat_map(|record| rows(&state, record, &shown)).collect();
     for row in &rows {
         for file in &row.poisoned {
             print::complain(format_args!(
@@ -61,6 +67,30 @@ pub(super) fn run(command: &args::List, settings: &Settings) -> Result<()> {
     print::line(print::table(&table(&rows)))
 }
 
+/// What the plane shows, where one runs.
+///
+/// # Errors
+/// What the plane says.
+pub(super) fn volumes(settings: &Settings) -> Result<Vec<Shown>> {
+    match control::ask(&settings.serve.control(&settings.state.live), &Question::List {})? {
+        Some(Answer::Volumes(shown)) => Ok(shown),
+        Some(_) | None => Ok(Vec::new()),
+    }
+}
+
+/// A row for each folder at which a mount is to be seen: those of its volumes, where it is one of the plane's.
+fn rows(state: &State, record: Record, shown: &[Shown]) -> Vec<Row> {
+    let volumes: Vec<&Shown> = shown.iter().filter(|volume| volume.host == record.dir).collect();
+    if volumes.is_empty() {
+        return vec![row(state, record)];
+    }
+    let of_volume = |volume: &Shown| {
+        let noted = Record { reference: volume.reference.clone(), ..record.clone() };
+        Row { dir: volume.dir.clone(), trouble: volume.trouble.clone(), ..row(state, noted) }
+    };
+    volumes.into_iter().map(of_volume).collect()
+}
+
 fn row(state: &State, record: Record) -> Row {
     let status = state.ask(&record);
     let silent = || if record.process.runs() { "silent" } else { "dead" }.to_owned();
@@ -76,6 +106,7 @@ fn row(state: &State, record: Record) -> Row {
         digest: record.digest,
         pid: record.process.pid,
         log: record.log,
+        trouble: None,
     }
 }
 

@@ -1,14 +1,14 @@
 //! Where log lines go: standard error, or the log file of a mount that runs in the background.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, Kind, Result, StorageContext};
+use crate::serve::start::append;
 
 /// How large a log file may grow before a new one is begun; one old one is kept beside it.
 const LIMIT: u64 = 10 << 20;
@@ -105,12 +105,6 @@ impl Write for LogFile {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
-}
-
-/// Opens a log for appending; a link in its place is refused.
-pub(super) fn append(path: &Path) -> io::Result<File> {
-    let no_link = nix::fcntl::OFlag::O_NOFOLLOW.bits();
-    OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(no_link).open(path)
 }
 
 #[cfg(test)]

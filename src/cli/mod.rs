@@ -19,7 +19,7 @@ mod pack;
 mod print;
 mod progress;
 mod pull;
-mod state;
+mod serve;
 mod unmount;
 mod verify;
 
@@ -61,12 +61,14 @@ fn run(line: &CommandLine, begun: Instant) -> Result<ExitCode> {
     let settings = settings(line, &environment)?;
     let usual = match &line.command {
         Command::Mount(mount) if mount.foreground => Usual::Deeds,
+        Command::Serve(_) => Usual::Deeds,
         _ => Usual::Warnings,
     };
     logging::to_stderr(settings.log.as_deref(), usual)?;
     let done = match &line.command {
         Command::Mount(command) if command.foreground => mount::in_foreground(command, &settings, begun),
-        Command::Mount(command) => mount::in_background(command, &settings, begun),
+        Command::Mount(command) => mount::in_background(command, &settings, begun, line, &environment),
+        Command::Serve(_) => serve::run(line, &settings, &environment),
         Command::Unmount(command) => unmount::run(command, &settings),
         Command::List(command) => list::run(command, &settings),
         Command::Ls(command) => ls::run(command, &settings),

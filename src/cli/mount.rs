@@ -5,38 +5,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::args;
+use super::args::{self, CommandLine};
 use super::background;
-use super::state::{Process, Record, State};
 use super::{open, print, reference, runtime};
-use crate::config::Settings;
+use crate::config::{Environment, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::fs::Model;
 use crate::mount::{Mount, vacant};
 use crate::oci::Reference;
+use crate::repository::Secret;
+use crate::repository::credentials::Given;
+use crate::serve::control::{self, Answer, Question};
+use crate::serve::start::Mounted;
+use crate::serve::{Overrides, Process, Record, State};
 
 /// How long threads that still work may take when the process ends.
 const LAST_WORK: Duration = Duration::from_secs(1);
-
-/// What there is to say of a mount that answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Mounted {
-    /// As typed.
-    pub(super) reference: String,
-    /// The folder.
-    pub(super) dir: std::path::PathBuf,
-    /// The manifest's digest.
-    pub(super) digest: String,
-    /// The process that serves it.
-    pub(super) pid: u32,
-    /// Why the registry was not heard, where what is kept here is mounted.
-    pub(super) unanswered: Option<String>,
-    /// What else a person should know.
-    pub(super) warnings: Vec<String>,
-}
 
 /// Where a mount is noted and logged.
 #[derive(Clone, Copy, Debug)]
@@ -47,21 +33,70 @@ pub(super) enum Place {
     Background,
 }
 
-/// Mounts from a process that stays behind; returns when the mount answers.
+/// Mounts from a process that stays behind, by way of the plane where one runs; returns when the mount answers.
 ///
 /// # Errors
 /// Those that the other process met, with their kinds; `Kernel` where it ended without a word.
-pub(super) fn in_background(command: &args::Mount, settings: &Settings, begun: Instant) -> Result<()> {
+pub(super) fn in_background(
+    command: &args::Mount,
+    settings: &Settings,
+    begun: Instant,
+    line: &CommandLine,
+    environment: &Environment,
+) -> Result<()> {
     // What can be known without the network is said before it is asked, and in this process.
     reference(&command.reference)?;
     let dir = vacant(&command.dir)?;
-    let log = State::open(&settings.state)?.log(&dir);
-    let mounted = background::start(&log)?;
+    let mounted = match by_the_plane(command, &dir, settings, line, environment)? {
+        Some(mounted) => mounted,
+        None => background::start(&State::open(&settings.state)?.log(&dir))?,
+    };
     // In the foreground they are in the log, which is on standard error.
     for warning in &mounted.warnings {
         print::complain(format_args!("warning: {warning}"));
     }
     report(command, &mounted, begun.elapsed())
+}
+
+/// Asks the plane for the mount; `None` where none runs, or where it could not mean the same: the mount has a configuration file of
+/// its own, or a proxy with a password, which the plane would note.
+fn by_the_plane(
+    command: &args::Mount,
+    dir: &Path,
+    settings: &Settings,
+    line: &CommandLine,
+    environment: &Environment,
+) -> Result<Option<Mounted>> {
+    if line.common.config.is_some() || environment.names_a_file() {
+        return Ok(None);
+    }
+    let mut said = environment.said(&line.flags())?;
+    said.insert("mount.allow_other".to_owned(), settings.mount.allow_other.to_string());
+    let reference = reference(&command.reference)?;
+    let secret = take_secret(&mut said, &reference)?;
+    if control::has_password(&said) {
+        return Ok(None);
+    }
+    let (reference, dir) = (reference.to_string(), dir.to_owned());
+    let question = Question::Mount { reference, dir, settings: said, secret };
+    match control::ask(&settings.serve.control(&settings.state.live), &question)? {
+        Some(Answer::Mounted(mounted)) => Ok(Some(mounted)),
+        Some(other) => Err(Error::new(Kind::Protocol, format!("'weightfs serve' answered {other:?}"))),
+        None => Ok(None),
+    }
+}
+
+/// The credentials among the settings that are for the reference's repository, in the form of a pull secret: the plane notes
+/// settings, and shows them.
+fn take_secret(said: &mut Overrides, reference: &Reference) -> Result<Option<Secret>> {
+    let Some(text) = said.remove("registry.auth") else { return Ok(None) };
+    let given = Given::parse(&text);
+    let given = given.map_err(|why| Error::new(Kind::Invalid, format!("registry.auth: {why}")))?;
+    // Where another place for credentials is the only one, these do not count.
+    match said.contains_key("registry.only_pull_secret") {
+        true => Ok(None),
+        false => given.only_for(&reference.place),
+    }
 }
 
 /// Mounts from this process; returns when the mount has ended.
@@ -230,6 +265,21 @@ impl Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_go_to_the_plane_as_a_secret_where_they_are_for_the_repository_and_never_as_a_setting() {
+        let taken = |reference: &str, more: &str| {
+            let said = [("registry.auth", "r.io=me:canary-x"), (more, "x")];
+            let mut said: Overrides = said.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+            let secret = take_secret(&mut said, &reference.parse().unwrap()).unwrap();
+            assert!(!said.contains_key("registry.auth"));
+            secret.is_some()
+        };
+        assert!(taken("r.io/a/b", "content.warm"));
+        assert!(!taken("other.io/a/b", "content.warm"));
+        assert!(!taken("oci:/models", "content.warm"));
+        assert!(!taken("r.io/a/b", "registry.only_pull_secret"));
+    }
 
     #[test]
     fn a_mount_may_open_as_many_files_as_the_system_lets_it() {

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::state::State;
 use super::{args, print};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::mount::{self, Detach};
+use crate::serve::State;
+use crate::serve::control::{self, Answer, Question};
 
 /// How long the mount's process may take to end.
 const END: Duration = Duration::from_secs(15);
@@ -14,12 +15,16 @@ const END: Duration = Duration::from_secs(15);
 /// How long it may take where the mount was detached while it was in use: it goes on for its readers.
 const LAZY_END: Duration = Duration::from_secs(2);
 
-/// Unmounts and waits until the mount's process has ended.
+/// Unmounts and waits until the mount's process has ended; one of the plane's mounts by way of it, whose process may serve others.
 ///
 /// # Errors
 /// `NotFound` where nothing of weightfs is mounted or noted there, `Busy` where it is in use, `Kernel`.
 pub(super) fn run(command: &args::Unmount, settings: &Settings) -> Result<()> {
     let dir = mount::resolve(&command.dir)?;
+    let question = Question::Unmount { dir: dir.clone(), lazy: command.lazy };
+    if control::ask(&settings.serve.control(&settings.state.live), &question)? == Some(Answer::Unmounted) {
+        return print::line(format_args!("unmounted {}", dir.display()));
+    }
     let state = State::open(&settings.state)?;
     let record = state.find(&dir);
     let (how, limit) = match command.lazy {

@@ -42,6 +42,11 @@ pub(super) fn requests(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("{text:?} is no number from 1 to 64"))
 }
 
+pub(super) fn mounts(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=65536).contains(number));
+    number.ok_or_else(|| format!("{text:?} is no number from 1 to 65536"))
+}
+
 pub(super) fn redirect_to(text: &str) -> Result<Vec<RedirectTo>, String> {
     text.split(',').map(str::trim).filter(|place| !place.is_empty()).map(str::parse).collect()
 }

@@ -51,6 +51,7 @@ use serde::{Deserialize, Serialize};
 use crate::index::Trust;
 use crate::metrics::Metrics;
 use crate::oci::Platform;
+use crate::oci::exclude::Exclude;
 
 /// What is asked of bytes before they are served. Chunks of a bound layer are verified when they arrive whatever is set
 /// here: the artifact itself says what they must be.
@@ -86,6 +87,8 @@ pub struct Config {
     pub trust_index: Trust,
     /// Which manifest of a list is opened, where it has one for each platform; `None`: this machine's, or the only one.
     pub platform: Option<Platform>,
+    /// Which files are left out of the tree, and are not loaded before they are asked for.
+    pub exclude: Exclude,
     /// Where is counted what happens; the repository's may be the same.
     pub metrics: Arc<Metrics>,
 }
@@ -110,6 +113,7 @@ impl Default for Config {
             sealing: Sealing::default(),
             trust_index: Trust::default(),
             platform: None,
+            exclude: Exclude::default(),
             metrics: Arc::default(),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Everything here runs in tasks of its own that nobody waits for, in the slow lanes.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use super::lanes::Lane;
 use super::loader::{Loader, Standing, Stratum, Warm};
 use super::prefetch::tensors::Tensors;
 use super::prefetch::{gguf, opening};
-use crate::index::{CHUNK, ExtentId};
+use crate::index::{CHUNK, EntryKind, ExtentId, Layer};
 use crate::range::ContentRange;
 
 /// A usual span of a compressed layer: the default of `weightfs index build`.
@@ -36,12 +37,31 @@ impl Loader {
                 loader.warm_logged(id, range, Lane::Ahead).await;
             }
             if loader.config.warm == Warm::All {
-                for extent in loader.layers.iter().flat_map(Stratum::files) {
+                let (named, files) = (loader.named(), loader.layers.iter().flat_map(Stratum::files));
+                let is_shown = |id: ExtentId| {
+                    named.as_ref().is_none_or(|named| named.contains(&id) || loader.may_be_named(id))
+                };
+                for extent in files.filter(|extent| is_shown(extent.id)) {
                     let whole = ContentRange::new(0, extent.grid.len());
                     loader.warm_logged(extent.id, whole, Lane::Background).await;
                 }
             }
         });
+    }
+
+    /// The files that have a name: who left one out does not want it loaded. `None` where nothing was left out.
+    fn named(&self) -> Option<HashSet<ExtentId>> {
+        let its = |kind: &EntryKind| match kind {
+            EntryKind::File { extent, .. } => *extent,
+            _ => None,
+        };
+        let all = || self.index.entries.iter().filter_map(|entry| its(&entry.kind)).collect();
+        (!self.config.exclude.is_empty()).then(all)
+    }
+
+    /// Whether a file may come to have a name.
+    fn may_be_named(&self, id: ExtentId) -> bool {
+        self.index.layers.get(id.layer).is_some_and(Layer::is_growing)
     }
 
     /// Has files sealed that were complete and proved when the last mount ended, but not sealed.

@@ -2,7 +2,7 @@
 //!
 //! What is asked of a model that is open is [`Model`]'s own file. Called by floor 5 and the commands.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,8 +15,9 @@ use crate::content::store::Asked;
 use crate::content::{Config, Integrity, Loader, Store};
 use crate::error::Result;
 use crate::index::find::Known;
-use crate::index::{Attached, Coding, Guides, Index, Sources, Trust, bound, diff_ids};
+use crate::index::{Attached, Coding, EntryKind, Guides, Index, Sources, Trust, bound, diff_ids};
 use crate::oci::artifact::{ModelLayer, Packaging};
+use crate::oci::exclude::Exclude;
 use crate::oci::{Artifact, Digest, Reference};
 use crate::range::StoredRange;
 use crate::repository::Repository;
@@ -62,6 +63,7 @@ impl Model {
         if config.integrity == Integrity::Strict {
             forget_unproved(&mut index);
         }
+        leave_out(&mut index, &config.exclude);
         let tree = Tree::build(&index, &mut warnings)?;
         index.warnings.append(&mut warnings);
         let index = Arc::new(index);
@@ -165,6 +167,26 @@ async fn keep_gaps(store: &Arc<Store>, repository: &dyn Repository, index: &Arc<
     pin::blocking(store, repository, keep).await;
 }
 
+/// Takes the names of files out that are not wanted, and other names of the same files. Of a compressed layer whose names come
+/// as it goes by, those that have not come stay.
+fn leave_out(index: &mut Index, exclude: &Exclude) {
+    if exclude.is_empty() {
+        return;
+    }
+    let mut gone = HashSet::new();
+    index.entries.retain(|entry| {
+        let stays = match &entry.kind {
+            EntryKind::File { .. } => !exclude.excludes(&entry.path),
+            EntryKind::HardLink(first) => !exclude.excludes(&entry.path) && !gone.contains(first),
+            _ => true,
+        };
+        if !stays {
+            gone.insert(entry.path.clone());
+        }
+        stays
+    });
+}
+
 /// Forgets what the first header of a compressed layer says of its one file: nobody has verified it.
 fn forget_unproved(index: &mut Index) {
     let mut streamed = Vec::new();
@@ -186,12 +208,32 @@ mod tests {
     use super::*;
     use crate::content::StoreConfig;
     use crate::error::{Error, Kind};
-    use crate::index::ChunkDigest;
+    use crate::index::{ChunkDigest, Entry};
     use crate::oci::Descriptor;
     use crate::oci::artifact::{INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY, INDEX_KEY};
     use crate::oci::manifest::{Manifest, OCI_MANIFEST};
     use crate::repository::Memory;
     use crate::repository::around::Around;
+
+    #[test]
+    fn other_names_of_a_file_that_is_left_out_go_with_it() {
+        let entry =
+            |path: &str, kind: EntryKind| Entry { path: path.into(), kind, mode: 0, mtime: 0, layer: 0 };
+        let file = || EntryKind::File { extent: None, size: 0 };
+        let names = [
+            entry("a", EntryKind::Directory),
+            entry("a/w.bin", file()),
+            entry("again", EntryKind::HardLink("a/w.bin".into())),
+            entry("kept", file()),
+            entry("also", EntryKind::HardLink("kept".into())),
+        ];
+        let mut index = Index { entries: names.into(), ..Index::default() };
+        leave_out(&mut index, &Exclude::default());
+        assert_eq!(index.entries.len(), 5);
+        leave_out(&mut index, &Exclude::parse(r#"["*.bin"]"#).unwrap());
+        let left: Vec<_> = index.entries.iter().map(|entry| entry.path.as_str()).collect();
+        assert_eq!(left, ["a", "kept", "also"]);
+    }
 
     fn layer(path: &str, content: u8) -> Descriptor {
         let annotations = [("org.cncf.model.filepath".to_owned(), path.to_owned())].into();

@@ -12,9 +12,10 @@ use bytes::Bytes;
 use crate::content::store::{Asked, Store};
 use crate::error::{Error, Kind, Result};
 use crate::index::{Kept, bound, compression};
+use crate::oci::artifact::Family;
 use crate::oci::config::{CONFIG_LIMIT, Description};
 use crate::oci::manifest::{Document, Manifest};
-use crate::oci::{Artifact, Descriptor, Digest, Which};
+use crate::oci::{Artifact, Descriptor, Digest, Reference, Which};
 use crate::range::StoredRange;
 use crate::repository::{Pinned, Repository, read_all};
 
@@ -65,6 +66,28 @@ pub(super) async fn pin(repository: &dyn Repository, asked: &Asked, store: &Arc<
         blocking(store, repository, move |store, who| store.revoke(who, &reference)).await;
     }
     Err(error.context(format!("cannot open {reference}")))
+}
+
+/// What is asked for, by the repository's own word of just now: nothing that is kept stands in for it. Costs one request, or two
+/// where there is an index.
+///
+/// # Errors
+/// Those of [`Repository::manifest`], of reading a manifest, and of choosing one.
+pub async fn resolve(repository: &dyn Repository, asked: &Asked) -> Result<(Pinned, Artifact)> {
+    let found = ask(repository, asked).await.and_then(|meant| meant);
+    found.map_err(|error| error.context(format!("cannot open {}", asked.reference)))
+}
+
+/// The artifact that this one is built upon, as its config says. Costs a request for the config of a ModelKit, and none for others.
+///
+/// # Errors
+/// Those of reading the config, and where it can't be meant, as [`Artifact::complete`] has them.
+pub async fn parent(repository: &dyn Repository, artifact: &Artifact) -> Result<Option<Reference>> {
+    let config = artifact.config.as_ref().filter(|_| artifact.family == Family::KitOps);
+    let Some(config) = config else { return Ok(None) };
+    let read = async { artifact.clone().complete(&fetch(repository, config).await?) };
+    let doing = || format!("cannot read the config {}, which names a parent", config.digest);
+    Ok(read.await.map_err(|error| error.context(doing()))?.parent)
 }
 
 /// Remembers that the repository has just given `pinned` to who asks.
@@ -267,7 +290,7 @@ mod tests {
 
     use super::*;
     use crate::content::StoreConfig;
-    use crate::oci::{Blob, Reference};
+    use crate::oci::Blob;
     use crate::repository::ByteStream;
     use crate::repository::around::Around;
     use crate::repository::memory::nothing;

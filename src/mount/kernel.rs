@@ -52,15 +52,29 @@ impl MountEntry {
 /// # Errors
 /// `Storage` where `/proc` can't be read.
 pub(super) fn mounted_at(dir: &Path) -> Result<Option<MountEntry>> {
+    Ok(topmost(&table()?, dir))
+}
+
+/// Whether a mount of weightfs is at `dir`, also where another covers it.
+///
+/// # Errors
+/// As [`mounted_at`].
+pub(super) fn has_ours(dir: &Path) -> Result<bool> {
+    Ok(entries(&table()?).any(|entry| entry.point == dir && entry.is_ours()))
+}
+
+fn table() -> Result<Vec<u8>> {
     let table = "/proc/self/mountinfo";
-    let bytes = std::fs::read(table).storage(|| format!("cannot read {table}"))?;
-    Ok(topmost(&bytes, dir))
+    std::fs::read(table).storage(|| format!("cannot read {table}"))
+}
+
+fn entries(table: &[u8]) -> impl DoubleEndedIterator<Item = MountEntry> {
+    table.split(|byte| *byte == b'\n').filter_map(parse_line)
 }
 
 /// The last line for `dir` wins: a later mount covers an earlier one.
 fn topmost(table: &[u8], dir: &Path) -> Option<MountEntry> {
-    let mut entries = table.split(|byte| *byte == b'\n').filter_map(parse_line);
-    entries.rfind(|entry| entry.point == dir)
+    entries(table).rfind(|entry| entry.point == dir)
 }
 
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`

@@ -6,15 +6,18 @@
 mod adapter;
 mod answers;
 mod attach;
+pub mod bind;
 mod complaints;
 mod handles;
 mod kernel;
 pub mod mapped;
 mod session;
+mod watch;
 
 pub use kernel::resolve;
 pub use mapped::Mapping;
 pub use session::{Mount, unmount, vacant};
+pub use watch::Watch;
 
 /// How a mount looks and behaves to the kernel.
 #[derive(Clone, Debug)]

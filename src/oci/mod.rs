@@ -12,6 +12,7 @@ pub mod complete;
 pub mod config;
 mod dialect;
 pub mod digest;
+pub mod exclude;
 pub mod family;
 mod kitfile;
 pub mod manifest;

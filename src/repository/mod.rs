@@ -52,7 +52,6 @@ use mirror::Mirrored;
 pub use pace::Pace;
 pub use parents::Parents;
 pub use referrers::REFERRERS_LIMIT;
-use registry::Endpoint;
 pub use registry::proxy::{Exceptions, Proxies, Proxy};
 pub use registry::{RedirectTo, Registry, Verdict};
 pub use retry::Retrying;
@@ -252,18 +251,31 @@ impl Default for Config {
 /// `Storage` where the folder is no image layout.
 pub fn connect(reference: &Reference, config: &Config) -> Result<Arc<dyn Repository>> {
     match &reference.place {
-        Place::Registry { host, repository } => {
-            let hosts = hosts::of(host, config)?;
-            let mirrored = Mirrored::new(hosts, (host, repository), config)?;
-            let hedging = Hedging::new(Limited::new(mirrored, config), config);
-            Ok(Arc::new(Connected::new(Retrying::new(hedging, config), Some(host), config)))
-        }
+        Place::Registry { host, repository } => at(hosts::of(host, config)?, (host, repository), config),
         Place::Layout { folder } => {
             let typed = reference.tag.is_some() || reference.digest.is_some();
             let untagged = if typed { Untagged::Missing } else { Untagged::TheOnlyOne };
             Ok(Arc::new(Connected::new(Layout::open(folder, untagged)?, None, config)))
         }
     }
+}
+
+/// As [`connect`], but a registry is asked itself, and none of its mirrors: for what only the registry decides, as who may see what.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_to_origin(reference: &Reference, config: &Config) -> Result<Arc<dyn Repository>> {
+    match &reference.place {
+        Place::Registry { host, repository } => {
+            at(vec![hosts::origin(host, config)?], (host, repository), config)
+        }
+        Place::Layout { .. } => connect(reference, config),
+    }
+}
+
+fn at(hosts: Vec<hosts::Host>, named: (&str, &str), config: &Config) -> Result<Arc<dyn Repository>> {
+    let hedging = Hedging::new(Limited::new(Mirrored::new(hosts, named, config)?, config), config);
+    Ok(Arc::new(Connected::new(Retrying::new(hedging, config), Some(named.0), config)))
 }
 
 /// Asks the registry at `host`, reached as its configuration says, whether `credentials` are right; asks no mirror.
@@ -274,9 +286,7 @@ pub fn connect(reference: &Reference, config: &Config) -> Result<Arc<dyn Reposit
 /// `Denied` where they are not, `NotFound` where no registry is there, `Invalid` where the host or what is configured of it
 /// cannot be meant, and what the wire may bring.
 pub async fn check_login(host: &str, credentials: &Credentials, config: &Config) -> Result<Verdict> {
-    let named = hosts::of(host, config)?.into_iter().map(|one| one.endpoint).find(|one| one.host == host);
-    let endpoint = named.map_or_else(|| Endpoint::of(host, config.plain_http), Ok)?;
-    Registry::check_login(endpoint, credentials, config).await
+    Registry::check_login(hosts::origin(host, config)?.endpoint, credentials, config).await
 }
 
 /// Refuses a range that leaves the blob.

@@ -11,7 +11,6 @@ use clap::Args;
 
 use self::report::{Mounted, Report};
 use super::args::{Reading, State as StateFlags};
-use super::state::{Record, State};
 use super::{open, print, reference, runtime};
 use crate::config::{Flags, Settings};
 use crate::error::{Error, Kind, Result};
@@ -19,6 +18,7 @@ use crate::fs::Model;
 use crate::mount;
 use crate::oci::Reference;
 use crate::pull;
+use crate::serve::{Record, Shown, State};
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {
@@ -67,7 +67,7 @@ impl Named {
 /// of opening the model and reading its index.
 pub(super) fn run(command: &Verify, settings: &Settings) -> Result<()> {
     let state = State::open(&settings.state)?;
-    let named = named(&command.what, &state)?;
+    let named = named(&command.what, &state, &super::list::volumes(settings)?)?;
     let settings = named.settings(settings);
     let report = runtime()?.block_on(async {
         let model = match &named {
@@ -91,10 +91,14 @@ pub(super) fn run(command: &Verify, settings: &Settings) -> Result<()> {
 }
 
 /// A folder where there is one, else a reference.
-fn named(text: &str, state: &State) -> Result<Named> {
+fn named(text: &str, state: &State, shown: &[Shown]) -> Result<Named> {
     let path = Path::new(text);
     // The folder of a dead mount can't be looked at.
-    let record = mount::resolve(path).ok().and_then(|dir| state.find(&dir));
+    let record = mount::resolve(path).ok().and_then(|dir| {
+        let host =
+            || shown.iter().find(|volume| volume.dir == dir).and_then(|volume| state.find(&volume.host));
+        state.find(&dir).or_else(host)
+    });
     if let Some(record) = record {
         let mut pinned = reference(&record.reference)?;
         pinned.digest = Some(record.digest.parse()?);

@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::folder::Found;
 use crate::cli::print;
 use crate::cli::progress::Progress;
-use crate::cli::state::{Record, State};
 use crate::content::Standing;
 use crate::content::store::audit::Checked;
 use crate::error::Result;
 use crate::fs::{IndexedBy, Model, NodeId, NodeKind};
 use crate::index::ExtentId;
+use crate::serve::{Record, State};
 
 /// How many names of each sort are printed; JSON has them all.
 const NAMES: usize = 20;

@@ -113,11 +113,11 @@ fn open(sources: &Sources) -> Result<(PathBuf, File)> {
 }
 
 /// The key that everybody looks for.
-fn key(host: &str) -> String {
+pub(super) fn key(host: &str) -> String {
     if is_hub(host) { HUB } else { host }.to_owned()
 }
 
-fn entry(credentials: &Credentials) -> Value {
+pub(super) fn entry(credentials: &Credentials) -> Value {
     let auth =
         |user: &str, secret: &str| STANDARD.encode(Zeroizing::new(format!("{user}:{secret}")).as_bytes());
     match credentials.form {

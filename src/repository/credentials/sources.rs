@@ -6,9 +6,11 @@ use std::time::Duration;
 use super::file::{File, unusable};
 use super::helper::Helper;
 use super::kubelet;
+use super::login;
 use super::matching::Wanted;
 use super::{Candidate, Credentials};
 use crate::error::{Error, Kind, Result};
+use crate::oci::Place;
 use crate::repository::Secret;
 
 /// The places, in the order in which they are looked into.
@@ -70,6 +72,22 @@ impl Given {
         let json = if text.trim_start().starts_with('{') { text.to_owned() } else { as_json(text)? };
         File::parse(json.as_bytes())?;
         Ok(Self(Secret::new(json)))
+    }
+
+    /// What counts of it for this place, in one form however it was written, to be given in its stead there; `None` where nothing
+    /// does, as for a folder.
+    ///
+    /// # Errors
+    /// `Invalid` where what counts cannot be meant, without anything of it.
+    pub fn only_for(&self, place: &Place) -> Result<Option<Secret>> {
+        let Place::Registry { host, repository } = place else { return Ok(None) };
+        let found = self.file()?.credentials(Wanted { host, repository });
+        let found = found.map_err(|why| Error::new(Kind::Invalid, why))?;
+        Ok(found.map(|found| {
+            Secret::new(
+                serde_json::json!({ "auths": { login::key(host): login::entry(&found) } }).to_string(),
+            )
+        }))
     }
 
     fn file(&self) -> Result<File> {
@@ -197,6 +215,21 @@ mod tests {
         for wrong in ["hunter2", "r.io=hunter2", "=a:hunter2", "{\"auths\":{\"r.io\":\"hunter2\"}}"] {
             assert!(!Given::parse(wrong).unwrap_err().contains("hunter2"));
         }
+    }
+
+    #[test]
+    fn what_counts_for_a_registry_is_the_same_however_it_was_written_and_all_that_is_left() {
+        let place = Place::Registry { host: "r.io".into(), repository: "team/llm".into() };
+        let left = |text: &str| {
+            let given = Given::parse(text).unwrap().only_for(&place).unwrap();
+            given.map(|secret| secret.expose().to_owned())
+        };
+        let plain = left("r.io=user:pass").unwrap();
+        let among = r#"{"auths":{"r.io/team":{"auth":"dXNlcjpwYXNz"},"other.io":{"auth":"b3RoZXI6eA=="}}}"#;
+        assert_eq!(left(among).as_ref(), Some(&plain));
+        assert_eq!(left(&plain).as_ref(), Some(&plain));
+        assert_ne!(left("r.io=user:word"), Some(plain));
+        assert_eq!(left("other.io=user:pass"), None);
     }
 
     #[test]

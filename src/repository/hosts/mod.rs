@@ -68,6 +68,16 @@ pub(super) fn of(registry: &str, config: &Config) -> Result<Vec<Host>> {
     }
 }
 
+/// The registry itself, reached as its folder says where that names it, and by its own name alone where it does not.
+///
+/// # Errors
+/// As [`of`].
+pub(super) fn origin(registry: &str, config: &Config) -> Result<Host> {
+    let named = of(registry, config)?.into_iter().map(|one| one.endpoint).find(|one| one.host == registry);
+    let endpoint = named.map_or_else(|| Endpoint::of(registry, config.plain_http), Ok)?;
+    Ok(Host { endpoint, can: Can::ALL })
+}
+
 /// The folder that counts for a registry: its own, in one of two spellings, else the one for all.
 fn folder(root: &Path, registry: &str) -> Option<PathBuf> {
     let registry = if is_hub(registry) { "docker.io" } else { registry };
@@ -130,6 +140,20 @@ mod tests {
         let hub = of("docker.io", &config(root.path())).unwrap();
         assert_eq!(hub[0].endpoint.namespace.as_deref(), Some("docker.io"));
         assert_eq!(hub[1].endpoint.root.as_str(), "https://registry-1.docker.io/v2/");
+    }
+
+    #[test]
+    fn the_registry_itself_is_reached_as_its_folder_says_and_never_by_a_mirror() {
+        let root = tempfile::tempdir().unwrap();
+        let own = |text: &str| {
+            std::fs::create_dir_all(root.path().join("r.io")).unwrap();
+            std::fs::write(root.path().join("r.io").join(FILE), text).unwrap();
+            origin("r.io", &config(root.path())).unwrap().endpoint
+        };
+        let endpoint = own("ca = \"/ca.pem\"\n[host.\"http://mirror\"]\n");
+        assert_eq!(endpoint.root.as_str(), "https://r.io/v2/");
+        assert_eq!(endpoint.trust.roots, [Path::new("/ca.pem")]);
+        assert_eq!(own("server = \"http://mirror\"\n").root.as_str(), "https://r.io/v2/");
     }
 
     #[test]

@@ -2,22 +2,24 @@
 //!
 //! For each mount a record (`ID.json`) and a socket (`ID.sock`) that answers every connection with the mount's
 //! status as one line of JSON. The folder is private. The mount table is the truth about what is mounted; a record
-//! says who serves it, and may be left over from a process that was killed.
+//! says who serves it, and may be left over from a process that was killed. Written by every mount; read by the commands
+//! and by the plane.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 
-use crate::config::StateConfig;
+use super::process::Process;
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::mount::{Mount, Status};
 use crate::oci::Digest;
@@ -26,79 +28,38 @@ use crate::oci::Digest;
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// The largest status that is read: more than the names of ten thousand poisoned files.
-const STATUS_LIMIT: u64 = 16 << 20;
+const STATUS_LIMIT: usize = 16 << 20;
+
+/// Where running mounts are noted, and where their logs go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateConfig {
+    /// One record and one socket for each live mount.
+    pub live: PathBuf,
+    /// One log for each folder mounted at.
+    pub logs: PathBuf,
+}
 
 /// What is noted of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
+pub struct Record {
     /// The folder, absolute and without links.
-    pub(super) dir: PathBuf,
+    pub dir: PathBuf,
     /// The reference as typed.
-    pub(super) reference: String,
+    pub reference: String,
     /// The manifest's digest.
-    pub(super) digest: String,
+    pub digest: String,
     /// Who serves it.
-    pub(super) process: Process,
+    pub process: Process,
     /// Its log, where it runs in the background.
-    pub(super) log: Option<PathBuf>,
+    pub log: Option<PathBuf>,
     /// Where it keeps what it fetches.
     #[serde(default)]
-    pub(super) store: Option<PathBuf>,
-}
-
-/// A process, told from a later one with the same number by when it started.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Process {
-    /// Its number.
-    pub(super) pid: u32,
-    /// When it started, in clock ticks since the machine did (man 5 proc, stat, field 22).
-    started: u64,
-}
-
-impl Process {
-    /// This one.
-    pub(super) fn own() -> Self {
-        let pid = std::process::id();
-        Self { pid, started: look(pid).map_or(0, |found| found.started) }
-    }
-
-    /// Whether it still runs. One that has ended and waits for its parent does not.
-    pub(super) fn runs(&self) -> bool {
-        look(self.pid).is_some_and(|found| found.started == self.started && !found.ended)
-    }
-
-    /// Waits until it has ended, at most `limit`; whether it has.
-    pub(super) fn await_end(&self, limit: Duration) -> bool {
-        let begun = std::time::Instant::now();
-        while self.runs() {
-            if begun.elapsed() >= limit {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        true
-    }
-}
-
-struct Look {
-    started: u64,
-    ended: bool,
-}
-
-/// What `/proc/PID/stat` says; the name in it may have spaces and brackets, so it is read from the last one on.
-fn look(pid: u32) -> Option<Look> {
-    let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let text = String::from_utf8_lossy(&text);
-    let (_, rest) = text.rsplit_once(") ")?;
-    let mut fields = rest.split(' ');
-    let ended = matches!(fields.next()?, "Z" | "X" | "x");
-    let started = fields.nth(18)?.parse().ok()?;
-    Some(Look { started, ended })
+    pub store: Option<PathBuf>,
 }
 
 /// The folders, made where they were missing.
 #[derive(Clone, Debug)]
-pub(super) struct State {
+pub struct State {
     live: PathBuf,
     logs: PathBuf,
 }
@@ -108,14 +69,14 @@ impl State {
     ///
     /// # Errors
     /// `Storage` where that fails, and where another user owns one or may write to it.
-    pub(super) fn open(config: &StateConfig) -> Result<Self> {
+    pub fn open(config: &StateConfig) -> Result<Self> {
         private(&config.live)?;
         private(&config.logs)?;
         Ok(Self { live: config.live.clone(), logs: config.logs.clone() })
     }
 
     /// The log of what is mounted at `dir`, which is absolute and without links.
-    pub(super) fn log(&self, dir: &Path) -> PathBuf {
+    pub fn log(&self, dir: &Path) -> PathBuf {
         self.logs.join(format!("{}.log", id(dir)))
     }
 
@@ -127,11 +88,11 @@ impl State {
     ///
     /// # Errors
     /// `Storage`.
-    pub(super) fn note(&self, record: &Record) -> Result<()> {
+    pub fn note(&self, record: &Record) -> Result<()> {
         let path = self.record_path(&record.dir);
         let draft = path.with_extension(format!("{}.new", record.process.pid));
         let doing = || format!("cannot write {}", path.display());
-        let bytes = serde_json::to_vec(record).map_err(std::io::Error::from).storage(doing)?;
+        let bytes = serde_json::to_vec(record).map_err(io::Error::from).storage(doing)?;
         let mut options = OpenOptions::new();
         let mut file =
             options.create(true).truncate(true).write(true).mode(0o600).open(&draft).storage(doing)?;
@@ -140,12 +101,12 @@ impl State {
     }
 
     /// What is noted of `dir`. A record that can't be read counts as none.
-    pub(super) fn find(&self, dir: &Path) -> Option<Record> {
+    pub fn find(&self, dir: &Path) -> Option<Record> {
         read_record(&self.record_path(dir)).filter(|record| record.dir == dir)
     }
 
     /// Forgets a mount, unless another process has noted one at the same folder since.
-    pub(super) fn forget(&self, record: &Record) {
+    pub fn forget(&self, record: &Record) {
         if self.find(&record.dir).is_some_and(|found| found.process == record.process) {
             let path = self.record_path(&record.dir);
             for path in [path.with_extension("sock"), path] {
@@ -160,7 +121,7 @@ impl State {
     ///
     /// # Errors
     /// `Storage` where the folder can't be read.
-    pub(super) fn records(&self) -> Result<Vec<Record>> {
+    pub fn records(&self) -> Result<Vec<Record>> {
         let doing = || format!("cannot look into {}", self.live.display());
         let mut records = Vec::new();
         for entry in std::fs::read_dir(&self.live).storage(doing)? {
@@ -177,7 +138,7 @@ impl State {
     ///
     /// # Errors
     /// `Storage` where the socket can't be made.
-    pub(super) fn answer(&self, mount: Arc<Mount>, record: &Record) -> Result<tokio::task::JoinHandle<()>> {
+    pub fn answer(&self, mount: Arc<Mount>, record: &Record) -> Result<tokio::task::JoinHandle<()>> {
         let name = format!("{}.sock", id(&record.dir));
         let doing = || format!("cannot make the socket {}", self.live.join(&name).display());
         let _ = std::fs::remove_file(self.live.join(&name));
@@ -196,21 +157,54 @@ impl State {
         }))
     }
 
-    /// The status that the process of `record` gives, or `None` where it does not answer.
-    pub(super) fn ask(&self, record: &Record) -> Option<Status> {
+    /// The status that the process of `record` gives, or `None` where it does not answer. Blocks, two seconds at most, also where
+    /// that process stands still.
+    pub fn ask(&self, record: &Record) -> Option<Status> {
         let (_open, path) = self.short(&format!("{}.sock", id(&record.dir))).ok()?;
-        let stream = UnixStream::connect(path).ok()?;
-        stream.set_read_timeout(Some(ANSWER)).ok()?;
-        let mut text = Vec::new();
-        stream.take(STATUS_LIMIT).read_to_end(&mut text).ok()?;
-        serde_json::from_slice(&text).ok()
+        let stream = connect(&path).ok()?;
+        serde_json::from_slice(&hear(stream, Instant::now() + ANSWER).ok()?).ok()
     }
 
-    /// A path to `name` that is short enough for a socket (107 bytes), through the open folder.
     fn short(&self, name: &str) -> Result<(File, PathBuf)> {
-        let folder = File::open(&self.live).storage(|| format!("cannot open {}", self.live.display()))?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()));
-        Ok((folder, path))
+        short(&self.live.join(name))
+    }
+}
+
+/// A path to the socket at `path` that is short enough for one (107 bytes): through its folder, which is held open.
+///
+/// # Errors
+/// `Storage` where there is no such folder.
+pub(super) fn short(path: &Path) -> Result<(File, PathBuf)> {
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let open = File::open(folder).storage(|| format!("cannot open {}", folder.display()))?;
+    let inside = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+    Ok((open, path.file_name().map_or_else(|| inside.clone(), |name| inside.join(name))))
+}
+
+/// Connects to the socket at `path` without waiting: where too many wait already to be answered, nobody answers.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// All that is said until the other end is closed, which has to be by `end`.
+fn hear(mut stream: UnixStream, end: Instant) -> io::Result<Vec<u8>> {
+    let (mut text, mut piece) = (Vec::new(), [0; 16 << 10]);
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() || text.len() > STATUS_LIMIT {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut piece)? {
+            0 => return Ok(text),
+            len => text.extend(piece.iter().take(len)),
+        }
     }
 }
 
@@ -231,13 +225,13 @@ fn read_record(path: &Path) -> Option<Record> {
 }
 
 /// A name for a folder that is a file name whatever the folder's is.
-fn id(dir: &Path) -> String {
+pub(super) fn id(dir: &Path) -> String {
     let digest = Digest::of(dir.as_os_str().as_encoded_bytes());
     digest.hex().chars().take(16).collect()
 }
 
 /// Makes the folder private to its owner, and refuses one that another has made.
-fn private(folder: &Path) -> Result<()> {
+pub(super) fn private(folder: &Path) -> Result<()> {
     let doing = || format!("cannot use the state folder {}", folder.display());
     DirBuilder::new().recursive(true).mode(0o700).create(folder).storage(doing)?;
     let found = std::fs::symlink_metadata(folder).storage(doing)?;
@@ -286,20 +280,10 @@ mod tests {
     fn a_mount_that_another_process_has_noted_since_is_not_forgotten() {
         let folder = tempfile::tempdir().unwrap();
         let state = state(folder.path());
-        let old = Record { process: Process { pid: 1, started: 0 }, ..record("/a") };
+        let old = Record { process: Process::of(1), ..record("/a") };
         state.note(&record("/a")).unwrap();
         state.forget(&old);
         assert!(state.find(Path::new("/a")).is_some());
-    }
-
-    #[test]
-    fn a_process_runs_until_it_has_ended() {
-        assert!(Process::own().runs());
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let process = Process { pid: child.id(), started: look(child.id()).unwrap().started };
-        assert!(process.await_end(Duration::from_secs(10)));
-        child.wait().unwrap();
-        assert!(!Process { pid: std::process::id(), started: 0 }.runs());
     }
 
     #[test]
@@ -321,6 +305,27 @@ mod tests {
         std::fs::set_permissions(&live, open).unwrap();
         let error = State::open(&StateConfig { live, logs: folder.path().join("log") }).unwrap_err();
         assert_eq!(error.kind(), Kind::Storage);
+    }
+
+    #[test]
+    fn a_process_that_stands_still_or_says_too_little_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = state(folder.path());
+        let path = state.record_path(Path::new("/a")).with_extension("sock");
+        let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        nix::sys::socket::bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
+        assert!(state.ask(&record("/a")).is_none(), "nobody accepts");
+        let mut waiting = Vec::new();
+        while let Ok(stream) = connect(&path) {
+            waiting.push(stream);
+        }
+        assert!(state.ask(&record("/a")).is_none(), "nobody can even wait");
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let end = Instant::now() + Duration::from_millis(50);
+        let drip = std::thread::spawn(move || while theirs.write_all(b" ").is_ok() {});
+        assert!(hear(ours, end).is_err(), "it never comes to an end");
+        drip.join().unwrap();
     }
 
     #[test]

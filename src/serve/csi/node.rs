@@ -1,0 +1,167 @@
+//! CSI's Node service: volumes are published, taken away, and asked how they are.
+//!
+//! A publish returns once the mount answers, which is long before the model is here. Whatever was asked for once is seen through,
+//! also where who asked gives up: the next one finds it done.
+
+use std::sync::Arc;
+
+use tonic::{Code, Request, Response, Status};
+
+use super::Driver;
+use super::request::{self, Asked, Refused};
+use super::v1::node_server::Node;
+use super::v1::node_service_capability::{Rpc, Type, rpc};
+use super::v1::volume_usage::Unit;
+use super::v1::{
+    NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
+    NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest,
+    NodeGetVolumeStatsResponse, NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability,
+    NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse,
+    NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, VolumeCondition, VolumeUsage,
+};
+use crate::error::{Error, Kind};
+use crate::mount::Detach;
+use crate::serve::plane::{Plane, blocking};
+use crate::serve::{Condition, Origin, Published};
+
+#[tonic::async_trait]
+impl Node for Driver {
+    async fn node_publish_volume(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let (plane, driver) = (self.plane.clone(), self.names.driver.clone());
+        seen_through(async move { publish(&plane, &driver, request).await }).await?;
+        Ok(Response::new(NodePublishVolumeResponse {}))
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let plane = self.plane.clone();
+        seen_through(async move { unpublish(&plane, request).await }).await?;
+        Ok(Response::new(NodeUnpublishVolumeResponse {}))
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        Ok(Response::new(stats(&self.plane, request.into_inner()).await?))
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        let able = [rpc::Type::GetVolumeStats, rpc::Type::VolumeCondition];
+        let capability =
+            |what: rpc::Type| NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: what.into() })) };
+        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities: able.map(capability).to_vec() }))
+    }
+
+    async fn node_get_info(
+        &self,
+        _: Request<NodeGetInfoRequest>,
+    ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        let node_id = self.names.node.clone();
+        Ok(Response::new(NodeGetInfoResponse { node_id, max_volumes_per_node: 0, accessible_topology: None }))
+    }
+
+    async fn node_stage_volume(
+        &self,
+        _: Request<NodeStageVolumeRequest>,
+    ) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        Err(Status::unimplemented("a volume is published without being staged"))
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        _: Request<NodeUnstageVolumeRequest>,
+    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        Err(Status::unimplemented("a volume is published without being staged"))
+    }
+
+    async fn node_expand_volume(
+        &self,
+        _: Request<NodeExpandVolumeRequest>,
+    ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
+        Err(Status::unimplemented("a model has the size that it has"))
+    }
+}
+
+/// Does the work in a task of its own, which nobody who hangs up interrupts.
+async fn seen_through(
+    work: impl Future<Output = Result<(), Refused>> + Send + 'static,
+) -> Result<(), Refused> {
+    let done = tokio::spawn(work).await;
+    let failed = |error| Err(Error::from_source(Kind::Kernel, "the request failed", error).into());
+    done.unwrap_or_else(failed)
+        .inspect_err(|refused| tracing::warn!(code = ?refused.code, "{}", refused.message))
+}
+
+async fn publish(plane: &Arc<Plane>, driver: &str, request: NodePublishVolumeRequest) -> Result<(), Refused> {
+    let id = request::volume_id(&request.volume_id)?;
+    let target = request::path("target_path", &request.target_path)?;
+    request::capability(request.volume_capability.as_ref())?;
+    let Asked { wish, whole } = request::asked(driver, &request.volume_context, &request.secrets)?;
+    if whole {
+        let (size, room) = plane.measure(&wish).await?;
+        if size > room {
+            let message = format!("the model has {size} bytes, and the store may have {room}");
+            return Err(Refused::new(Code::ResourceExhausted, message));
+        }
+    }
+    match plane.publish(id, target, Origin::Csi, wish).await? {
+        Published::Ready(shown) => {
+            tracing::info!(volume = id, digest = shown.digest, "published {}", shown.reference);
+            Ok(())
+        }
+        Published::Pending => {
+            Err(Refused::new(Code::Aborted, format!("something is under way for volume {id:?} already")))
+        }
+        Published::Foreign => {
+            let message = format!("somebody else's mount stands at {}", target.display());
+            Err(Refused::new(Code::FailedPrecondition, message))
+        }
+        Published::Full(most) => {
+            let message = format!("the node has {most} mounts, as many as serve.max_mounts allows");
+            Err(Refused::new(Code::ResourceExhausted, message))
+        }
+        Published::Taken(what) => {
+            let message = format!("{} is taken by {what}", target.display());
+            Err(Refused::new(Code::AlreadyExists, message))
+        }
+    }
+}
+
+async fn unpublish(plane: &Arc<Plane>, request: NodeUnpublishVolumeRequest) -> Result<(), Refused> {
+    let id = request::volume_id(&request.volume_id)?;
+    let target = request::path("target_path", &request.target_path)?;
+    plane.unpublish(id, target, Detach::Lazy).await?;
+    tracing::info!(volume = id, "unpublished");
+    Ok(())
+}
+
+async fn stats(
+    plane: &Arc<Plane>,
+    request: NodeGetVolumeStatsRequest,
+) -> Result<NodeGetVolumeStatsResponse, Refused> {
+    let id = request::volume_id(&request.volume_id)?;
+    let path = request::path("volume_path", &request.volume_path)?;
+    let missing = || Refused::new(Code::NotFound, format!("no volume {id:?} is at {}", path.display()));
+    let volume = plane.volume_at(path).filter(|volume| volume.id == id).ok_or_else(missing)?;
+    let plane = plane.clone();
+    let Condition { trouble, status } = blocking(move || Ok(plane.condition(&volume))).await?;
+    // All of a model's bytes are in use, and what of them is here is no matter of the volume's.
+    let total = status.map_or(0, |status| i64::try_from(status.total).unwrap_or(i64::MAX));
+    let usage = VolumeUsage { available: 0, total, used: total, unit: Unit::Bytes.into() };
+    let condition = VolumeCondition {
+        abnormal: trouble.is_some(),
+        message: trouble.unwrap_or_else(|| "the model can be read".to_owned()),
+    };
+    Ok(NodeGetVolumeStatsResponse { usage: vec![usage], volume_condition: Some(condition) })
+}

@@ -1,0 +1,285 @@
+//! One mount of the plane and the task that looks after its process: started, watched, and started again when it dies.
+//!
+//! The task is the only one that starts the process; everybody else waits for the [`Standing`] that it tells. Made by the plane.
+
+use std::path::PathBuf;
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use super::book::Spec;
+use super::plane::Plane;
+use super::process::Process;
+use crate::error::{Error, Kind, Result};
+use crate::mount::Watch;
+
+/// The first pause after a start that failed, and after a second short life; each next one is twice as long, up to [`LONGEST`].
+const FIRST: Duration = Duration::from_millis(500);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// How long a process has to live for its end to be a first one again.
+const WELL: Duration = Duration::from_secs(60);
+
+/// How a mount's process is.
+#[derive(Clone, Debug)]
+pub(super) enum Standing {
+    /// It is being started; why, where it is not for the first time.
+    Starting(Option<Error>),
+    /// It answers.
+    Serving(Process),
+    /// It could not be started; it is tried again after a pause.
+    Down(Error),
+    /// Nobody wants it any more; it is taken away.
+    Retired,
+    /// It is taken away.
+    Gone,
+}
+
+/// One mount.
+#[derive(Debug)]
+pub(super) struct Host {
+    /// What is mounted.
+    pub(super) spec: Spec,
+    /// Where.
+    pub(super) dir: PathBuf,
+    standing: watch::Sender<Standing>,
+    /// Ends the pause of a task that waits to try again.
+    awake: Notify,
+    /// How many are about to show it somewhere. Changed under the lock of the plane's table only.
+    pub(super) uses: AtomicUsize,
+    /// How often its process was started again.
+    pub(super) restarts: AtomicU64,
+}
+
+impl Host {
+    pub(super) fn new(spec: Spec, dir: PathBuf) -> Arc<Self> {
+        let (standing, _) = watch::channel(Standing::Starting(None));
+        let (awake, uses, restarts) = (Notify::new(), AtomicUsize::new(0), AtomicU64::new(0));
+        Arc::new(Self { spec, dir, standing, awake, uses, restarts })
+    }
+
+    /// The process that answers.
+    pub(super) fn process(&self) -> Option<Process> {
+        match &*self.standing.borrow() {
+            Standing::Serving(process) => Some(process.clone()),
+            _ => None,
+        }
+    }
+
+    /// Why nobody answers; `None` where somebody does.
+    pub(super) fn trouble(&self) -> Option<String> {
+        match &*self.standing.borrow() {
+            Standing::Serving(_) => None,
+            Standing::Starting(None) => Some("it is being mounted".to_owned()),
+            Standing::Starting(Some(error)) => Some(format!("{error}; it is being started again")),
+            Standing::Down(error) => Some(format!("it cannot be started again yet: {error}")),
+            Standing::Retired | Standing::Gone => Some("it is being taken away".to_owned()),
+        }
+    }
+
+    /// Waits until it answers; one that could not be started is tried once more, at once.
+    ///
+    /// # Errors
+    /// Why it can't be started.
+    pub(super) async fn serving(&self) -> Result<()> {
+        self.change(|now| match now {
+            Standing::Down(error) => Some(Standing::Starting(Some(error.clone()))),
+            _ => None,
+        });
+        self.awake.notify_one();
+        let mut standing = self.standing.subscribe();
+        let settled = standing.wait_for(|now| !matches!(now, Standing::Starting(_))).await;
+        match settled.as_deref() {
+            Ok(Standing::Serving(_)) => Ok(()),
+            Ok(Standing::Down(error)) => Err(error.clone()),
+            _ => Err(Error::new(Kind::Kernel, "the mount was taken away meanwhile")),
+        }
+    }
+
+    /// Waits until nobody wants it any more.
+    async fn unwanted(&self) {
+        let _ =
+            self.standing.subscribe().wait_for(|now| matches!(now, Standing::Retired | Standing::Gone)).await;
+    }
+
+    /// Waits until it is taken away.
+    pub(super) async fn gone(&self) {
+        let _ = self.standing.subscribe().wait_for(|now| matches!(now, Standing::Gone)).await;
+    }
+
+    /// Nobody wants it any more.
+    pub(super) fn retire(&self) {
+        self.standing.send_replace(Standing::Retired);
+        self.awake.notify_one();
+    }
+
+    /// It is taken away.
+    pub(super) fn vanish(&self) {
+        self.standing.send_replace(Standing::Gone);
+    }
+
+    /// It can't be had.
+    pub(super) fn fail(&self, error: Error) {
+        self.change(|_| Some(Standing::Down(error)));
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        !matches!(&*self.standing.borrow(), Standing::Retired | Standing::Gone)
+    }
+
+    /// Changes the standing of one that is still wanted; whether it was.
+    fn change(&self, next: impl FnOnce(&Standing) -> Option<Standing>) -> bool {
+        let mut wanted = false;
+        self.standing.send_if_modified(|now| {
+            wanted = !matches!(now, Standing::Retired | Standing::Gone);
+            let next = if wanted { next(now) } else { None };
+            let changes = next.is_some();
+            if let Some(next) = next {
+                *now = next;
+            }
+            changes
+        });
+        wanted
+    }
+}
+
+/// A process that answers, and whoever has to be told of its end.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) process: Process,
+    pub(super) watch: Watch,
+    /// Where it is this process's own child: to be waited for.
+    pub(super) child: Option<Child>,
+}
+
+/// Looks after a mount until nobody wants it and its process has ended. `adopted` is a process that serves it already.
+pub(super) async fn attend(plane: Arc<Plane>, host: Arc<Host>, adopted: Option<Running>) {
+    let mut next = adopted;
+    let mut pause = Duration::ZERO;
+    while host.is_wanted() {
+        let running = match next.take() {
+            Some(adopted) => adopted,
+            None => match plane.launch(&host).await {
+                Ok(started) => started,
+                Err(error) => {
+                    tracing::warn!(reference = host.spec.reference, "cannot mount: {error}");
+                    host.fail(error);
+                    pause = longer(pause);
+                    rest(&host, pause).await;
+                    host.change(again);
+                    continue;
+                }
+            },
+        };
+        if host.change(|_| Some(Standing::Serving(running.process.clone()))) {
+            plane.bind_all(&host).await;
+        }
+        let begun = tokio::time::Instant::now();
+        tokio::select! {
+            () = running.watch.end() => {
+                reap(running.child);
+                if fall(&host) {
+                    plane.tally.node.restarts.add(1);
+                }
+                pause = if begun.elapsed() >= WELL { Duration::ZERO } else { after_a_short_life(&host, pause).await };
+            }
+            () = host.unwanted() => next = Some(running),
+        }
+    }
+    plane.take_away(&host).await;
+    if let Some(running) = next {
+        // Whoever has a file open goes on reading it.
+        running.watch.end().await;
+        reap(running.child);
+    }
+}
+
+/// The first one is followed by the next at once; of more the pauses get longer. Gives the pause after the next one.
+async fn after_a_short_life(host: &Host, pause: Duration) -> Duration {
+    if !pause.is_zero() {
+        rest(host, pause).await;
+    }
+    longer(pause)
+}
+
+fn longer(pause: Duration) -> Duration {
+    pause.saturating_mul(2).clamp(FIRST, LONGEST)
+}
+
+fn again(now: &Standing) -> Option<Standing> {
+    match now {
+        Standing::Down(error) => Some(Standing::Starting(Some(error.clone()))),
+        _ => None,
+    }
+}
+
+/// Notes that the process has ended; whether it is to be started again.
+fn fall(host: &Host) -> bool {
+    let why = Error::new(Kind::Kernel, "the process that serves it has ended");
+    let wanted = host.change(|_| Some(Standing::Starting(Some(why))));
+    if wanted {
+        tracing::warn!(reference = host.spec.reference, "a mount's process has ended; it is started again");
+        host.restarts.fetch_add(1, Ordering::Relaxed);
+    }
+    wanted
+}
+
+async fn rest(host: &Host, pause: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(pause) => {}
+        () = host.awake.notified() => {}
+    }
+}
+
+/// Takes note of a child's end, so that the kernel can forget it.
+fn reap(child: Option<Child>) {
+    if let Some(mut child) = child
+        && let Err(error) = child.wait()
+    {
+        tracing::debug!(%error, "a mount's process is not ours to wait for");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::Overrides;
+
+    fn host() -> Arc<Host> {
+        let spec =
+            Spec { id: "m".into(), reference: "r".into(), digest: "d".into(), settings: Overrides::new() };
+        Host::new(spec, "/nowhere".into())
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_mount_gets_why_it_cannot_be_had() {
+        let host = host();
+        let waiting = tokio::spawn({
+            let host = host.clone();
+            async move { host.serving().await }
+        });
+        while host.standing.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        host.fail(Error::new(Kind::Denied, "403"));
+        assert_eq!(waiting.await.unwrap().unwrap_err().kind(), Kind::Denied);
+        assert!(host.trouble().unwrap().contains("403"));
+    }
+
+    #[tokio::test]
+    async fn one_that_nobody_wants_is_not_started_again() {
+        let host = host();
+        assert!(fall(&host));
+        assert_eq!(host.restarts.load(Ordering::Relaxed), 1);
+        host.retire();
+        assert!(!fall(&host));
+        host.fail(Error::new(Kind::Kernel, "late"));
+        assert!(!host.is_wanted());
+        assert!(host.serving().await.is_err());
+        host.vanish();
+        host.gone().await;
+    }
+}

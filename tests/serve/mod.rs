@@ -1,0 +1,46 @@
+//! The plane of a node, on real mounts of a real registry: who asks for mounts, what they get, and what outlives what.
+//!
+//! `plane` is the plane by its control socket and its pages; `outliving` is what happens when one of its processes dies; `csi` is
+//! volumes of pods, `sanity` the cases of the interface's own test suite, `generated` that code and protocol agree.
+
+mod csi;
+mod generated;
+mod outliving;
+mod plane;
+mod sanity;
+
+use std::path::Path;
+
+use crate::support::artifacts::bytes;
+use crate::support::pack::{self, Artifact, Dialect, File, Packing};
+use crate::support::registry::Registry;
+
+/// Bytes of the weights of [`model`].
+const WEIGHTS: usize = (4 << 20) + 100;
+
+/// A small model, another one for each number.
+fn model(number: u64) -> Artifact {
+    let files = [
+        File::new("config.json", format!("{{\"number\":{number}}}")),
+        File::new("weights.bin", bytes(number, WEIGHTS)),
+    ];
+    pack::pack(&files, Packing::Raw, Dialect::Upstream, Path::new("/nowhere"))
+}
+
+/// A registry that has the models of these numbers as `models/N:v1`.
+fn registry(numbers: std::ops::RangeInclusive<u64>) -> Registry {
+    let registry = Registry::start();
+    for number in numbers {
+        registry.push(&format!("models/{number}"), "v1", &model(number));
+    }
+    registry
+}
+
+/// Reads the whole model at `dir` and compares it.
+fn assert_right(dir: &Path, number: u64) {
+    let read = |name: &str| {
+        std::fs::read(dir.join(name)).unwrap_or_else(|error| panic!("{name} of {number}: {error}"))
+    };
+    assert_eq!(read("config.json"), format!("{{\"number\":{number}}}").as_bytes());
+    assert!(read("weights.bin") == bytes(number, WEIGHTS), "other bytes of model {number}");
+}
