@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,8 @@ pub(super) struct Extent {
     /// Held while files are opened, so never taken by who may not block.
     files: Mutex<Files>,
     readers: Mutex<Readers>,
+    /// Whether the kept files were sealed when this process looked last.
+    sealed: AtomicBool,
 }
 
 /// What a chunk's bytes must be.
@@ -100,6 +103,7 @@ impl Extent {
             digests: Mutex::default(),
             files: Mutex::default(),
             readers: Mutex::default(),
+            sealed: AtomicBool::new(false),
         }
     }
 
@@ -213,10 +217,21 @@ impl Extent {
         vouched
     }
 
+    /// Takes down whether the kept files are sealed.
+    pub(super) fn note_sealed(&self, sealed: bool) {
+        self.sealed.store(sealed, Ordering::Relaxed);
+    }
+
+    /// Whether the kept files were sealed when this process looked last.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Relaxed)
+    }
+
     /// Forgets what the store said and has, for a layer whose bytes there are not to be relied on any more.
     pub(super) fn forget(&self) {
         self.digests.lock().retain(|_, known| known.seen);
         *self.files.lock() = Files::default();
+        self.note_sealed(false);
     }
 
     /// Forgets what the manifest does not pin of what this process has had in its hands.

@@ -1,11 +1,10 @@
 //! Answers reads of extents from memory, the store or the repository, whichever has the bytes first.
 //!
-//! The public face of the floor: reads and what an open file holds. How chunks are fetched is in `fetch`, what is
-//! loaded before it is asked for in `warm`, how layers are proved in `prove` and what follows from it in `standing`.
+//! The public face of the floor. How chunks are fetched is in `fetch`, what is loaded before it is asked for in `warm`, how
+//! layers are proved in `prove`, what follows from it in `standing`, and what an open file holds in `whole`.
 //! Floor 4 calls; nothing here knows files by name, save for messages.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,7 +24,6 @@ use super::part::Parts;
 use super::prove::Prover;
 use super::shelf::Shelf;
 use super::store::Store;
-use super::store::kept::KeptFile;
 use super::stream::Stream;
 use super::stream::turns::Turns;
 use super::{Config, Integrity};
@@ -94,6 +92,8 @@ pub struct Loader {
     pub(super) layers: Vec<Stratum>,
     pub(super) poisoned: Mutex<Poisoned>,
     pub(super) refused: Refused,
+    /// Who is told of files that are sealed.
+    pub(super) sealings: Mutex<Vec<mpsc::UnboundedSender<ExtentId>>>,
     /// Held by who looks for a file's tensors.
     pub(super) headers: tokio::sync::Mutex<()>,
     tasks: Mutex<JoinSet<()>>,
@@ -130,22 +130,6 @@ pub(super) struct Poisoned {
     pub(super) told: Vec<mpsc::UnboundedSender<usize>>,
 }
 
-/// What an open file keeps: while it lives, the store does not evict the file's content.
-#[derive(Debug)]
-pub struct Held {
-    kept: Option<Arc<KeptFile>>,
-    whole: bool,
-}
-
-impl Held {
-    /// The store's file, if it was complete, proved and untouched when it was asked for: an exact image of the
-    /// file that may be given to the kernel (passthrough).
-    #[must_use]
-    pub fn whole(&self) -> Option<&File> {
-        self.kept.as_deref().filter(|_| self.whole).map(KeptFile::image)
-    }
-}
-
 impl Loader {
     /// A loader of what `index` describes. Must be called within a tokio runtime: its tasks run there, and end
     /// with [`close`](Self::close).
@@ -170,6 +154,7 @@ impl Loader {
             prover: Prover::default(),
             poisoned: Mutex::default(),
             refused: Refused::default(),
+            sealings: Mutex::default(),
             headers: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
@@ -263,21 +248,6 @@ impl Loader {
             all.extend_from_slice(&part);
         }
         Ok(all.freeze())
-    }
-
-    /// What an open file keeps; says whether the kernel may have the store's file instead of replies.
-    ///
-    /// Opens files of the store, so it may block for a moment on the local disk; never on the network.
-    #[must_use]
-    pub fn hold(&self, id: ExtentId) -> Held {
-        let Some(extent) = self.extent(id) else { return Held { kept: None, whole: false } };
-        let kept = self.reliable(extent);
-        let proved = self.standing(id.layer) == Standing::Proved;
-        let whole = proved && kept.as_ref().is_some_and(|kept| extent.vouched(kept) && kept.sealed());
-        if proved && !whole && extent.complete_by_now() {
-            self.prover.seal(id);
-        }
-        Held { kept, whole }
     }
 
     /// How much of the artifact is on this machine. Reads a small file of the store for each file, so it blocks.

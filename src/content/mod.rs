@@ -37,11 +37,13 @@ pub mod stream;
 pub mod verify;
 mod vouched;
 mod warm;
+mod whole;
 mod windows;
 mod wire;
 
-pub use loader::{Held, Loader, Standing, Warm};
+pub use loader::{Loader, Standing, Warm};
 pub use store::{Store, StoreConfig};
+pub use whole::{Held, Wholeness};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -5,7 +5,7 @@
 //! where no stronger proof exists. A proved file is then read back chunk by chunk and sealed, so that the kernel
 //! may have it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, OnceLock, Weak};
@@ -52,7 +52,7 @@ impl Prover {
             runtime: tokio::runtime::Handle::current(),
             queued: Arc::clone(&self.queued),
             counted: Arc::clone(&self.hashed),
-            seals: VecDeque::new(),
+            seals: BTreeSet::new(),
             stopped: Arc::clone(&self.stopped),
             hashed: HashMap::new(),
         };
@@ -119,7 +119,7 @@ struct Proving {
     counted: Arc<AtomicU64>,
     stopped: Arc<AtomicBool>,
     /// Files to be read back and sealed when nothing else is to do: nobody waits for that.
-    seals: VecDeque<ExtentId>,
+    seals: BTreeSet<ExtentId>,
     /// For each layer, the hash of its content so far, and how far that is.
     hashed: HashMap<usize, (Hasher, u64)>,
 }
@@ -137,10 +137,9 @@ impl Proving {
                     self.queued.fetch_sub(1, Ordering::Relaxed);
                 }
                 Some(Task::Check(layer)) => self.check(&loader, layer),
-                Some(Task::Seal(id)) if !self.seals.contains(&id) => self.seals.push_back(id),
-                Some(Task::Seal(_)) => {}
+                Some(Task::Seal(id)) => drop(self.seals.insert(id)),
                 None => {
-                    if let Some(id) = self.seals.pop_front() {
+                    if let Some(id) = self.seals.pop_first() {
                         self.seal(&loader, id);
                     }
                 }
@@ -237,7 +236,6 @@ impl Proving {
         let found = hasher.finish();
         if found == layer.blob.digest {
             loader.set_proved(number);
-            self.seals.extend(loader.extents(number).map(|extent| extent.id));
         } else {
             loader.poison(number, &format!("its bytes are {found}"));
         }
@@ -250,20 +248,39 @@ impl Proving {
         if !wanted || !extent.complete(&loader.shelf) {
             return;
         }
-        let Some(kept) = extent.kept(&loader.shelf).filter(|kept| !kept.sealed()) else { return };
-        let Ok(seal) = kept.prepare_seal() else { return };
-        let right =
-            |chunk| !self.stopped.load(Ordering::Relaxed) && loader.read_kept(extent, chunk).is_some();
-        if !(0..extent.grid.chunks()).all(right) {
+        let Some(kept) = extent.kept(&loader.shelf) else { return };
+        if kept.sealed() {
+            if extent.vouched(&kept) {
+                loader.note_sealed(extent);
+            }
             return;
         }
-        if let Err(error) = kept.seal(seal) {
-            tracing::warn!(path = extent.path, %error, "cannot seal a complete file");
+        let Ok(seal) = kept.prepare_seal() else { return };
+        for chunk in 0..extent.grid.chunks() {
+            if self.stopped.load(Ordering::Relaxed) {
+                return;
+            }
+            if loader.read_kept(extent, chunk).is_none() {
+                return loader.keep_again(extent, chunk);
+            }
+        }
+        match kept.seal(seal) {
+            Ok(()) => loader.note_sealed(extent),
+            Err(error) => tracing::warn!(path = extent.path, %error, "cannot seal a complete file"),
         }
     }
 }
 
 impl Loader {
+    /// Keeps a chunk anew that the store had and has not any more, if it is still in memory: nobody who finds it there would. Then
+    /// the file may be complete again. Blocks.
+    fn keep_again(&self, extent: &Extent, chunk: u64) {
+        let key = (extent.id, chunk);
+        if let Some(verified) = self.board.peek(key).and_then(|bytes| extent.verify(chunk, bytes)) {
+            self.keep(key, &verified);
+        }
+    }
+
     /// A chunk from the store, verified; counted. Blocks.
     pub(super) fn read_kept(&self, extent: &Extent, chunk: u64) -> Option<Verified> {
         self.read_from(extent, &*self.reliable(extent)?, chunk)

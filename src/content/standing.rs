@@ -155,6 +155,7 @@ impl Loader {
             self.metrics.proved_layers.add(1);
             tracing::info!(layer = %described.blob.digest, "proved");
         }
+        stratum.files().for_each(|extent| self.prover.seal(extent.id));
     }
 
     /// Takes over a proof that was made by others, which this mount may see.
@@ -163,6 +164,8 @@ impl Loader {
             // What is open, and what it said of digests, is this place's own and not what was proved.
             stratum.files().for_each(Extent::forget);
             stratum.become_proved();
+            // The others' own process sees to those.
+            stratum.files().filter(|extent| extent.touched()).for_each(|extent| self.prover.seal(extent.id));
         }
     }
 

@@ -35,8 +35,7 @@ const BACKGROUND: u16 = 64;
 
 /// Wanted where the kernel has them. Immutable content makes all of them safe. `ATOMIC_O_TRUNC` and the write-back
 /// cache are left out since nothing is written.
-const CAPABILITIES: [InitFlags; 7] = [
-    InitFlags::FUSE_PASSTHROUGH,
+const CAPABILITIES: [InitFlags; 6] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_CACHE_SYMLINKS,
@@ -74,6 +73,9 @@ impl Filesystem for Adapter {
             if config.add_capabilities(capability).is_err() {
                 tracing::debug!(?capability, "not in this kernel");
             }
+        }
+        if self.answers.native.may_ask() && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err() {
+            self.answers.native.unknown();
         }
         // Each fails only for values out of range, which these are not.
         let _ = config.set_max_background(BACKGROUND);

@@ -15,7 +15,8 @@ use fuser::{
 
 use super::complaints::Complaints;
 use super::handles::{Handles, Ino, Opened};
-use crate::content::Held;
+use super::native::{Native, Passthrough, Verdict};
+use crate::content::{Held, Wholeness};
 use crate::error::Error;
 use crate::fs::{Child, Model, Node, NodeId, NodeKind};
 
@@ -45,14 +46,57 @@ pub(super) struct Answers {
     looks: Looks,
     /// What is open.
     pub(super) handles: Handles<Option<Held>, BackingId>,
+    /// Whether the kernel takes complete files.
+    pub(super) native: Verdict,
     complaints: Complaints,
 }
 
 impl Answers {
     /// Answers from `model`; nothing is open yet.
-    pub(super) fn new(model: Arc<Model>, looks: Looks) -> Self {
+    pub(super) fn new(model: Arc<Model>, looks: Looks, passthrough: Passthrough) -> Self {
         let handles = Handles::new(model.tree.len());
-        Self { model, looks, handles, complaints: Complaints::default() }
+        let native = Verdict::new(passthrough);
+        Self { model, looks, handles, native, complaints: Complaints::default() }
+    }
+
+    /// What an open file keeps; `None` for what has no content. Blocks for a moment on the local disk.
+    pub(super) fn hold(&self, id: NodeId) -> Option<Held> {
+        self.model.extent(id).map(|extent| self.model.loader.hold(extent))
+    }
+
+    /// The files that are open and served by replies under the number that lookups answer now, with these numbers.
+    pub(super) fn served_by_replies(&self) -> Vec<(Ino, NodeId)> {
+        let open = self.handles.served_by_replies().into_iter();
+        let found = open.filter_map(|ino| Some((ino, self.model.tree.at(ino.position()?)?)));
+        found.filter(|(ino, id)| self.handles.generations().ino(*id) == *ino).collect()
+    }
+
+    /// How many files the kernel serves by itself, and why not the others. Reads a small file of the store for each that is not
+    /// sealed, so it blocks.
+    pub(super) fn count_native(&self) -> Native {
+        let mut native = Native::default();
+        for (id, _) in self.model.tree.nodes() {
+            let wholeness = self.model.extent(id).and_then(|extent| self.model.loader.wholeness(extent));
+            if let Some(wholeness) = wholeness {
+                native.count(self.why_not_native(id, wholeness));
+            }
+        }
+        native
+    }
+
+    fn why_not_native(&self, id: NodeId, wholeness: Wholeness) -> Option<&'static str> {
+        if let Some(refusal) = self.native.refusal() {
+            return Some(refusal.name());
+        }
+        match wholeness {
+            Wholeness::Incomplete => Some("incomplete"),
+            Wholeness::Unproved => Some("unproved"),
+            Wholeness::Unsealed => Some("unsealed"),
+            Wholeness::Sealed => {
+                let ino = self.handles.generations().ino(id);
+                self.handles.is_served_by_replies(ino).then_some("open")
+            }
+        }
     }
 
     /// Every number that the kernel may know for a file of this layer.
@@ -159,8 +203,9 @@ impl Answers {
             self.complaints.say(&format!("{path} is not opened: its layer {digest} is poisoned"));
             return reply.error(Errno::EIO);
         }
-        let held = self.model.extent(id).map(|extent| self.model.loader.hold(extent));
-        let opened = self.handles.open(Ino(ino.0), held, whole, |file| reply.open_backing(file));
+        let whole = if self.native.may_ask() { whole } else { nothing };
+        let register = |file: &File| self.native.heard(reply.open_backing(file), metrics);
+        let opened = self.handles.open(Ino(ino.0), self.hold(id), whole, register);
         match opened {
             Opened::Cached(handle) => {
                 metrics.cached_opens.add(1);
@@ -213,6 +258,10 @@ fn listed(
 
 fn whole(held: &Option<Held>) -> Option<&File> {
     held.as_ref()?.whole()
+}
+
+fn nothing(_: &Option<Held>) -> Option<&File> {
+    None
 }
 
 fn extent_layer(node: &Node) -> Option<usize> {

@@ -10,10 +10,13 @@ mod complaints;
 mod handles;
 mod kernel;
 pub mod mapped;
+mod native;
+mod renumber;
 mod session;
 
 pub use kernel::resolve;
 pub use mapped::Mapping;
+pub use native::{Native, Passthrough};
 pub use session::{Mount, unmount, vacant};
 
 /// How a mount looks and behaves to the kernel.
@@ -30,11 +33,20 @@ pub struct Options {
     /// Kernel read-ahead in bytes; 1 MiB by default, set through /sys/class/bdi after mount. Less makes more requests
     /// of a sequential reader, more makes a random page fault wait for more.
     pub read_ahead: u64,
+    /// Whether complete files are given to the kernel, which then serves them by itself.
+    pub passthrough: Passthrough,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { allow_other: false, uid: None, gid: None, umask: 0, read_ahead: 1 << 20 }
+        Self {
+            allow_other: false,
+            uid: None,
+            gid: None,
+            umask: 0,
+            read_ahead: 1 << 20,
+            passthrough: Passthrough::default(),
+        }
     }
 }
 
@@ -59,6 +71,9 @@ pub struct Status {
     /// What was wrong in the repository when it was last asked for and is not served, as `PATH bytes A-B`.
     #[serde(default)]
     pub refused: Vec<String>,
+    /// How many files the kernel serves by itself, and why not the others.
+    #[serde(default)]
+    pub native: Native,
     /// Name and value of each counter in `metrics`.
     pub metrics: std::collections::BTreeMap<String, u64>,
 }

@@ -14,6 +14,7 @@ use super::adapter::Adapter;
 use super::answers::{Answers, Looks};
 use super::attach::{self, Audience};
 use super::kernel::{self, Device};
+use super::renumber;
 use super::{Detach, Options, Status};
 use crate::content::Standing;
 use crate::error::{Error, Kind, Result, StorageContext};
@@ -34,6 +35,7 @@ const STACKED: usize = 16;
 #[derive(Debug)]
 pub struct Mount {
     model: Arc<Model>,
+    answers: Arc<Answers>,
     /// As the mount table names it.
     dir: PathBuf,
     device: Device,
@@ -51,7 +53,7 @@ impl Mount {
     /// `NotFound` or `Invalid` where `dir` is no folder, `Busy` where it is not empty or something of weightfs is mounted
     /// there, `Kernel` where `/dev/fuse` or the helper is missing or the kernel refuses; each says what to do.
     pub async fn open(model: Arc<Model>, dir: &Path, options: &Options) -> Result<Self> {
-        let answers = Arc::new(Answers::new(model.clone(), looks(options)));
+        let answers = Arc::new(Answers::new(model.clone(), looks(options), options.passthrough));
         let adapter = Adapter::new(answers.clone());
         let (dir, source, options) = (dir.to_owned(), model.reference.to_string(), options.clone());
         let begun = blocking(move || begin(&dir, &source, &options, adapter)).await?;
@@ -88,6 +90,7 @@ impl Mount {
             standing: self.model.standing().to_owned(),
             poisoned: self.poisoned(),
             refused: self.model.refused(),
+            native: self.answers.count_native(),
             metrics: counters.map(|counter| (counter.name.to_owned(), counter.value)).collect(),
         }
     }
@@ -131,6 +134,24 @@ impl Mount {
             tracing::info!(dir = %self.dir.display(), "detached; files are still open");
         }
         Ok(())
+    }
+}
+
+impl Mount {
+    /// Starts the threads that tell the kernel what it does not know: each by itself, since a notification waits for whatever
+    /// requests hold locked in the kernel.
+    fn notify(&self, notifier: Notifier) -> Result<()> {
+        let runtime = tokio::runtime::Handle::current();
+        let (poisonings, sealings) = (self.model.loader.poisonings(), self.model.loader.sealings());
+        let (answers, ended) = (Arc::clone(&self.answers), self.ended.clone());
+        let (on, told) = (runtime.clone(), notifier.clone());
+        thread("weightfs-inval", move || {
+            on.block_on(async { invalidate_poisoned(poisonings, ended, &answers, &told).await });
+        })?;
+        let (answers, ended) = (Arc::clone(&self.answers), self.ended.clone());
+        thread("weightfs-renum", move || {
+            runtime.block_on(renumber::attend(sealings, ended, answers, notifier));
+        })
     }
 }
 
@@ -296,14 +317,11 @@ impl Begun {
         let Self { session, mut left } = self;
         let notifier = session.notifier();
         let (alive, ended) = watch::channel(());
-        let mount = Mount { model, dir: left.dir.clone(), device: left.device.clone(), ended };
+        let (dir, device) = (left.dir.clone(), left.device.clone());
+        let mount = Mount { model, answers: Arc::clone(&answers), dir, device, ended };
         let (dir, device) = (mount.dir.clone(), mount.device.clone());
         thread("weightfs-fuse", move || run(session, &dir, &device, alive))?;
-        let (poisonings, ended) = (mount.model.loader.poisonings(), mount.ended.clone());
-        let runtime = tokio::runtime::Handle::current();
-        thread("weightfs-inval", move || {
-            runtime.block_on(async { invalidate_poisoned(poisonings, ended, &answers, &notifier).await });
-        })?;
+        mount.notify(notifier)?;
         left.served = true;
         Ok(mount)
     }
@@ -381,7 +399,8 @@ mod tests {
         std::fs::create_dir(&dir).unwrap();
 
         let options = Options::default();
-        let adapter = Adapter::new(Arc::new(Answers::new(model.clone(), looks(&options))));
+        let adapter =
+            Adapter::new(Arc::new(Answers::new(model.clone(), looks(&options), options.passthrough)));
         let at = dir.clone();
         let begun = blocking(move || begin(&at, "given-up", &options, adapter)).await.unwrap();
         let dir = begun.left.dir.clone();
