@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::values::{
-    duration, existing_folder, folder, integrity, number, plain_http, read_ahead, redirect_to, requests,
-    size, switch, umask, warm,
+    duration, existing_folder, folder, integrity, number, passthrough, plain_http, read_ahead, redirect_to,
+    requests, size, switch, umask, warm,
 };
 use crate::content;
 use crate::content::store::StoreConfig;
@@ -265,6 +265,9 @@ keys! {
     "mount.read_ahead", "WEIGHTFS_READ_AHEAD", Some("--read-ahead"), "`1MiB`", "size, at most `1GiB`",
     "how far the kernel reads ahead in a file (only root can set it)",
     |all, text| read_ahead(text).map(|value| all.mount.read_ahead = value);
+    "mount.passthrough", "WEIGHTFS_PASSTHROUGH", Some("--passthrough"), "`auto`: where the kernel can", "`auto` or `off`",
+    "let the kernel serve complete, proved files by itself, from the store (Linux 6.9, root)",
+    |all, text| passthrough(text).map(|value| all.mount.passthrough = value);
     "state.folder", "WEIGHTFS_STATE", Some("--state"),
     "`$XDG_RUNTIME_DIR/weightfs` and `$XDG_STATE_HOME/weightfs`; root: `/run/weightfs` and `/var/log/weightfs`",
     "folder", "where running mounts are noted, with their logs in `log` below it",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::content::{Integrity, Warm};
+use crate::mount::Passthrough;
 use crate::repository::{PlainHttp, RedirectTo};
 
 pub(super) fn folder(text: &str) -> Result<PathBuf, String> {
@@ -84,6 +85,14 @@ pub(super) fn warm(text: &str) -> Result<Warm, String> {
         "auto" => Ok(Warm::Auto),
         "all" => Ok(Warm::All),
         _ => Err(format!("{text:?} is none of none, auto, all")),
+    }
+}
+
+pub(super) fn passthrough(text: &str) -> Result<Passthrough, String> {
+    match text {
+        "auto" => Ok(Passthrough::Auto),
+        "off" => Ok(Passthrough::Off),
+        _ => Err(format!("{text:?} is neither auto nor off")),
     }
 }
 
