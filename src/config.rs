@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::values::{
-    duration, existing_folder, folder, integrity, number, passthrough, plain_http, read_ahead, redirect_to,
-    requests, size, switch, umask, warm,
+    duration, existing_folder, folder, integrity, number, passthrough, plain_http, read_ahead, read_around,
+    redirect_to, requests, size, switch, umask, warm,
 };
 use crate::content;
 use crate::content::store::StoreConfig;
@@ -265,6 +265,9 @@ keys! {
     "mount.read_ahead", "WEIGHTFS_READ_AHEAD", Some("--read-ahead"), "`1MiB`", "size, at most `1GiB`",
     "how far the kernel reads ahead in a file (only root can set it)",
     |all, text| read_ahead(text).map(|value| all.mount.read_ahead = value);
+    "mount.read_around", "WEIGHTFS_READ_AROUND", Some("--read-around"), "`auto`", "`auto` or `always`",
+    "whether what the kernel reads around a page fault is fetched also where a file is read at random",
+    |all, text| read_around(text).map(|value| all.mount.read_around = value);
     "mount.passthrough", "WEIGHTFS_PASSTHROUGH", Some("--passthrough"), "`auto`: where the kernel can", "`auto` or `off`",
     "let the kernel serve complete, proved files by itself, from the store (Linux 6.9, root)",
     |all, text| passthrough(text).map(|value| all.mount.passthrough = value);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::content::{Integrity, Warm};
-use crate::mount::Passthrough;
+use crate::mount::{Passthrough, ReadAround};
 use crate::repository::{PlainHttp, RedirectTo};
 
 pub(super) fn folder(text: &str) -> Result<PathBuf, String> {
@@ -93,6 +93,14 @@ pub(super) fn passthrough(text: &str) -> Result<Passthrough, String> {
         "auto" => Ok(Passthrough::Auto),
         "off" => Ok(Passthrough::Off),
         _ => Err(format!("{text:?} is neither auto nor off")),
+    }
+}
+
+pub(super) fn read_around(text: &str) -> Result<ReadAround, String> {
+    match text {
+        "auto" => Ok(ReadAround::Auto),
+        "always" => Ok(ReadAround::Always),
+        _ => Err(format!("{text:?} is neither auto nor always")),
     }
 }
 

@@ -15,6 +15,7 @@ use super::bound::Digests;
 use super::buffer::Pool;
 use super::prefetch::stream::{Plan, Streams};
 use super::prefetch::tensors::Tensors;
+use super::scatter::Scatter;
 use super::shelf::Shelf;
 use super::store::kept::{KeptFile, Recorded};
 use super::verify::Verified;
@@ -44,6 +45,7 @@ pub(super) struct Extent {
     /// Held while files are opened, so never taken by who may not block.
     files: Mutex<Files>,
     readers: Mutex<Readers>,
+    scatter: Mutex<Scatter>,
     /// Whether the kept files were sealed when this process looked last.
     sealed: AtomicBool,
 }
@@ -103,6 +105,7 @@ impl Extent {
             digests: Mutex::default(),
             files: Mutex::default(),
             readers: Mutex::default(),
+            scatter: Mutex::default(),
             sealed: AtomicBool::new(false),
         }
     }
@@ -122,6 +125,11 @@ impl Extent {
             _ => None,
         };
         readers.streams.observe(range, self.grid.len(), tensors.as_deref())
+    }
+
+    /// Takes what came for the page cache into account; whether it may be declined, said of a place once.
+    pub(super) fn observe_wish(&self, range: ContentRange) -> bool {
+        self.scatter.lock().observe(range)
     }
 
     /// Whether the caller shall look for the file's tensors: said once, of files that tell where theirs are.

@@ -188,7 +188,43 @@ impl Loader {
         let bytes = self.board.peek((id, chunks.start)).filter(|_| self.may_serve(id.layer))?;
         let part = cut(&bytes, extent.grid.range(chunks.start), range)?;
         self.observe(extent, range);
+        extent.observe_wish(range);
         Some(part)
+    }
+
+    /// Whether what the kernel wishes to have in its page cache is better declined, so that it asks for the one page that somebody
+    /// needs: it surrounds a fault of who reads at random, and not all of it is here or under way. Not said twice of any place.
+    ///
+    /// To be asked of each read that comes for the page cache and is not [`ready`](Self::ready), and of no other: who reads past it
+    /// would be given the error. Only what lies in two chunks is ever declined, and that no reader alone can be waiting for: what the
+    /// kernel reads for one, it reads by folios, whose size is a power of two that they are aligned to.
+    pub async fn declines(self: &Arc<Self>, id: ExtentId, range: ContentRange) -> bool {
+        let Some(extent) = self.extent(id) else { return false };
+        let range = range.meet(ContentRange::new(0, extent.grid.len()));
+        let may_be = extent.observe_wish(range);
+        let chunks = extent.grid.covering(range);
+        let is_split = chunks.end.saturating_sub(chunks.start) > 1;
+        if !may_be || !is_split || self.comes_as_a_whole(id.layer) {
+            return false;
+        }
+        let loader = Arc::clone(self);
+        let look = move || loader.lacks(id, chunks);
+        tokio::task::spawn_blocking(look).await.unwrap_or(false)
+    }
+
+    /// Whether chunks of the layer come for all readers together, however little one of them reads.
+    fn comes_as_a_whole(&self, layer: usize) -> bool {
+        let strict = self.config.integrity == Integrity::Strict && self.standing(layer) == Standing::Unproved;
+        strict || self.comes_by_itself(layer)
+    }
+
+    /// Whether one of these chunks is neither here nor under way. Blocks.
+    fn lacks(&self, id: ExtentId, chunks: std::ops::Range<u64>) -> bool {
+        let Some(extent) = self.extent(id) else { return false };
+        let kept = self.reliable(extent);
+        let here =
+            |chunk: u64| self.board.knows((id, chunk)) || kept.as_ref().is_some_and(|kept| kept.has(chunk));
+        !chunks.clone().all(here)
     }
 
     /// The bytes of `range`, which counts within the file and is clamped to its end. Waits for disk and network.

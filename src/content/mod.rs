@@ -27,6 +27,7 @@ mod prove;
 mod reader;
 mod recheck;
 mod runs;
+mod scatter;
 mod shelf;
 mod spans;
 #[cfg(test)]

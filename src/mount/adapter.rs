@@ -16,7 +16,7 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 
-use super::answers::{Answers, FOR_EVER};
+use super::answers::{Answers, By, FOR_EVER};
 use super::handles::Ino;
 use crate::fs::NodeKind;
 
@@ -51,6 +51,13 @@ fn answer_value(value: &[u8], size: u32, reply: ReplyXattr) {
         Ok(len) if len <= size => reply.data(value),
         Ok(_) | Err(_) => reply.error(Errno::ERANGE),
     }
+}
+
+/// The kernel names the owner of locks where it reads for a program (`fuse_direct_io`, whoever asked for that: a flag of the
+/// file, or of one read), and never where it fills the page cache (`fuse_readahead`, `fuse_read_folio`).
+fn by(flags: OpenFlags, owner: Option<LockOwner>) -> By {
+    let is_direct = owner.is_some() || flags.0 & nix::libc::O_DIRECT != 0;
+    if is_direct { By::Program } else { By::Cache }
 }
 
 /// What `fuser` asks. Everything that writes is EROFS, should it get past the kernel's read-only mount.
@@ -132,8 +139,8 @@ impl Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
-        _: Option<LockOwner>,
+        flags: OpenFlags,
+        owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         self.answers.model.metrics.reads.add(1);
@@ -142,7 +149,7 @@ impl Filesystem for Adapter {
             Some(bytes) => reply.data(&bytes),
             None => {
                 let answers = self.answers.clone();
-                self.runtime.spawn(answers.read(id, offset, size, reply));
+                self.runtime.spawn(answers.read(id, offset, size, by(flags, owner), reply));
             }
         }
     }

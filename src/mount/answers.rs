@@ -15,7 +15,8 @@ use fuser::{
 
 use super::complaints::Complaints;
 use super::handles::{Handles, Ino, Opened};
-use super::native::{Native, Passthrough, Verdict};
+use super::native::{Native, Verdict};
+use super::{Options, ReadAround};
 use crate::content::{Held, Wholeness};
 use crate::error::Error;
 use crate::fs::{Child, Model, Node, NodeId, NodeKind};
@@ -29,13 +30,23 @@ const BLKSIZE: u32 = 1 << 20;
 
 /// What files and folders look like, apart from what the tree says.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Looks {
+struct Looks {
     /// The owner shown.
-    pub(super) uid: u32,
+    uid: u32,
     /// The group shown.
-    pub(super) gid: u32,
+    gid: u32,
     /// Taken from 0444 and 0555.
-    pub(super) umask: u32,
+    umask: u32,
+}
+
+impl Looks {
+    fn of(options: &Options) -> Self {
+        Self {
+            uid: options.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
+            gid: options.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
+            umask: options.umask,
+        }
+    }
 }
 
 /// What answers, shared by session threads and the tasks that replies move to.
@@ -48,15 +59,26 @@ pub(super) struct Answers {
     pub(super) handles: Handles<Option<Held>, BackingId>,
     /// Whether the kernel takes complete files.
     pub(super) native: Verdict,
+    read_around: ReadAround,
     complaints: Complaints,
+}
+
+/// For whom the kernel reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// For its page cache: what somebody needs, and what it wishes to have beside that.
+    Cache,
+    /// For a program that reads past the page cache.
+    Program,
 }
 
 impl Answers {
     /// Answers from `model`; nothing is open yet.
-    pub(super) fn new(model: Arc<Model>, looks: Looks, passthrough: Passthrough) -> Self {
+    pub(super) fn new(model: Arc<Model>, options: &Options) -> Self {
         let handles = Handles::new(model.tree.len());
-        let native = Verdict::new(passthrough);
-        Self { model, looks, handles, native, complaints: Complaints::default() }
+        let native = Verdict::new(options.passthrough);
+        let (looks, read_around) = (Looks::of(options), options.read_around);
+        Self { model, looks, handles, native, read_around, complaints: Complaints::default() }
     }
 
     /// What an open file keeps; `None` for what has no content. Blocks for a moment on the local disk.
@@ -226,7 +248,13 @@ impl Answers {
         catch_unwind(AssertUnwindSafe(|| self.model.ready(id, offset, u64::from(size)))).unwrap_or(None)
     }
 
-    pub(super) async fn read(self: Arc<Self>, id: NodeId, offset: u64, size: u32, reply: ReplyData) {
+    /// Answers a read that waits for disk or network.
+    pub(super) async fn read(self: Arc<Self>, id: NodeId, offset: u64, size: u32, by: By, reply: ReplyData) {
+        let may_decline = by == By::Cache && self.read_around == ReadAround::Auto;
+        if may_decline && self.model.declines(id, offset, u64::from(size)).await {
+            self.model.metrics.declined_reads.add(1);
+            return reply.error(Errno::EAGAIN);
+        }
         match self.model.read(id, offset, u64::from(size)).await {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => {

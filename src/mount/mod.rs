@@ -35,6 +35,18 @@ pub struct Options {
     pub read_ahead: u64,
     /// Whether complete files are given to the kernel, which then serves them by itself.
     pub passthrough: Passthrough,
+    /// What the kernel is answered that reads around page faults.
+    pub read_around: ReadAround,
+}
+
+/// Whether the kernel is given all that it reads around a page fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadAround {
+    /// Where a file is read at random, only what is here: of the rest the page that is needed.
+    #[default]
+    Auto,
+    /// Always, fetched where it is not here.
+    Always,
 }
 
 impl Default for Options {
@@ -46,6 +58,7 @@ impl Default for Options {
             umask: 0,
             read_ahead: 1 << 20,
             passthrough: Passthrough::default(),
+            read_around: ReadAround::default(),
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
 use super::adapter::Adapter;
-use super::answers::{Answers, Looks};
+use super::answers::Answers;
 use super::attach::{self, Audience};
 use super::kernel::{self, Device};
 use super::renumber;
@@ -53,7 +53,7 @@ impl Mount {
     /// `NotFound` or `Invalid` where `dir` is no folder, `Busy` where it is not empty or something of weightfs is mounted
     /// there, `Kernel` where `/dev/fuse` or the helper is missing or the kernel refuses; each says what to do.
     pub async fn open(model: Arc<Model>, dir: &Path, options: &Options) -> Result<Self> {
-        let answers = Arc::new(Answers::new(model.clone(), looks(options), options.passthrough));
+        let answers = Arc::new(Answers::new(model.clone(), options));
         let adapter = Adapter::new(answers.clone());
         let (dir, source, options) = (dir.to_owned(), model.reference.to_string(), options.clone());
         let begun = blocking(move || begin(&dir, &source, &options, adapter)).await?;
@@ -186,14 +186,6 @@ pub fn unmount(dir: &Path, how: Detach) -> Result<()> {
             kernel::detach(&dir, Detach::Lazy)
         }
         done => done,
-    }
-}
-
-fn looks(options: &Options) -> Looks {
-    Looks {
-        uid: options.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
-        gid: options.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
-        umask: options.umask,
     }
 }
 
@@ -399,8 +391,7 @@ mod tests {
         std::fs::create_dir(&dir).unwrap();
 
         let options = Options::default();
-        let adapter =
-            Adapter::new(Arc::new(Answers::new(model.clone(), looks(&options), options.passthrough)));
+        let adapter = Adapter::new(Arc::new(Answers::new(model.clone(), &options)));
         let at = dir.clone();
         let begun = blocking(move || begin(&at, "given-up", &options, adapter)).await.unwrap();
         let dir = begun.left.dir.clone();

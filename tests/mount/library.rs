@@ -27,8 +27,11 @@ pub(super) struct Bench {
 impl Bench {
     /// A model of one file of 3 MiB and a bit, `a/weights.bin`, in a repository in memory.
     pub(super) fn new() -> Self {
-        let weights: Vec<u8> =
-            (0..(3 << 20) + 77_u32).map(|at| (at / 4096 * 7 + at).to_le_bytes()[0]).collect();
+        Self::of((0..(3 << 20) + 77_u32).map(|at| (at / 4096 * 7 + at).to_le_bytes()[0]).collect())
+    }
+
+    /// A model whose one file, `a/weights.bin`, is this.
+    pub(super) fn of(weights: Vec<u8>) -> Self {
         let repository = Arc::new(Memory::new());
         let layer = repository.put(weights.clone());
         let config = repository.put("{}");
@@ -61,8 +64,12 @@ impl Bench {
     }
 
     pub(super) async fn model(&self, config: Config) -> Arc<Model> {
-        let store = StoreConfig { folder: self.store(), size: None };
-        let store = Store::open(&store).unwrap();
+        self.model_kept(config, None).await
+    }
+
+    /// Opened over a store that may have so many bytes.
+    pub(super) async fn model_kept(&self, config: Config, size: Option<u64>) -> Arc<Model> {
+        let store = Store::open(&StoreConfig { folder: self.store(), size }).unwrap();
         let reference = "example.org/acme/llm".parse().unwrap();
         let model = Model::open(self.repository.clone(), reference, store, config).await;
         Arc::new(model.unwrap())
