@@ -75,6 +75,7 @@ metrics! {
     proved_layers, "layers", "Layers proved by the manifest's digest while this process ran.";
     read_errors, "reads", "Reads answered with an error.";
     reads, "reads", "Reads asked for by the kernel.";
+    instant_reads, "reads", "Reads answered at once out of the page cache of the store's disk.";
     declined_reads, "reads", "Reads around page faults of who reads at random, left out but for the page that is needed.";
     passthrough_opens, "opens", "Opens that the kernel serves by itself from the store.";
     cached_opens, "opens", "Opens served by replies of this process.";

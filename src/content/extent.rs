@@ -210,6 +210,11 @@ impl Extent {
         self.files.lock().kept.upgrade().filter(|kept| !kept.removed())
     }
 
+    /// The files in the store, if they are open and nobody is opening them; never waits, and does not count as a use.
+    pub(super) fn kept_now(&self) -> Option<Arc<KeptFile>> {
+        self.files.try_lock()?.kept.upgrade()
+    }
+
     /// Whether the digests on record are those of a proved layer; they are taken over then, all of them. Looks again while
     /// they are not: another process may have proved the layer since. Blocks.
     pub(super) fn vouched(&self, kept: &KeptFile) -> bool {

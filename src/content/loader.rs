@@ -19,6 +19,7 @@ use super::buffer::Pool;
 use super::decoding::{Decoding, Desk};
 use super::extent::Extent;
 use super::flight::{Board, Place};
+use super::instant::Sums;
 use super::lanes::Lanes;
 use super::part::Parts;
 use super::prove::Prover;
@@ -88,6 +89,7 @@ pub struct Loader {
     pub(super) pool: Pool,
     pub(super) desk: Desk,
     pub(super) parts: Parts,
+    pub(super) sums: Sums,
     pub(super) prover: Prover,
     pub(super) layers: Vec<Stratum>,
     pub(super) poisoned: Mutex<Poisoned>,
@@ -151,6 +153,7 @@ impl Loader {
             pool: Pool::default(),
             desk: Desk::new(config.memory / 2),
             parts: Parts::default(),
+            sums: Sums::default(),
             prover: Prover::default(),
             poisoned: Mutex::default(),
             refused: Refused::default(),
@@ -174,22 +177,27 @@ impl Loader {
         loader
     }
 
-    /// The bytes, if they lie in one chunk that is verified and in memory at this moment; never waits.
+    /// The bytes, if they are known to be right and in memory at this moment: ours where they lie in one chunk, or the page cache of
+    /// the store's disk. Never waits.
     ///
     /// `range` counts within the file. Counts as a read for the prefetch plan where it succeeds.
     pub fn ready(self: &Arc<Self>, id: ExtentId, range: ContentRange) -> Option<Bytes> {
         let extent = self.extent(id)?;
         let range = range.meet(ContentRange::new(0, extent.grid.len()));
+        let part = self.fresh(extent, range).or_else(|| self.instant(extent, range))?;
+        self.observe(extent, range);
+        extent.observe_wish(range);
+        Some(part)
+    }
+
+    fn fresh(&self, extent: &Extent, range: ContentRange) -> Option<Bytes> {
         let chunks = extent.grid.covering(range);
         if chunks.end.checked_sub(chunks.start) != Some(1) {
             return None;
         }
         // In this order: what is found in memory may be served if its layer may be after that.
-        let bytes = self.board.peek((id, chunks.start)).filter(|_| self.may_serve(id.layer))?;
-        let part = cut(&bytes, extent.grid.range(chunks.start), range)?;
-        self.observe(extent, range);
-        extent.observe_wish(range);
-        Some(part)
+        let bytes = self.board.peek((extent.id, chunks.start)).filter(|_| self.may_serve(extent.id.layer))?;
+        cut(&bytes, extent.grid.range(chunks.start), range)
     }
 
     /// Whether what the kernel wishes to have in its page cache is better declined, so that it asks for the one page that somebody
@@ -279,6 +287,7 @@ impl Loader {
             let part = cut(&bytes, extent.grid.range(chunk), range)
                 .ok_or_else(|| Error::new(Kind::Integrity, "a chunk has not the size it must have"))?;
             if single {
+                self.remember_pieces(extent, range, &bytes);
                 return Ok(part);
             }
             all.extend_from_slice(&part);

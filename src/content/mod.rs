@@ -16,6 +16,7 @@ mod flight;
 mod guided;
 #[cfg(test)]
 mod guided_tests;
+mod instant;
 mod lanes;
 pub mod loader;
 #[cfg(test)]
