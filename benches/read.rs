@@ -5,10 +5,11 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use weightfs::buffer::Pool;
 use weightfs::content::prefetch::stream::Streams;
 use weightfs::content::store::kept::KeptFile;
 use weightfs::content::verify::Verified;
-use weightfs::content::{Config, Loader, Store, StoreConfig, Warm, buffer::Pool};
+use weightfs::content::{Config, Loader, Store, StoreConfig, Warm};
 use weightfs::index::{CHUNK, Coding, Entry, EntryKind, ExtentId, Index, Layer};
 use weightfs::metrics::Metrics;
 use weightfs::range::ContentRange;

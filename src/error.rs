@@ -12,7 +12,7 @@ pub enum Kind {
     Invalid,
     /// The registry, folder or artifact has no such thing.
     NotFound,
-    /// Credentials are missing or refused (HTTP 401 or 403), or a local permission is.
+    /// Credentials are missing or refused (HTTP 401 or 403), or the settings do not allow who would be asked. A local permission is [`Storage`](Self::Storage).
     Denied,
     /// Nobody answers: name, connection or TLS set-up failed.
     Unreachable,
@@ -31,7 +31,7 @@ pub enum Kind {
     Unsupported,
     /// No progress within the deadline.
     Deadline,
-    /// The local store or another local file failed.
+    /// The local store or another local file failed, or may not be used: a permission, an owner.
     Storage,
     /// Mounting or another request to the kernel failed.
     Kernel,

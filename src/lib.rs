@@ -2,7 +2,7 @@
 //!
 //! The house has floors that look only down; `tests/house.rs` holds them to it.
 //!
-//! * rails: [`error`], [`range`], [`metrics`]: words that every floor uses.
+//! * rails: [`error`], [`range`], [`metrics`], [`buffer`]: words, and memory, that every floor uses.
 //! * floor 0, [`oci`] and [`codec`]: words and formats. Bytes in, values out; no input or output.
 //! * floor 1, [`repository`]: stored bytes, from a registry over HTTP, an image layout folder or memory.
 //! * floor 2, [`index`]: the map from files to bytes: which layer and which range a file is.
@@ -14,6 +14,7 @@
 //! * floor 7, [`cli`]: what a person types; the only floor that prints.
 //! * roof: [`config`]: each floor's settings put together and checked once.
 
+pub mod buffer;
 pub mod cli;
 pub mod codec;
 pub mod config;

@@ -42,7 +42,7 @@ fn the_bench_measures_each_contender_and_compares_its_bytes() {
     let _alone = heavy();
     let (place, work) = (Place::new(), Work(scratch::short()));
     let file = place.folder("figures").join("bench.json");
-    let mut command = bench(work.0.path(), &["--size", "8MiB", "--rounds", "1", "--only", "curl,weightfs"]);
+    let mut command = bench(work.0.path(), &["--quick", "--rows", "peers", "--only", "curl,weightfs"]);
     command.arg("--json").arg(&file);
     let ran = place.finish(command, LIMIT).ok();
     let figures: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
@@ -82,11 +82,60 @@ const MOUNTED: [&str; 13] = [
     "peak_rss",
 ];
 
+/// Rows, and a figure of each that only comes of having read all that the row is of.
+const ROWS: [(&str, &str); 14] = [
+    ("reader", "direct_mb_s"),
+    ("cold-packed-redirect", "cpu_weightfs"),
+    ("cold-packed-registry", "ratio"),
+    ("user-redirect", "digest_s"),
+    ("direct", "ratio"),
+    ("together", "fetched_ratio"),
+    ("far-tensor", "ratio"),
+    ("far-first", "mid_s"),
+    ("warm-plain", "copy_ratio"),
+    ("reopen-packed", "second_ratio"),
+    ("fault-packed", "p50_us"),
+    ("random-advised", "chunks_per_fault"),
+    ("memory-32-packed", "anonymous"),
+    ("large", "fetched_ready"),
+];
+
+#[test]
+fn the_bench_measures_rows_and_names_their_goals_without_judging_a_small_model() {
+    let _alone = heavy();
+    let (place, work) = (Place::new(), Work(scratch::short()));
+    let figures = place.folder("figures");
+    let (file, page) = (figures.join("bench.json"), figures.join("bench.html"));
+    let names = ROWS.map(|(name, _)| name).join(",");
+    let mut command = bench(work.0.path(), &["--quick", "--size", "2MiB", "--rows", &names]);
+    command.arg("--json").arg(&file).arg("--html").arg(&page);
+    let ran = place.finish(command, LIMIT).ok();
+    let found: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    let rows = &found["rows"];
+    for (name, figure) in ROWS {
+        assert!(rows[name]["figures"][figure]["median"].is_number(), "{name}: {figure}: {ran:?}");
+        for goal in rows[name]["goals"].as_array().unwrap() {
+            assert!(goal["goal"].is_string() && goal["reached"].is_null(), "{name}: {goal}");
+        }
+    }
+    // What was told to be far is: a round trip more than the floor, which is of connections that are open.
+    let tensor = &rows["far-tensor"]["figures"];
+    assert!(tensor["curl_s"]["min"].as_f64() > tensor["base_s"]["max"].as_f64(), "{tensor}");
+    // Eight fetch what one does; and a mount of a terabyte none of it, although its index is there.
+    assert!(rows["together"]["figures"]["fetched_ratio"]["median"].as_f64() < Some(1.5), "{rows}");
+    assert!(rows["large"]["figures"]["fetched_ready"]["median"].as_f64() > Some(1e6), "{rows}");
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.contains("<svg") && page.contains("far-tensor"));
+    assert!(!page.contains("http"), "the page needs nothing else");
+    assert!(!Path::new(found["served"].as_str().unwrap()).exists(), "what was served is still there");
+    assert_eq!(left(work.0.path()), [""; 0]);
+}
+
 #[test]
 fn a_bench_that_is_told_to_end_takes_its_mounts_and_folders_along() {
     let _alone = heavy();
     let work = Work(scratch::short());
-    let arguments = ["--size", "1MiB", "--rounds", "64", "--only", "weightfs-plain"];
+    let arguments = ["--size", "1MiB", "--pairs", "64", "--rows", "peers", "--only", "weightfs-plain"];
     let mut running = bench(work.0.path(), &arguments).spawn().unwrap();
     let mounted = wait::eventually(Duration::from_secs(60), || {
         !scratch::mount_points_below(work.0.path()).is_empty() || running.try_wait().unwrap().is_some()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The floors, lowest first. A module may use its own floor and those below it.
 const FLOORS: [&[&str]; 9] = [
-    &["error", "range", "metrics"],
+    &["error", "range", "metrics", "buffer"],
     &["oci", "codec"],
     &["repository"],
     &["index"],

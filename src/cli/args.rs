@@ -11,8 +11,8 @@ use crate::config::Flags;
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 'cache verify' has found what is wrong; 2 what was typed or configured \
 cannot be meant; 3 no such thing; 4 denied, credentials are missing or refused; 5 the registry cannot be reached or \
-fails; 6 bytes are not what their digest says; 7 a form that weightfs does not read; 8 a local file, the output or the store \
-failed; 9 the kernel refused; 10 the place is taken or in use.";
+fails; 6 bytes are not what their digest says; 7 a form that weightfs does not read; 8 a local file or folder, the output or \
+the store failed or may not be used; 9 the kernel refused, or the mount's process died; 10 the place is taken or in use.";
 
 /// Mount an AI model that lives in an OCI registry as a local folder, at once
 #[derive(Debug, Parser)]

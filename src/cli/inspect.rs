@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{args, open, print, reference, runtime};
 use crate::config::Settings;
 use crate::error::Result;
-use crate::fs::{Model, NodeKind};
+use crate::fs::{IndexedBy, Model, NodeKind};
 use crate::oci::config::Description;
 
 /// What there is to say of a model.
@@ -109,9 +109,9 @@ fn bound(model: &Model) -> bool {
     if !matches!(model.artifact.bound_index(), Ok(Some(_))) {
         return false;
     }
-    let layers = model.index.layers.iter().enumerate();
-    let mut files = layers.filter(|(number, _)| model.loader.may_have_files(*number)).peekable();
-    files.peek().is_some() && files.all(|(_, layer)| layer.bound.is_some())
+    let layers = 0..model.index.layers.len();
+    let mut files = layers.filter(|number| model.loader.may_have_files(*number)).peekable();
+    files.peek().is_some() && files.all(|number| model.indexed_by(number) == Some(IndexedBy::Artifact))
 }
 
 fn layer(layer: &crate::oci::artifact::ModelLayer) -> Layer {
@@ -131,7 +131,7 @@ fn text(report: &Report) -> String {
         pair("reference", &report.reference),
         pair("digest", &report.digest),
         pair("dialect", report.dialect),
-        pair("type", &report.artifact_type),
+        pair("type", if report.artifact_type.is_empty() { "none" } else { &report.artifact_type }),
     ];
     rows.extend(description(&report.model));
     rows.push(pair("files", &format!("{}, {}", report.files, print::size(report.content_bytes))));

@@ -99,12 +99,16 @@ fn reference(text: &str) -> Result<Reference> {
     Ok(reference)
 }
 
-/// Opens the model that `reference` names.
+/// Opens the model that `reference` names. That nothing of it can be kept is in the log.
 ///
 /// # Errors
 /// Those of the floors below.
 async fn open(reference: Reference, settings: &Settings) -> Result<Arc<Model>> {
-    open_over(Store::open(&settings.store)?, reference, settings).await
+    let store = Store::open(&settings.store)?;
+    if let Some(fault) = store.fault() {
+        tracing::warn!("{fault}; choose another folder with --store");
+    }
+    open_over(store, reference, settings).await
 }
 
 /// The same, over a store that is open already.

@@ -32,6 +32,10 @@ pub(super) struct Mounted {
     pub(super) digest: String,
     /// The process that serves it.
     pub(super) pid: u32,
+    /// Why the registry was not heard, where what is kept here is mounted.
+    pub(super) unanswered: Option<String>,
+    /// What else a person should know.
+    pub(super) warnings: Vec<String>,
 }
 
 /// Where a mount is noted and logged.
@@ -53,6 +57,10 @@ pub(super) fn in_background(command: &args::Mount, settings: &Settings, begun: I
     let dir = vacant(&command.dir)?;
     let log = State::open(&settings.state)?.log(&dir);
     let mounted = background::start(&log)?;
+    // In the foreground they are in the log, which is on standard error.
+    for warning in &mounted.warnings {
+        print::complain(format_args!("warning: {warning}"));
+    }
     report(command, &mounted, begun.elapsed())
 }
 
@@ -73,7 +81,11 @@ fn report(command: &args::Mount, mounted: &Mounted, time: Duration) -> Result<()
         return print::json(&value);
     }
     let (dir, digest) = (mounted.dir.display(), &mounted.digest);
-    print::line(format_args!("mounted {} at {dir}: {digest} in {}", mounted.reference, print::seconds(time)))
+    let kept = mounted.unanswered.as_ref().map(|why| {
+        format!("; opened from what is kept here, since the registry is not heard: {}", print::safe(why))
+    });
+    let (time, kept) = (print::seconds(time), kept.unwrap_or_default());
+    print::line(format_args!("mounted {} at {dir}: {digest} in {time}{kept}", mounted.reference))
 }
 
 /// Mounts, calls `ready` when the mount answers, and serves it until it is unmounted or the process is asked to end.
@@ -101,7 +113,7 @@ pub(super) fn serve(
             mount = begin(reference, &dir, settings) => mount?,
             () = asked.end() => return Err(Error::new(Kind::Kernel, "interrupted before the mount answered")),
         };
-        let record = record(&mount, &state, place);
+        let record = record(&mount, &state, settings, place);
         let done = attend(&mount, &state, &record, ready, &mut asked).await;
         state.forget(&record);
         done
@@ -131,14 +143,15 @@ async fn begin(reference: Reference, dir: &Path, settings: &Settings) -> Result<
     }
 }
 
-fn record(mount: &Mount, state: &State, place: Place) -> Record {
+fn record(mount: &Mount, state: &State, settings: &Settings, place: Place) -> Record {
     let log = match place {
         Place::Foreground => None,
         Place::Background => Some(state.log(mount.dir())),
     };
     let (dir, model) = (mount.dir().to_owned(), mount.model());
     let (reference, digest) = (model.reference.to_string(), model.digest.to_string());
-    Record { dir, reference, digest, process: Process::own(), log }
+    let store = Some(settings.store.folder.clone());
+    Record { dir, reference, digest, process: Process::own(), log, store }
 }
 
 /// Sees a mount through from its first answer to its end.
@@ -176,7 +189,11 @@ fn announce(
     state.note(record)?;
     let answering = state.answer(mount.clone(), record)?;
     let Record { dir, reference, digest, process, .. } = record.clone();
-    ready(&Mounted { reference, dir, digest, pid: process.pid })?;
+    let model = mount.model();
+    let unanswered = model.unanswered.as_ref().map(ToString::to_string);
+    let fault = model.loader.fault().map(|fault| format!("{fault}; choose another folder with --store"));
+    let warnings = fault.into_iter().collect();
+    ready(&Mounted { reference, dir, digest, pid: process.pid, unanswered, warnings })?;
     Ok(answering)
 }
 

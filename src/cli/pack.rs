@@ -287,10 +287,10 @@ impl Report {
         };
         let seconds = print::seconds(std::time::Duration::from_secs_f64(self.seconds));
         format!(
-            "{}@{}: {} files, {}, {} uploaded, {index}, {seconds}",
+            "{}@{}: {}, {}, {} uploaded, {index}, {seconds}",
             self.reference,
             self.digest,
-            self.files,
+            print::count(self.files, "file"),
             print::size(self.bytes),
             print::size(done.uploaded)
         )

@@ -75,6 +75,15 @@ pub(super) fn size(bytes: u64) -> String {
     bytesize::ByteSize::b(bytes).display().iec().to_string()
 }
 
+/// So many of a thing, named by its singular: `1 file`, `2 indexes`.
+pub(super) fn count(number: impl TryInto<u64>, thing: &str) -> String {
+    match number.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {thing}"),
+        number if thing.ends_with('x') => format!("{number} {thing}es"),
+        number => format!("{number} {thing}s"),
+    }
+}
+
 /// A share in percent, rounded down, so that `100 %` says that all of it is there. All of nothing is all.
 pub(super) fn percent(part: u64, whole: u64) -> String {
     let hundredths = u128::from(part).saturating_mul(100).checked_div(u128::from(whole)).unwrap_or(100);
@@ -133,6 +142,13 @@ mod tests {
         assert_eq!(percent(999, 1000), "99 %");
         assert_eq!(percent(u64::MAX, u64::MAX), "100 %");
         assert_eq!(seconds(Duration::from_millis(123)), "0.123 s");
+    }
+
+    #[test]
+    fn one_thing_is_not_said_to_be_several() {
+        assert_eq!(count(1_u64, "index"), "1 index");
+        assert_eq!(count(2_usize, "index"), "2 indexes");
+        assert_eq!((count(0_u64, "file"), count(1_u64, "file")), ("0 files".to_owned(), "1 file".to_owned()));
     }
 
     #[test]

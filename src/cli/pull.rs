@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::args::{REFERENCE, Reading};
 use super::progress::Progress;
-use super::{open, open_over, print, reference, runtime};
+use super::{open_over, print, reference, runtime};
 use crate::config::{Flags, Settings};
 use crate::content::bring::Watch;
 use crate::content::store::Sharing;
@@ -85,10 +85,15 @@ pub(super) fn run(command: &Pull, settings: &Settings) -> Result<()> {
 }
 
 async fn into_store(command: &Pull, settings: &Settings, choice: &Choice) -> Result<Report> {
-    let model = open(reference(&command.reference)?, &quiet(settings)).await?;
+    let (reference, store) = (reference(&command.reference)?, Store::open(&settings.store)?);
+    if let Some(fault) = store.fault() {
+        return Err(Error::new(Kind::Storage, format!("cannot pull into the store: {fault}"))
+            .hint("choose another folder with --store, or a folder for the files with --output"));
+    }
+    let model = open_over(store, reference, &quiet(settings)).await?;
     let done = async {
         model.all_named().await?;
-        let plan = Plan::new(&model, choice)?;
+        let plan = planned(&model, choice)?;
         let bar = Bar::of(&model, &plan);
         pull::into_store(&model, &plan, &bar.watch()).await?;
         Ok(report(&model, &plan, None, Filled::default()))
@@ -112,7 +117,7 @@ async fn into_folder(command: &Pull, settings: &Settings, choice: &Choice, dir: 
     })?;
     let done = async {
         model.all_named().await?;
-        let plan = Plan::new(&model, choice)?;
+        let plan = planned(&model, choice)?;
         plan.refuse(UNFINISHED)?;
         let bar = Bar::of(&model, &plan);
         let filled = pull::into_folder(&model, &plan, &folder, &bar.watch()).await?;
@@ -128,6 +133,13 @@ async fn into_folder(command: &Pull, settings: &Settings, choice: &Choice, dir: 
     }
     drop(lock);
     done
+}
+
+/// What is meant. A pattern that takes nothing while others do is named.
+fn planned(model: &Model, choice: &Choice) -> Result<Plan> {
+    let plan = Plan::new(model, choice)?;
+    plan.in_vain.iter().for_each(|line| print::complain(format_args!("warning: {line}")));
+    Ok(plan)
 }
 
 /// Keeps other pulls from the folder while it is filled, and refuses what an earlier pull did not leave there.
@@ -197,13 +209,14 @@ fn report(model: &Model, plan: &Plan, output: Option<PathBuf>, filled: Filled) -
 
 impl Report {
     fn text(&self, time: Duration) -> String {
-        let (files, bytes, fetched) = (self.files, print::size(self.bytes), print::size(self.fetched));
+        let files = print::count(self.files, "file");
+        let (bytes, fetched) = (print::size(self.bytes), print::size(self.fetched));
         let place = self.output.as_ref().map_or("the store".to_owned(), |dir| dir.display().to_string());
         let rate = print::size(rate(self.fetched, time));
         let present =
             if self.present > 0 { format!(", {} there already", self.present) } else { String::new() };
         format!(
-            "{}: {files} files, {bytes} in {place}{present}; {fetched} fetched, {rate}/s, {}: {}",
+            "{}: {files}, {bytes} in {place}{present}; {fetched} fetched, {rate}/s, {}: {}",
             self.reference,
             print::seconds(time),
             self.digest

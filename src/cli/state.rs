@@ -41,6 +41,9 @@ pub(super) struct Record {
     pub(super) process: Process,
     /// Its log, where it runs in the background.
     pub(super) log: Option<PathBuf>,
+    /// Where it keeps what it fetches.
+    #[serde(default)]
+    pub(super) store: Option<PathBuf>,
 }
 
 /// A process, told from a later one with the same number by when it started.
@@ -104,7 +107,7 @@ impl State {
     /// Makes the folders where they are missing.
     ///
     /// # Errors
-    /// `Storage` where that fails; `Denied` where another user owns one or may write to it.
+    /// `Storage` where that fails, and where another user owns one or may write to it.
     pub(super) fn open(config: &StateConfig) -> Result<Self> {
         private(&config.live)?;
         private(&config.logs)?;
@@ -239,15 +242,15 @@ fn private(folder: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder).storage(doing)?;
     let found = std::fs::symlink_metadata(folder).storage(doing)?;
     if !found.is_dir() {
-        let error = Error::new(Kind::Denied, format!("{}: it is a link", doing()));
+        let error = Error::new(Kind::Storage, format!("{}: it is a link", doing()));
         return Err(error.hint("name another one with --state or WEIGHTFS_STATE"));
     }
     if found.uid() != nix::unistd::geteuid().as_raw() {
-        let error = Error::new(Kind::Denied, format!("{}: it belongs to another user", doing()));
+        let error = Error::new(Kind::Storage, format!("{}: it belongs to another user", doing()));
         return Err(error.hint("name another one with --state or WEIGHTFS_STATE"));
     }
     if found.mode() & 0o022 != 0 {
-        let error = Error::new(Kind::Denied, format!("{}: others may write to it", doing()));
+        let error = Error::new(Kind::Storage, format!("{}: others may write to it", doing()));
         return Err(error.hint(format!("run 'chmod 700 {}'", folder.display())));
     }
     Ok(())
@@ -263,7 +266,7 @@ mod tests {
 
     fn record(dir: &str) -> Record {
         let process = Process::own();
-        Record { dir: dir.into(), reference: "r".into(), digest: "d".into(), process, log: None }
+        Record { dir: dir.into(), reference: "r".into(), digest: "d".into(), process, log: None, store: None }
     }
 
     #[test]
@@ -317,7 +320,7 @@ mod tests {
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(&live, open).unwrap();
         let error = State::open(&StateConfig { live, logs: folder.path().join("log") }).unwrap_err();
-        assert_eq!(error.kind(), Kind::Denied);
+        assert_eq!(error.kind(), Kind::Storage);
     }
 
     #[test]

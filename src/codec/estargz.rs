@@ -73,7 +73,7 @@ fn table(field: &[u8], footer: u64, size: u64) -> Result<Option<Footer>> {
 /// Reads the table from the content of its gzip member, a tar archive of one file; `stored` is the footer's range.
 ///
 /// `digest` is that of the annotation, where the layer has it; without it the table is anybody's word. Give it no more
-/// content than [`JSON_LIMIT`] and 4 KiB.
+/// content than [`JSON_LIMIT`] and 4 KiB. Takes memory as [`toc::read`].
 ///
 /// # Errors
 /// [`Kind::Integrity`] where the digest is another; [`Kind::Invalid`] where the member holds no table, and as

@@ -20,6 +20,9 @@ pub const JSON_LIMIT: u64 = 64 << 20;
 /// The most entries of a table, parts of files among them.
 pub const ENTRIES_LIMIT: usize = 1 << 20;
 
+/// What an entry takes beside its names.
+const ENTRY: u64 = 120;
+
 /// The SHA-256 of some content, as a table claims it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ContentDigest([u8; 32]);
@@ -148,6 +151,15 @@ pub fn read(json: &[u8], data: u64) -> Result<Toc> {
     building.end_file()?;
     building.lay_out(data)?;
     Ok(Toc { entries: building.entries })
+}
+
+/// How much memory [`read`] takes at most for a table in this JSON, whatever it says.
+#[must_use]
+pub fn weight(json: &[u8]) -> u64 {
+    // An entry begins with a brace; those within names count for nothing worse than a smaller table.
+    let entries = json.iter().filter(|byte| **byte == b'{').count();
+    let (entries, names) = (u64::try_from(entries), u64::try_from(json.len()));
+    entries.unwrap_or(u64::MAX).saturating_mul(ENTRY).saturating_add(names.unwrap_or(u64::MAX))
 }
 
 pub(super) fn too_large() -> Error {

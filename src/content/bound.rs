@@ -19,7 +19,7 @@ use super::extent::Extent;
 use super::fetch::LOOK_LIMIT;
 use super::flight::Key;
 use super::loader::{Loader, Standing};
-use super::verify::Verified;
+use super::verify::{Hashed, Verified};
 use crate::error::{Error, Kind, Result};
 use crate::index::{ChunkDigest, ExtentId, Grid, Home, Layer, Section};
 use crate::range::StoredRange;
@@ -146,7 +146,7 @@ impl Loader {
         self: &Arc<Self>,
         extent: &Extent,
         chunk: u64,
-        bytes: Bytes,
+        bytes: impl Into<Hashed>,
     ) -> Result<Verified> {
         if let Some(verified) = extent.verify(chunk, bytes) {
             return Ok(verified);

@@ -110,6 +110,12 @@ impl Loader {
         self.shelf.store.budget().limit()
     }
 
+    /// Why nothing can be kept, as it was found when the store was opened; `None` where it can.
+    #[must_use]
+    pub fn fault(&self) -> Option<&str> {
+        self.shelf.store.fault()
+    }
+
     /// What each chunk of the file must be, where the artifact says so; `None` where it does not.
     ///
     /// Asks the network for a section of the index at most.

@@ -8,17 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::bound::Digests;
-use super::buffer::Pool;
 use super::prefetch::stream::{Plan, Streams};
 use super::prefetch::tensors::Tensors;
 use super::scatter::Scatter;
 use super::shelf::Shelf;
 use super::store::kept::{KeptFile, Recorded};
-use super::verify::Verified;
+use super::verify::{Hashed, Verified};
+use crate::buffer::Pool;
 use crate::index::ChunkDigest;
 use crate::index::ExtentId;
 use crate::index::Grid;
@@ -117,9 +116,10 @@ impl Extent {
         ContentRange::new(start, end)
     }
 
-    /// Takes a read into account; what to load ahead of it.
-    pub(super) fn observe(&self, range: ContentRange) -> Plan {
+    /// Takes a read into account; what to load ahead of it, up to `eager` bytes rather much than little.
+    pub(super) fn observe(&self, range: ContentRange, eager: u64) -> Plan {
         let mut readers = self.readers.lock();
+        readers.streams.eager = eager;
         let tensors = match &readers.tensors {
             TensorMap::Found(tensors) => Some(Arc::clone(tensors)),
             _ => None,
@@ -174,7 +174,11 @@ impl Extent {
                 Some(kept)
             }
             Err(error) => {
-                tracing::warn!(path = self.path, %error, "the store fails; going on without it for a while");
+                let path = &self.path;
+                shelf.store.complain(
+                    &error,
+                    format_args!("the store fails for {path}; going on without it for a while"),
+                );
                 *files = Files { failed: Some(Instant::now()), ..Files::default() };
                 None
             }
@@ -197,7 +201,11 @@ impl Extent {
                 Some(kept)
             }
             Err(error) => {
-                tracing::warn!(path = self.path, %error, "the store fails; going on without it for a while");
+                let path = &self.path;
+                shelf.store.complain(
+                    &error,
+                    format_args!("the store fails for {path}; going on without it for a while"),
+                );
                 files.failed = Some(Instant::now());
                 None
             }
@@ -292,8 +300,28 @@ impl Extent {
         }
     }
 
+    /// Takes over what all chunks must be, 32 bytes each, as it was found when the layer was proved; `false` where this process has
+    /// had other bytes in its hands.
+    pub(super) fn know(&self, found: &[u8]) -> bool {
+        let mut digests = self.digests.lock();
+        (0..).zip(found.as_chunks::<32>().0).all(|(chunk, found)| {
+            let digest = ChunkDigest::recorded(*found);
+            let known = digests.entry(chunk).or_insert(Known { digest, seen: false, vouched: false });
+            if !known.seen {
+                known.digest = digest;
+            }
+            known.digest == digest
+        })
+    }
+
+    /// Makes these digests, which [`know`](Self::know) has taken over, those on record. Where that fails, what is kept counts for
+    /// nothing and is fetched again. Blocks.
+    pub(super) fn hold_to(&self, kept: &KeptFile, digests: &[u8]) {
+        self.files.lock().vouched = kept.hold_to(digests).is_ok();
+    }
+
     /// The chunk, if its bytes are what they must be; on first contact, what they are is what they must be.
-    pub(super) fn verify(&self, chunk: u64, bytes: Bytes) -> Option<Verified> {
+    pub(super) fn verify(&self, chunk: u64, bytes: impl Into<Hashed>) -> Option<Verified> {
         let known = match &self.bound {
             Some(bound) => Some(bound.of(chunk)?),
             None => self.digests.lock().get(&chunk).map(|known| known.digest),
@@ -349,7 +377,8 @@ impl Extent {
                 files.missing = files.missing.and_then(|missing| missing.checked_sub(u64::from(written)))
             }
             Err(error) => {
-                tracing::warn!(path = self.path, %error, "nothing more of it is kept for a while");
+                let path = &self.path;
+                shelf.store.complain(&error, format_args!("nothing more of {path} is kept for a while"));
                 files.refused = Some(Instant::now());
                 return false;
             }

@@ -17,9 +17,10 @@ use super::extent::Extent;
 use super::flight::{Flight, Key, Place, Urgency};
 use super::lanes::{Grain, Lane};
 use super::loader::{Loader, Standing};
-use super::runs::{contiguous, runs};
+use super::runs::{contiguous, runs, runs_by_place};
 use super::store::kept::{Claim, KeptFile};
-use super::verify::Verified;
+use super::verify::{Arriving, Hashed, Verified};
+use crate::buffer;
 use crate::error::{Error, Kind, Result};
 use crate::index::{CHUNK, ExtentId};
 use crate::range::ContentRange;
@@ -109,11 +110,7 @@ impl Loader {
         let mut under_way = FuturesUnordered::new();
         let mut outcome = Ok(());
         let pace = self.repository.pace();
-        let longest = match self.is_decoded(id.layer) {
-            true => self.grain(id.layer).ahead,
-            false => (pace.bytes / CHUNK).max(1),
-        };
-        for run in runs(&missing.unwrap_or_default(), longest) {
+        for run in self.runs_ahead(id, &missing.unwrap_or_default()).await {
             // More than one prefetch may be at it: the lanes have fewer turns than all of them together.
             while under_way.len() >= pace.requests {
                 match under_way.next().await.unwrap_or(Ok(())) {
@@ -130,6 +127,19 @@ impl Loader {
             outcome = outcome.and(next);
         }
         outcome
+    }
+
+    /// What is asked for in one request each, of chunks that nobody waits for. Of a compressed layer a span each, since spans
+    /// are decoded side by side and one of them is not.
+    async fn runs_ahead(self: &Arc<Self>, id: ExtentId, chunks: &[u64]) -> Vec<Range<u64>> {
+        let grain = self.grain(id.layer);
+        let table = match self.is_decoded(id.layer) && !chunks.is_empty() {
+            true => self.table(id.layer).await.ok(),
+            false => return runs(chunks, (self.repository.pace().bytes / CHUNK).max(1)),
+        };
+        let Some((table, extent)) = table.zip(self.extent(id)) else { return runs(chunks, grain.ahead) };
+        let span = |chunk: u64| table.position(extent.content(&(chunk..chunk + 1)).start());
+        runs_by_place(chunks, grain.fewest, grain.ahead, span)
     }
 
     /// Fetches a run of chunks for nobody in particular and waits until they are here, and kept where it was this that
@@ -216,7 +226,7 @@ impl Loader {
         self: &Arc<Self>,
         extent: &Extent,
         chunk: u64,
-        bytes: Bytes,
+        bytes: impl Into<Hashed>,
     ) -> Result<Verified> {
         if extent.is_bound() {
             return self.verified_bound(extent, chunk, bytes).await;
@@ -451,19 +461,30 @@ impl Request {
         Ok(())
     }
 
-    async fn next_chunk(&self, pieces: &mut Pieces, len: usize) -> Result<Bytes> {
-        let mut filling = self.loader.pool.take();
-        while filling.len() < len {
+    async fn next_chunk(&self, pieces: &mut Pieces, len: usize) -> Result<Hashed> {
+        if pieces.left.is_empty() {
+            self.next_piece(pieces).await?;
+        }
+        if pieces.left.len() == len && buffer::is_aligned(&pieces.left) {
+            return Ok(std::mem::take(&mut pieces.left).into());
+        }
+        let mut arriving = Arriving::in_buffer(self.loader.pool.take());
+        while arriving.len() < len {
             if pieces.left.is_empty() {
-                pieces.left = pieces.next().await?;
-                self.loader.metrics.fetched_bytes.add(pieces.left.len() as u64);
-                self.flights.iter().for_each(|(_, flight)| flight.progress());
+                self.next_piece(pieces).await?;
             }
-            let want = pieces.left.len().min(len - filling.len());
-            let taken = filling.push(pieces.left.get(..want).unwrap_or_default());
+            let want = pieces.left.len().min(len - arriving.len());
+            let taken = arriving.push(pieces.left.get(..want).unwrap_or_default());
             pieces.left.advance(taken);
         }
-        Ok(filling.share())
+        Ok(arriving.finish())
+    }
+
+    async fn next_piece(&self, pieces: &mut Pieces) -> Result<()> {
+        pieces.left = pieces.next().await?;
+        self.loader.metrics.fetched_bytes.add(pieces.left.len() as u64);
+        self.flights.iter().for_each(|(_, flight)| flight.progress());
+        Ok(())
     }
 
     pub(super) fn give_up(&mut self, run: Range<u64>, error: &Error) {

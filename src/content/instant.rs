@@ -15,10 +15,10 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::io::{ReadWriteFlags, preadv2};
 
-use super::buffer::Pool;
 use super::extent::Extent;
 use super::flight::Key;
 use super::loader::{Loader, Standing};
+use crate::buffer::Pool;
 use crate::index::CHUNK;
 use crate::range::ContentRange;
 

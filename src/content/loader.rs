@@ -5,7 +5,7 @@
 //! Floor 4 calls; nothing here knows files by name, save for messages.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -15,7 +15,6 @@ use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::bound::{Binding, Refused};
-use super::buffer::Pool;
 use super::decoding::{Decoding, Desk};
 use super::extent::Extent;
 use super::flight::{Board, Place};
@@ -28,6 +27,7 @@ use super::store::Store;
 use super::stream::Stream;
 use super::stream::turns::Turns;
 use super::{Config, Integrity};
+use crate::buffer::Pool;
 use crate::error::{Error, Kind, Result};
 use crate::index::{Allowance, CHUNK, EntryKind, ExtentId, Grid, Index, Layer};
 use crate::metrics::Metrics;
@@ -85,6 +85,8 @@ pub struct Loader {
     pub(super) metrics: Arc<Metrics>,
     pub(super) board: Board,
     pub(super) lanes: Lanes,
+    /// How many processors there are.
+    pub(super) cores: usize,
     pub(super) turns: Turns,
     pub(super) pool: Pool,
     pub(super) desk: Desk,
@@ -112,6 +114,8 @@ pub(super) struct Stratum {
     /// Of a compressed layer without an index: its going by.
     pub(super) stream: Option<Arc<Stream>>,
     pub(super) standing: watch::Sender<Standing>,
+    /// Why it is poisoned, where that is not the fault of its bytes.
+    pub(super) reason: OnceLock<Error>,
     /// Of a bound layer, whose standing never changes: what binds it.
     pub(super) binding: Option<Binding>,
     /// Of a compressed layer: what is had and under way of its spans.
@@ -149,6 +153,7 @@ impl Loader {
         let loader = Arc::new(Self {
             board: Board::new(config.memory),
             lanes: Lanes::default(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
             turns: Turns::default(),
             pool: Pool::default(),
             desk: Desk::new(config.memory / 2),
@@ -303,6 +308,12 @@ impl Loader {
         Share { kept, total: extents().map(|extent| extent.grid.len()).sum() }
     }
 
+    /// Whether it is being ended, so that reads that wait are given up by intent.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.board.closed()
+    }
+
     /// Ends all tasks of the loader; reads that still wait fail. Returns when they have ended.
     pub async fn close(&self) {
         self.board.close();
@@ -389,6 +400,7 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
             extents,
             stream: Stream::of(layer, named.contains(&number), &headers),
             standing,
+            reason: OnceLock::new(),
             binding,
             decoding: Decoding::default(),
             incomplete: Mutex::default(),

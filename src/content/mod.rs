@@ -8,7 +8,6 @@ mod bound;
 #[cfg(test)]
 mod bound_tests;
 pub mod bring;
-pub mod buffer;
 mod decoding;
 mod extent;
 mod fetch;
@@ -94,7 +93,7 @@ pub struct Config {
     pub metrics: Arc<Metrics>,
 }
 
-/// Whether a complete file of the store is read back and sealed, so that the kernel may serve it by itself.
+/// Whether a complete file of the store is sealed, so that the kernel may serve it by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sealing {
     /// Soon after it has become complete, when there is nothing else to do: for a mount.

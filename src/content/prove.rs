@@ -2,8 +2,8 @@
 //!
 //! What arrives in order is hashed as it comes, from the memory the readers are given. What came out of order is
 //! read back once, from the store, when the rest is here. Nobody who reads ever waits for it, and it runs only
-//! where no stronger proof exists. A proved file is then read back chunk by chunk and sealed, so that the kernel
-//! may have it.
+//! where no stronger proof exists. A proved file is then sealed, so that the kernel may have it; what of it this process did
+//! not write itself is read back before.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -79,7 +79,7 @@ impl Prover {
         self.send(Task::Check(layer));
     }
 
-    /// Asks to read back and seal a complete file of a proved layer.
+    /// Asks to seal a complete file of a proved layer.
     pub(super) fn seal(&self, id: ExtentId) {
         self.send(Task::Seal(id));
     }
@@ -241,7 +241,8 @@ impl Proving {
         }
     }
 
-    /// Reads a complete file of a proved layer back and declares it whole, unless somebody touched it meanwhile.
+    /// Declares a complete file of a proved layer whole, after reading back what this process did not write itself, unless
+    /// somebody touches it meanwhile.
     fn seal(&self, loader: &Loader, id: ExtentId) {
         let Some(extent) = loader.extent(id) else { return };
         let wanted = loader.config.sealing == Sealing::Soon && loader.standing(id.layer) == Standing::Proved;
@@ -256,7 +257,7 @@ impl Proving {
             return;
         }
         let Ok(seal) = kept.prepare_seal() else { return };
-        for chunk in 0..extent.grid.chunks() {
+        for chunk in kept.doubtful(&seal) {
             if self.stopped.load(Ordering::Relaxed) {
                 return;
             }

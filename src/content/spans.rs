@@ -5,7 +5,7 @@
 
 use bytes::{Buf, Bytes};
 
-use super::buffer::Filling;
+use crate::buffer::Filling;
 use crate::codec::{gzip, zstd};
 use crate::error::{Error, Kind, Result};
 pub(super) use crate::index::sections::Table;

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt, TryStreamExt};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use tokio::sync::{mpsc, watch};
 
 use super::Integrity;
@@ -15,12 +16,15 @@ use super::lanes::Lane;
 use super::loader::{Loader, Standing, Stratum};
 use super::store::kept::KeptFile;
 use crate::error::{Error, Kind, Result};
+use crate::index::{Grid, sections};
 use crate::range::ContentRange;
 
 /// Files of the store that nobody has used for so long are closed, so that they may be evicted.
 const IDLE: Duration = Duration::from_secs(5);
 /// A proof that did not come about is tried again after so long, unless somebody waits for it.
 const RETRY: Duration = Duration::from_secs(30);
+/// The length of a chunk's digest.
+const DIGEST: u64 = 32;
 /// How often all that is missing of a layer is brought for who waits for its proof: each damaged chunk of the store is
 /// found out by the attempt to prove what was there.
 const ROUNDS: usize = 4;
@@ -68,6 +72,9 @@ impl Loader {
     }
 
     fn poison_error(&self, layer: usize) -> Error {
+        if let Some(reason) = self.layers.get(layer).and_then(|layer| layer.reason.get()) {
+            return reason.clone();
+        }
         let digest = self.layer(layer).map(|layer| layer.blob.digest.to_string()).unwrap_or_default();
         let doing = format!("the bytes that {} gave are not {digest}", self.repository.place());
         Error::new(Kind::Integrity, doing).hint("push the layer again, then unmount and mount")
@@ -82,7 +89,7 @@ impl Loader {
         }
         for _ in 0..ROUNDS {
             let mut attempts = stratum.attempts.subscribe();
-            if self.standing(layer) == Standing::Unproved {
+            if self.standing(layer) == Standing::Unproved && !self.prove_again(layer).await {
                 self.fetch_layer(stratum).await?;
                 self.prover.check(layer);
             }
@@ -148,10 +155,13 @@ impl Loader {
     /// Takes down that the layer's digest was proved over its bytes. Blocks.
     pub(super) fn set_proved(&self, layer: usize) {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
-        if stratum.files().all(|extent| extent.vouch(&self.shelf)) {
+        let vouched = stratum.files().all(|extent| extent.vouch(&self.shelf));
+        let proved = stratum.become_proved();
+        // Not of what was found out to be wrong meanwhile.
+        if vouched && *stratum.standing.borrow() == Standing::Proved {
             self.shelf.store.set_proved(&self.shelf.who, described.kept_as());
         }
-        if stratum.become_proved() {
+        if proved {
             self.metrics.proved_layers.add(1);
             tracing::info!(layer = %described.blob.digest, "proved");
         }
@@ -186,6 +196,10 @@ impl Loader {
         let kept = extent.kept(&self.shelf)?;
         if !extent.vouched(&kept) {
             tracing::warn!(path = extent.path, "the digests on record are not those that were proved");
+            if let Some(found) = self.know_again(extent) {
+                extent.hold_to(&kept, &found);
+                return Some(kept);
+            }
             self.set_unproved(extent.id.layer);
             // By a table that nobody has proved the file may lie elsewhere than it was proved to.
             let by_guide = self.streaming(extent.id.layer).is_some_and(|stream| stream.guide().is_some());
@@ -207,11 +221,41 @@ impl Loader {
     }
 
     /// Takes back the proof of the layer of a chunk that is here, where its digest is not known: the store fails, and what it
-    /// has proved cannot be compared with.
+    /// has proved cannot be compared with. Blocks where the layer has gone by here and its records were lost: on one small file.
     pub(super) fn doubt_unknown(&self, extent: &Extent, chunk: u64) {
-        if !extent.knows(chunk) {
+        if !extent.knows(chunk) && self.know_again(extent).is_none() {
             self.set_unproved(extent.id.layer);
         }
+    }
+
+    /// Takes the digests of a file's chunks anew from the index that was made of its layer when that had gone by here and was
+    /// proved; gives them, 32 bytes each. `None` where there is no such index, it can't be read, or says otherwise than this
+    /// process has seen. Blocks.
+    fn know_again(&self, extent: &Extent) -> Option<Bytes> {
+        let passed = self.layers.get(extent.id.layer)?.stream.as_deref()?.passed()?;
+        passed.extents.get(extent.id.extent).filter(|range| **range == extent.range)?;
+        let chunks = &passed.bound.as_ref()?.chunks;
+        // Waits for nothing where the index is a file.
+        let all = sections::bytes(None, chunks).now_or_never()?.ok()?;
+        let before = passed.extents.iter().take(extent.id.extent);
+        let before: u64 = before.map(|range| Grid::new(range.len()).chunks()).sum();
+        let at = |chunk: u64| usize::try_from(chunk.checked_mul(DIGEST)?).ok();
+        let place = at(before)?..at(before.checked_add(extent.grid.chunks())?)?;
+        let found = all.get(place).map(|found| all.slice_ref(found))?;
+        extent.know(&found).then_some(found)
+    }
+
+    /// Proves a layer again that has gone by here, if the digests are to be had that all its chunks had then.
+    async fn prove_again(self: &Arc<Self>, layer: usize) -> bool {
+        let loader = Arc::clone(self);
+        let prove = move || {
+            let known = loader.extents(layer).all(|extent| loader.know_again(extent).is_some());
+            let passed = loader.layers.get(layer).and_then(|layer| layer.stream.as_deref()?.passed());
+            if known && passed.is_some() {
+                loader.set_proved(layer);
+            }
+        };
+        tokio::task::spawn_blocking(prove).await.is_ok() && self.standing(layer) == Standing::Proved
     }
 
     /// Declares the layer's bytes wrong: from now on its reads fail, and the store has none of them. Blocks.
@@ -229,6 +273,15 @@ impl Loader {
         drop(poisoned);
         self.shelf.store.poison(&self.shelf.who, described.kept_as());
         stratum.files().for_each(Extent::forget);
+    }
+
+    /// The same of a layer whose bytes are right and lead to no file that could be served: who reads is told `reason`. Blocks.
+    pub(super) fn poison_for(&self, layer: usize, why: &str, reason: &Error) {
+        if let Some(stratum) = self.layers.get(layer) {
+            // Of several the first is as good as any.
+            let _ = stratum.reason.set(reason.clone());
+        }
+        self.poison(layer, why);
     }
 
     /// Removes what the store has of an unproved layer whose records are not what the repository gives. Blocks.

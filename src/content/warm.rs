@@ -14,6 +14,9 @@ use super::prefetch::{gguf, opening};
 use crate::index::{CHUNK, ExtentId};
 use crate::range::ContentRange;
 
+/// A usual span of a compressed layer: the default of `weightfs index build`.
+const SPAN: u64 = 4 << 20;
+
 impl Loader {
     /// Starts loading what [`Config::warm`](super::Config::warm) asks for, and has what is complete already made ready for the
     /// kernel. Returns at once.
@@ -42,7 +45,7 @@ impl Loader {
         });
     }
 
-    /// Has files sealed that were complete and proved when the last mount ended, but not read back yet.
+    /// Has files sealed that were complete and proved when the last mount ended, but not sealed.
     async fn seal_what_is_complete(self: &Arc<Self>) {
         let loader = Arc::clone(self);
         let look = move || {
@@ -58,7 +61,8 @@ impl Loader {
 
     /// Loads ahead of who just read `range`; whether he has read on here for a while, rather than here and there.
     pub(super) fn observe(self: &Arc<Self>, extent: &Extent, range: ContentRange) -> bool {
-        let plan = extent.observe(range);
+        let spans = if self.is_decoded(extent.id.layer) { self.cores as u64 } else { 0 };
+        let plan = extent.observe(range, spans.saturating_mul(SPAN));
         // What goes by is all coming already.
         if self.config.warm == Warm::None || self.comes_by_itself(extent.id.layer) {
             return plan.reads_on;

@@ -12,5 +12,5 @@ pub mod tree;
 #[cfg(test)]
 mod mutation_tests;
 
-pub use model::Model;
+pub use model::{IndexedBy, Model};
 pub use tree::{Child, Node, NodeId, NodeKind, Tree};

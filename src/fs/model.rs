@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::tree::{Look, NodeId, NodeKind, Tree};
 use crate::content::{Loader, Standing};
 use crate::error::{Error, Kind, Result};
-use crate::index::{ExtentId, Grid, Index, mention_attached};
+use crate::index::{ExtentId, Grid, Home, Index, mention_attached};
 use crate::metrics::Metrics;
 use crate::oci::digest::Algorithm;
 use crate::oci::{Artifact, Blob, Digest, Reference};
@@ -44,8 +44,21 @@ pub struct Model {
     pub loader: Arc<Loader>,
     /// Who is asked for an attached index that is not trusted; `None` where it would not serve.
     pub(super) ignoring: Option<Arc<dyn Repository>>,
+    /// Why the repository was not heard, where the model was opened from what is kept here.
+    pub unanswered: Option<Error>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+}
+
+/// Whose index says what the chunks of a layer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IndexedBy {
+    /// The artifact's own.
+    Artifact,
+    /// One that is attached to the artifact, and trusted.
+    Attached,
+    /// One that was made on this machine when the layer's digest was proved.
+    Machine,
 }
 
 impl Model {
@@ -145,6 +158,18 @@ impl Model {
     /// Ends the loader's tasks; reads that wait fail. Bounded.
     pub async fn close(&self) {
         self.loader.close().await;
+    }
+
+    /// Whose index covers a layer, by its number; `None` where none did when the model was opened.
+    #[must_use]
+    pub fn indexed_by(&self, layer: usize) -> Option<IndexedBy> {
+        let bound = self.index.layers.get(layer)?.bound.as_ref()?;
+        let own = self.artifact.bound_index().ok().flatten();
+        Some(match &bound.chunks.home {
+            Home::File(_) => IndexedBy::Machine,
+            Home::Repository(index) if own.is_some_and(|own| own.blob == *index) => IndexedBy::Artifact,
+            Home::Repository(_) => IndexedBy::Attached,
+        })
     }
 
     /// Where the bytes of a file lie; `None` for what is no file, and for an empty one.

@@ -81,7 +81,9 @@ impl Model {
         let ignoring = Some(repository.clone()).filter(|_| ignores_attached && is_any_streamed(&index));
         let loader = Loader::new(repository, index.clone(), store, config, metrics.clone());
         let digest = found.pinned.digest;
-        Ok(Self { reference, digest, artifact, config: description, index, tree, loader, ignoring, metrics })
+        let unanswered = found.unanswered;
+        let config = description;
+        Ok(Self { reference, digest, artifact, config, index, tree, loader, ignoring, unanswered, metrics })
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) struct Found {
     pub(super) artifact: Artifact,
     /// Who gave it.
     pub(super) from: Source,
+    /// Why the repository did not, where the store did.
+    pub(super) unanswered: Option<Error>,
 }
 
 /// Who gave a manifest.
@@ -51,7 +53,7 @@ pub(super) async fn pin(repository: &dyn Repository, asked: &Asked, store: &Arc<
         Ok(meant) => {
             let (pinned, artifact) =
                 meant.map_err(|error| error.context(format!("cannot open {reference}")))?;
-            return Ok(Found { pinned, artifact, from: Source::Repository });
+            return Ok(Found { pinned, artifact, from: Source::Repository, unanswered: None });
         }
         Err(error) => error,
     };
@@ -125,7 +127,7 @@ async fn recall(
     };
     tracing::warn!(digest = %pinned.digest, "{reference} is opened from what is kept here: {error}");
     let artifact = Artifact::read(single(&pinned)?)?;
-    Ok(Found { pinned, artifact, from: Source::Store })
+    Ok(Found { pinned, artifact, from: Source::Store, unanswered: Some(error) })
 }
 
 /// The config's bytes, kept or asked for; `None` where the artifact has none, or where it is of no use, of

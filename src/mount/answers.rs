@@ -265,7 +265,10 @@ impl Answers {
     }
 
     fn complain(&self, error: &Error) -> Errno {
-        self.complaints.say(&error.to_string());
+        // What the kernel reads ahead is given up when the mount is ended, and nobody waits for it.
+        if !self.model.loader.is_closing() {
+            self.complaints.say(&error.to_string());
+        }
         Errno::from_i32(error.kind().errno())
     }
 }

@@ -194,7 +194,6 @@ fn unresolved(dir: &Path, error: std::io::Error) -> Error {
     let doing = format!("no way to the folder {}", dir.display());
     match error.kind() {
         std::io::ErrorKind::NotFound => Error::from_source(Kind::NotFound, doing, error),
-        std::io::ErrorKind::PermissionDenied => Error::from_source(Kind::Denied, doing, error),
         _ => Error::from_source(Kind::Storage, doing, error),
     }
 }

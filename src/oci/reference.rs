@@ -148,8 +148,11 @@ fn registry(text: &str) -> Result<Reference> {
 }
 
 fn no_host(text: &str) -> Error {
-    invalid(text, "it names no registry")
-        .hint("write the full reference, as registry.example/team/model:tag, or oci:FOLDER for a folder")
+    let is_path = text.starts_with(['.', '/', '~']);
+    let folder = if is_path { format!("oci:{text}") } else { "oci:FOLDER".to_owned() };
+    invalid(text, "it names no registry").hint(format!(
+        "write the full reference, as registry.example/team/model:tag, or {folder} for an image layout folder"
+    ))
 }
 
 fn layout(text: &str, rest: &str) -> Result<Reference> {
@@ -187,7 +190,8 @@ fn checked_tag(text: &str, tag: &str) -> Result<String> {
 }
 
 fn looks_like_a_host(host: &str) -> bool {
-    host.contains(['.', ':']) || host == "localhost"
+    // `.` and `..` are folders.
+    (host.contains(['.', ':']) && !matches!(host, "." | "..")) || host == "localhost"
 }
 
 fn is_host(host: &str) -> bool {
@@ -291,6 +295,14 @@ mod tests {
             let error = text.parse::<Reference>().unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid, "{text}");
             assert!(error.to_string().contains("write the full reference"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_folder_typed_as_a_path_is_told_how_a_folder_is_written() {
+        for text in ["./layout:v1", "../models/llm", "/models/llm:v1", "~/llm:v1"] {
+            let error = text.parse::<Reference>().unwrap_err().to_string();
+            assert!(error.contains(&format!("or oci:{text} for an image layout folder")), "{error}");
         }
     }
 

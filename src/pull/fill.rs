@@ -35,6 +35,8 @@ pub struct Plan {
     pub bytes: u64,
     /// Bytes that are brought for them: more, where a layer can only be proved as a whole.
     pub brought: u64,
+    /// A line for each pattern that takes nothing, while others do.
+    pub in_vain: Vec<String>,
 }
 
 /// A layer's files, by where they lie in it.
@@ -69,8 +71,11 @@ impl Plan {
         let is_folder = |node: &Node| matches!(node.kind, NodeKind::Directory(_));
         let files = tree.nodes().filter(|(_, node)| !is_folder(node)).map(|(id, _)| tree.path(id));
         let files: Vec<String> = files.collect();
-        choice.among(&files.iter().map(String::as_str).collect::<Vec<_>>())?;
-        let mut plan = Self { layers: BTreeMap::new(), others: Vec::new(), files: 0, bytes: 0, brought: 0 };
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        choice.among(&files)?;
+        let in_vain = choice.in_vain(&files);
+        let (layers, others) = (BTreeMap::new(), Vec::new());
+        let mut plan = Self { layers, others, files: 0, bytes: 0, brought: 0, in_vain };
         let mut waiting = vec![(NodeId::ROOT, String::new())];
         while let Some((folder, above)) = waiting.pop() {
             for child in tree.children(folder).unwrap_or_default() {

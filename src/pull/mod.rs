@@ -14,7 +14,7 @@ pub mod fill;
 pub mod folder;
 pub mod plan;
 
-pub use compare::{Compared, compare};
+pub use compare::{By, Compared, compare};
 pub use fill::{Filled, Plan, into_folder, into_store};
 pub use folder::Folder;
 pub use plan::Choice;

@@ -57,7 +57,7 @@ impl Layout {
     ///
     /// # Errors
     /// `NotFound` where the folder is missing or no layout, `Unsupported` where it has another major version
-    /// than 1, `Storage` or `Denied` where it cannot be read.
+    /// than 1, `Storage` where it cannot be read.
     pub fn open(folder: impl Into<PathBuf>, untagged: Untagged) -> Result<Self> {
         let layout = Self { folder: folder.into(), untagged };
         let marker =
@@ -162,7 +162,7 @@ impl Layout {
     /// The size of a blob that is kept here, in stored bytes.
     ///
     /// # Errors
-    /// `NotFound`, `Denied` or `Storage` as the file system says.
+    /// `NotFound` or `Storage` as the file system says.
     pub fn size(&self, digest: &Digest) -> Result<u64> {
         let path = self.blob_path(digest);
         std::fs::metadata(&path).map(|found| found.len()).map_err(|error| file_error(&path, error))
@@ -274,7 +274,6 @@ pub(super) fn read_small(path: &Path) -> Result<Vec<u8>> {
 fn file_error(path: &Path, error: std::io::Error) -> Error {
     let kind = match error.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => Kind::NotFound,
-        std::io::ErrorKind::PermissionDenied => Kind::Denied,
         _ => Kind::Storage,
     };
     Error::from_source(kind, format!("cannot read {}", path.display()), error)

@@ -87,13 +87,16 @@ fn what_is_kept_is_listed_by_name_with_its_share_and_standing() {
             (Some(SIZE as u64), Some(SIZE as u64))
         );
         assert_eq!(row["state"], state);
+        let repository = given.registry.reference("acme/llm");
+        assert_eq!(row["repositories"], serde_json::json!([repository]), "{list}");
         assert_eq!(row["layer"].as_str(), Some(given.artifact.blobs[0].digest.as_str()), "{list}");
         assert!(row["lastUse"].as_str().is_some_and(|time| time.ends_with('Z')), "{list}");
         assert_eq!(list["keptBytes"].as_u64(), Some(SIZE as u64 + 2));
         assert!(list["usedBytes"].as_u64() >= list["keptBytes"].as_u64());
         assert!(list["budgetBytes"].as_u64() > list["usedBytes"].as_u64());
         let text = given.place.run(["cache", "list"]).ok().stdout;
-        assert!(text.contains(NAME) && text.contains(state), "{text}");
+        assert!(text.contains(NAME) && text.contains(state) && text.contains(&repository), "{text}");
+        assert!(text.contains("2 files, ") && text.contains("; 0 indexes; "), "{text}");
     }
 }
 

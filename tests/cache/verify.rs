@@ -9,7 +9,7 @@ use super::{Given, MIB, NAME, SIZE};
 use crate::support::pack::{self, Dialect, Packing};
 use crate::support::place::{Place, Ran};
 use crate::support::registry::{Registry, flip};
-use crate::support::{bound, sample};
+use crate::support::{bound, compressed, sample};
 
 /// What the report says of the large file.
 fn row(report: &Value) -> &Value {
@@ -144,6 +144,13 @@ fn a_folder_is_compared_with_the_model_that_it_was_pulled_from() {
         let folder = pulled(&place, &files, &reference);
         let text = folder.to_str().unwrap();
         let found = verify(&place, text).ok().json();
+        assert_eq!(row(&found)["keptBytes"].as_u64(), Some(SIZE as u64), "the folder's share: {found}");
+        let by = match (packing, bind) {
+            (_, true) => "bound index",
+            (Packing::Raw, false) => "layer digest",
+            _ => "nothing",
+        };
+        assert_eq!(row(&found)["provedBy"], by, "{found}");
         let alone = packing == Packing::OneTar && !bind;
         assert_eq!(found["folder"]["right"], if alone { 1 } else { 3 }, "{found}");
         let unprovable = if alone { json!([NAME, "sub/notes.md"]) } else { json!([]) };
@@ -161,6 +168,8 @@ fn a_folder_is_compared_with_the_model_that_it_was_pulled_from() {
         let ran = verify(&place, text).failed(6, &["digests"]);
         let wrong = if bind { format!("{NAME} bytes 1048576-2097151") } else { NAME.to_owned() };
         assert_eq!(ran.json()["folder"]["wrong"], json!([wrong]), "{ran:?}");
+        let here = if bind { SIZE as u64 - MIB } else { 0 };
+        assert_eq!(row(&ran.json())["keptBytes"].as_u64(), Some(here), "{ran:?}");
         let text = place.run(["verify", text]).failed(6, &[]).stdout;
         assert!(text.contains("WRONG") && text.contains(NAME), "{text}");
     }
@@ -173,4 +182,45 @@ fn a_folder_that_is_neither_is_refused_with_the_way_out() {
     place.run(["verify", folder.to_str().unwrap()]).failed(2, &["pull --output", "REF"]);
     xattr::set(&folder, "user.weightfs.pulled", b"no/reference@nothing").unwrap();
     place.run(["verify", folder.to_str().unwrap()]).failed(2, &["user.weightfs.pulled"]);
+}
+
+#[test]
+fn a_mount_is_verified_by_what_its_own_store_has() {
+    let given = Given::new(false);
+    let store = given.place.folder("other-store");
+    given.place.mount(&given.reference(), &["--warm", "all", "--store", store.to_str().unwrap()]);
+    given.place.wait_until_complete();
+    let report = verify(&given.place, given.place.dir().to_str().unwrap()).ok().json();
+    assert_eq!(row(&report)["keptBytes"].as_u64(), Some(SIZE as u64), "{report}");
+    assert_eq!(row(&report)["provedBy"], "layer digest, on this machine", "{report}");
+}
+
+#[test]
+fn an_index_that_was_made_on_this_machine_is_called_so() {
+    let (registry, place) = (Registry::start(), Place::new());
+    let artifact = compressed::pack(&compressed::files(), compressed::Form::Gzip);
+    registry.push("acme/packed", "v1", &artifact);
+    let reference = registry.reference("acme/packed:v1");
+    place.run(["index", "inspect", &reference]).failed(3, &["has no index"]);
+    place.run(["index", "build", &reference]).ok();
+    let report = verify(&place, &reference).ok().json();
+    assert_eq!((&report["index"], &report["indexedHere"]), (&Value::Null, &json!(1)), "{report}");
+    let files = report["files"].as_array().unwrap();
+    let proved = |file: &Value| file["provedBy"] == "layer digest, on this machine";
+    assert!(files.iter().filter(|file| file["size"] != 0).all(proved), "{report}");
+    let text = place.run(["verify", &reference]).ok().stdout;
+    assert!(text.contains("none of the model's own") && text.contains("index of this machine"), "{text}");
+    assert!(text.contains("covers 1 layer\n") && !text.contains("()"), "{text}");
+
+    let inspected = place.run(["index", "inspect", &reference, "--json"]).ok().json();
+    assert_eq!(
+        (&inspected["how"], &inspected["index"]),
+        (&json!("this machine"), &Value::Null),
+        "{inspected}"
+    );
+    assert_eq!(inspected["layers"][0]["digest"].as_str(), Some(artifact.blobs[0].digest.as_str()));
+    let text = place.run(["index", "inspect", &reference]).ok().stdout;
+    assert!(text.starts_with("made on this machine ("), "{text}");
+    let checked = place.run(["index", "verify", &reference, "--json"]).ok().json();
+    assert_eq!((&checked["index"], &checked["layersRead"]), (&json!("made on this machine"), &json!(true)));
 }

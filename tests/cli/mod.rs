@@ -276,6 +276,61 @@ fn the_store_is_private() {
 }
 
 #[test]
+fn a_store_in_which_nothing_can_be_kept_is_said_where_it_was_typed() {
+    let (registry, place, _) = pushed();
+    let reference = registry.reference("acme/llm:v1");
+    let file = place.folder("elsewhere").join("file");
+    fs::write(&file, "").unwrap();
+    let store = file.join("store");
+    let flags = ["--store", store.to_str().unwrap()];
+    let ran = place.mount(&reference, &flags);
+    assert!(
+        ran.stderr.contains("warning: nothing can be kept in") && ran.stderr.contains("--store"),
+        "{ran:?}"
+    );
+    assert_eq!(ran.stderr.lines().count(), 1, "one cause, one line: {ran:?}");
+    assert_eq!(fs::read_to_string(place.path("config.json")).unwrap(), "{}");
+    place.unmount();
+    let ran =
+        place.run(["pull", &reference, flags[0], flags[1]]).failed(8, &["nothing can be kept", "--output"]);
+    assert_eq!(ran.stderr.lines().count(), 1, "one cause, one line: {ran:?}");
+}
+
+#[test]
+fn a_mount_of_what_is_kept_says_that_the_registry_was_not_heard() {
+    let (mut registry, place, _) = pushed();
+    let reference = registry.reference("acme/llm:v1");
+    let ran = place.mount(&reference, &["--warm", "all"]);
+    assert!(!ran.stdout.contains("kept here"), "{ran:?}");
+    place.wait_until_complete();
+    place.unmount();
+    registry.stop();
+    let ran = place.mount(&reference, &[]);
+    assert!(
+        ran.stdout.contains("opened from what is kept here") && ran.stdout.contains(&registry.host()),
+        "{ran:?}"
+    );
+    place.unmount();
+    let json = place.mount(&reference, &["--json"]).json();
+    assert!(json["unanswered"].as_str().is_some_and(|why| why.contains(&registry.host())), "{json}");
+}
+
+#[test]
+fn a_folder_that_others_may_write_to_is_a_failure_of_this_machine() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    let folder = place.folder("open");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+    place.run(["list", "--state", folder.to_str().unwrap()]).failed(8, &["others may write"]);
+    place.run(["cache", "list", "--store", folder.to_str().unwrap()]).failed(8, &["other users", "--store"]);
+}
+
+#[test]
+fn a_folder_typed_as_a_path_is_told_how_a_folder_is_written() {
+    Place::new().try_mount("./layout:v1", &[]).failed(2, &["oci:./layout:v1"]);
+}
+
+#[test]
 fn a_place_that_is_taken_is_refused() {
     let (registry, place, _) = pushed();
     let reference = registry.reference("acme/llm:v1");
@@ -416,13 +471,12 @@ fn the_demo_shows_a_tensor_long_before_the_download_and_leaves_nothing() {
     let mut command: Command = place.command();
     command.args(["demo", "--json"]).env("TMPDIR", &temporary);
     assert_eq!(command.get_program(), PROGRAM);
-    let measured = place.finish(command, Duration::from_secs(400)).ok().json();
+    let ran = place.finish(command, Duration::from_secs(400)).ok();
+    assert!(!ran.stderr.contains("WARN"), "{ran:?}");
+    let measured = ran.json();
     let number = |name: &str| measured[name].as_f64().unwrap_or_else(|| panic!("{name}: {measured}"));
-    assert!(
-        number("tensor_seconds") > number("mount_seconds") && number("mount_seconds") > 0.0,
-        "{measured}"
-    );
-    assert!(number("tensor_bytes") * 10.0 < number("model_bytes"), "{measured}");
+    assert!(number("tensorSeconds") > number("mountSeconds") && number("mountSeconds") > 0.0, "{measured}");
+    assert!(number("tensorBytes") * 10.0 < number("modelBytes"), "{measured}");
     assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "left behind in the temporary folder");
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!table.contains(temporary.to_str().unwrap()), "{table}");
@@ -449,7 +503,7 @@ fn the_demo_over_a_registry_that_fails_says_what_was_met_and_that_no_rule_was_br
         (&1.into(), &serde_json::json!([])),
         "{measured}"
     );
-    place.run(["demo", "--fault", "GET * sometimes"]).failed(2, &["sometimes", "is no fault"]);
+    place.run(["demo", "--fault", "GET * sometimes"]).failed(2, &["sometimes", "is no fault", "truncate"]);
 }
 
 #[test]

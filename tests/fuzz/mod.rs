@@ -4,6 +4,7 @@
 //! that ever showed a fault.
 
 mod annotations;
+mod guide;
 mod gzip;
 mod index_head;
 mod manifest;
@@ -36,6 +37,11 @@ fn annotations_from_anybody_are_refused_or_safe() {
 #[test]
 fn gzip_files_from_anybody_are_refused_or_read_at_random_as_they_went_by() {
     replay(gzip::run, &["fuzz/gzip", "gzip"]);
+}
+
+#[test]
+fn layers_that_say_themselves_where_their_parts_lie_are_refused_or_read_as_they_go_by() {
+    replay(guide::run, &["fuzz/guide"]);
 }
 
 #[test]

@@ -2,8 +2,10 @@
 //! what is read, before they are here.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::libc::EIO;
 use tempfile::TempDir;
 
 use crate::support::pack::Artifact;
@@ -23,21 +25,26 @@ const COST: u64 = 32 * MIB;
 struct Parted {
     registry: Registry,
     artifact: Artifact,
+    files: &'static parted::Files,
     folder: TempDir,
     place: Place,
 }
 
 impl Parted {
     fn new(form: &str) -> Self {
+        Self::of(&parted::FILES, form)
+    }
+
+    fn of(files: &'static parted::Files, form: &str) -> Self {
         let folder = scratch::roomy();
         let (source, out) = (folder.path().join("source"), folder.path().join("out"));
         std::fs::create_dir(&source).unwrap();
         std::fs::create_dir(&out).unwrap();
-        parted::write(&source);
-        let artifact = parted::pack(&source, form, &out);
+        parted::write(&source, files);
+        let artifact = parted::pack(&source, files, form, &out);
         let registry = Registry::start();
         registry.push(REPOSITORY, "v1", &artifact);
-        Self { registry, artifact, folder, place: Place::new() }
+        Self { registry, artifact, files, folder, place: Place::new() }
     }
 
     fn mount(&self, place: &Place, options: &[&str]) {
@@ -58,9 +65,40 @@ impl Parted {
     }
 
     fn assert_all(&self, place: &Place) {
-        for (name, _) in parted::FILES {
-            read::compare_whole(&place.path(name), &self.folder.path().join("source").join(name));
+        for (name, _) in self.files {
+            read::compare_whole(&place.path(name), &self.original(name));
         }
+    }
+
+    fn original(&self, name: &str) -> PathBuf {
+        self.folder.path().join("source").join(name)
+    }
+
+    /// Reads all files piece by piece: each piece is right, or an error of input and output. How many were errors.
+    fn right_or_refused(&self, place: &Place) -> u64 {
+        let mut refused = 0;
+        for (name, size) in self.files {
+            let (file, right) = (File::open(place.path(name)), File::open(self.original(name)).unwrap());
+            let Ok(file) = file.inspect_err(|error| assert_eq!(error.raw_os_error(), Some(EIO), "{name}"))
+            else {
+                refused += 1;
+                continue;
+            };
+            for at in (0..*size as u64).step_by(MIB as usize) {
+                let len = MIB.min(*size as u64 - at);
+                match read::range(&file, at, len) {
+                    Ok(got) => {
+                        let right = read::range(&right, at, len).unwrap();
+                        read::assert_same(&place.path(name), at, &got, &right);
+                    }
+                    Err(error) => {
+                        assert_eq!(error.raw_os_error(), Some(EIO), "{name} at {at}: {error}");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        refused
     }
 
     fn layer(&self) -> (&str, u64) {
@@ -117,7 +155,88 @@ fn strict_serves_what_the_manifest_pins_before_the_layer_is_here_and_no_part_tha
     parted.stretch(&other, &["--integrity", "strict"]);
     let shard = File::open(other.path(SHARD)).unwrap();
     let wrong = read::range(&shard, 70 * MIB, 20 * MIB).unwrap_err();
-    assert_eq!(wrong.raw_os_error(), Some(nix::libc::EIO));
+    assert_eq!(wrong.raw_os_error(), Some(EIO));
     read::compare(&other.path(SHARD), &parted.folder.path().join("source").join(SHARD), 0, 4 * MIB);
     read::compare_whole(&other.path("config.json"), &parted.folder.path().join("source/config.json"));
+}
+
+/// How far before a layer's end the bytes lie that are changed: in the footer, in the rows of its seek table.
+const ROWS: &[u64] = &[3, 12, 20, 40];
+/// The same of a table of contents: in the footer, and all over the table.
+const CONTENTS: &[u64] = &[3, 12, 30, 60, 100, 150, 300];
+
+/// A table that the registry gives otherwise than it was written: no wrong byte is read.
+fn damaged_on_its_way(form: &str, places: &[u64]) {
+    let _alone = heavy();
+    let parted = Parted::of(&parted::SMALL, form);
+    let (digest, size) = parted.layer();
+    for before_end in places {
+        let place = Place::new();
+        parted.registry.corrupt(digest, size - before_end);
+        parted.mount(&place, &[]);
+        parted.right_or_refused(&place);
+        place.unmount();
+        parted.registry.corrupt(digest, size - before_end);
+    }
+}
+
+/// A table that was written wrong, in a layer that is what its digest says. How many pieces can't be read.
+fn written_wrong(form: &str, places: &[u64]) -> u64 {
+    let _alone = heavy();
+    let parted = Parted::of(&parted::SMALL, form);
+    let mut refused = 0;
+    for before_end in places {
+        parted.registry.push(REPOSITORY, "v1", &parted::damaged(&parted.artifact, *before_end));
+        for options in [&[][..], &["--integrity", "strict"]] {
+            let place = Place::new();
+            parted.mount(&place, options);
+            refused += parted.right_or_refused(&place);
+            place.unmount();
+        }
+    }
+    refused
+}
+
+#[test]
+fn a_seek_table_that_is_damaged_leads_to_no_wrong_byte() {
+    damaged_on_its_way("tar+zstd, seekable", ROWS);
+    assert_eq!(written_wrong("tar+zstd, seekable", ROWS), 0, "it goes by instead");
+}
+
+#[test]
+fn a_table_of_contents_that_is_damaged_leads_to_no_wrong_byte() {
+    damaged_on_its_way("zstd:chunked", CONTENTS);
+    assert_eq!(written_wrong("zstd:chunked", CONTENTS), 0, "it goes by instead");
+    damaged_on_its_way("eStargz", CONTENTS);
+    // Footer and table are members of the gzip file, which can't be decoded to its end then.
+    let _some = written_wrong("eStargz", CONTENTS);
+}
+
+/// What a tensor in the middle of a shard costs who mounts without a word about it: little more than the tensor, beside the heads
+/// of the files, which lie in parts of their own.
+fn a_tensor_costs_little_more_than_itself(form: &str) {
+    const PART: u64 = 4 * MIB;
+    let _alone = heavy();
+    let parted = Parted::of(&parted::LARGE, form);
+    let before = parted.registry.settled();
+    let reference = parted.registry.reference(&format!("{REPOSITORY}:v1"));
+    parted.place.mount(&reference, &[]);
+    let (at, len) = (parted::HEAD + 12 * parted::TENSOR, parted::TENSOR);
+    let got = read::range(&File::open(parted.place.path(SHARD)).unwrap(), at, len).unwrap();
+    let right = read::range(&File::open(parted.original(SHARD)).unwrap(), at, len).unwrap();
+    read::assert_same(&parted.place.path(SHARD), at, &got, &right);
+    let sent = parted.registry.settled() - before;
+    let (_, size) = parted.layer();
+    let heads = parted.files.len() as u64 * PART;
+    assert!(sent < len * 5 / 2 + heads, "{form}: {sent} bytes of {size} for a tensor of {len}");
+}
+
+#[test]
+fn a_tensor_in_a_seekable_zstd_layer_costs_little_more_than_itself() {
+    a_tensor_costs_little_more_than_itself("tar+zstd, seekable");
+}
+
+#[test]
+fn a_tensor_in_an_estargz_layer_costs_little_more_than_itself() {
+    a_tensor_costs_little_more_than_itself("eStargz");
 }

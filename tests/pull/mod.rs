@@ -137,6 +137,12 @@ fn only_what_is_meant_is_pulled() {
     assert_eq!((&report["bytes"], &report["fetched"]), (&meant.into(), &meant.into()), "{report}");
     let ran = place.run(["pull", &reference, "--include", "*.gguf"]);
     ran.failed(3, &["no file is meant", "config.json", "--include"]);
+    let ran = place.run(["pull", &reference, "--include", "config.json", "--include", "confg.jsn"]).ok();
+    assert!(
+        ran.stderr
+            .contains("confg.jsn matches no file; near it are \"1_Pooling/config.json\", \"config.json\""),
+        "{ran:?}"
+    );
 }
 
 #[test]

@@ -9,13 +9,30 @@ use serde_json::{Value, json};
 use super::pack::{Artifact, Blob, Content};
 use super::sample;
 
-/// The files of the model: a shard that is read in its middle, between two others.
+/// The names and sizes of a model's files.
+pub type Files = [(&'static str, usize)];
+
+/// A shard that is read in its middle, between two others.
 pub const FILES: [(&str, usize); 4] = [
     ("config.json", 700),
     ("model-1.safetensors", 60 << 20),
     ("model-2.safetensors", 100 << 20),
     ("model-3.safetensors", 40 << 20),
 ];
+
+/// Of few parts.
+pub const SMALL: [(&str, usize); 3] =
+    [("config.json", 700), ("model-1.safetensors", 9 << 20), ("model-2.safetensors", 6 << 20)];
+
+/// A layer so large that it does not go by for what a reader of one tensor fetches.
+pub const LARGE: [(&str, usize); 3] =
+    [("config.json", 700), ("model-1.safetensors", 40 << 20), ("model-2.safetensors", 440 << 20)];
+
+/// Where the first tensor begins in every shard.
+pub const HEAD: u64 = 16 << 10;
+
+/// How large the tensors are that the heads of the shards name.
+pub const TENSOR: u64 = 16 << 20;
 
 const WRITE: &str = "
 import json, sys
@@ -27,19 +44,36 @@ form = next(form for form in layers.FORMS if form.name == sys.argv[2])
 print(json.dumps([layer.path, layer.media_type, layer.annotations]))
 ";
 
-/// Writes the files into `folder`.
-pub fn write(folder: &Path) {
-    for ((name, size), seed) in FILES.into_iter().zip(40..) {
-        let mut bytes = vec![0; size];
+/// Writes the files into `folder`: shards as engines have them, of bytes that no compression makes smaller.
+pub fn write(folder: &Path, files: &Files) {
+    for ((name, size), seed) in files.iter().zip(40..) {
+        let mut bytes = vec![0; *size];
         sample::fill(&mut bytes, seed);
+        if name.ends_with(".safetensors") {
+            let head = head(*size as u64);
+            bytes[..head.len()].copy_from_slice(&head);
+        }
         std::fs::write(folder.join(name), bytes).unwrap();
     }
 }
 
+/// The head of a shard of so many bytes: tensors of [`TENSOR`] bytes, and the rest as one.
+fn head(size: u64) -> Vec<u8> {
+    let data = size - HEAD;
+    let tensor = |number: u64| {
+        let (start, end) = (number * TENSOR, ((number + 1) * TENSOR).min(data));
+        (number.to_string(), json!({"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}))
+    };
+    let tensors: serde_json::Map<String, Value> = (0..data.div_ceil(TENSOR)).map(tensor).collect();
+    let mut json = serde_json::to_vec(&tensors).unwrap();
+    json.resize(HEAD as usize - 8, b' ');
+    [&(HEAD - 8).to_le_bytes()[..], &json].concat()
+}
+
 /// The files in `folder` as one layer of this form of `tools/layers`, which is written into `out`.
-pub fn pack(folder: &Path, form: &str, out: &Path) -> Artifact {
+pub fn pack(folder: &Path, files: &Files, form: &str, out: &Path) -> Artifact {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools");
-    let names = FILES.map(|(name, _)| name);
+    let names = files.iter().map(|(name, _)| name);
     let mut write = Command::new("python3");
     write.args(["-c", WRITE]).arg(tools).arg(form).arg(folder).arg(out).args(names);
     let written = write.output().unwrap();
@@ -47,6 +81,17 @@ pub fn pack(folder: &Path, form: &str, out: &Path) -> Artifact {
     let (path, media_type, annotations): (String, String, Value) =
         serde_json::from_slice(&written.stdout).unwrap();
     of(Content::Disk(path.into()), &media_type, &annotations)
+}
+
+/// The artifact with one byte of its layer changed, so many bytes before its end, and described as if it had been written so.
+pub fn damaged(artifact: &Artifact, before_end: u64) -> Artifact {
+    let Content::Disk(path) = &artifact.blobs[0].content else { panic!("the layer is in memory") };
+    let mut bytes = std::fs::read(path).unwrap();
+    let at = bytes.len() - before_end as usize;
+    bytes[at] ^= 0x10;
+    let manifest: Value = serde_json::from_slice(&artifact.manifest).unwrap();
+    let layer = &manifest["layers"][0];
+    of(Content::Bytes(bytes), layer["mediaType"].as_str().unwrap(), &layer["annotations"])
 }
 
 /// An artifact of this one layer.

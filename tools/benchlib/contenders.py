@@ -2,181 +2,14 @@
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 
-from .measure import Late, Reader, drop_caches, limited
-from .origin import REPOSITORY, end, undisturbed
-
-TICK = os.sysconf("SC_CLK_TCK")
-
-
-class Missing(Exception):
-    """The contender cannot run here; the text says what is missing."""
-
-
-class Bench:
-    """What all contenders share: the model, where it is served from, and the work folder."""
-
-    def __init__(self, work, model, registry, web, weightfs, limit):
-        self.work, self.model, self.registry, self.web = work, model, registry, web
-        self.weightfs, self.limit = weightfs, limit
-        self.running = set()
-        for name in ("home", "state", "docker"):
-            os.makedirs(os.path.join(work, name), exist_ok=True)
-        open(os.path.join(work, "empty.toml"), "w").close()
-
-    def environment(self, cache):
-        """Nothing of the user's own settings reaches a contender."""
-        kept = {name: value for name, value in os.environ.items()
-                if not name.startswith(("WEIGHTFS_", "RCLONE_", "XDG_")) and not name.lower().endswith("_proxy")}
-        inside = lambda name: os.path.join(self.work, name)
-        return {**kept, "HOME": inside("home"), "WEIGHTFS_STORE": cache, "WEIGHTFS_STATE": inside("state"),
-                "WEIGHTFS_CONFIG": inside("empty.toml"), "WEIGHTFS_DOCKER_CONFIG": inside("docker")}
-
-    def end(self):
-        """Ends what still runs: nothing, unless a signal came at a bad moment."""
-        for session in list(self.running):
-            session.stop()
-
-    def urls(self):
-        return [f"http://{self.registry.host}/v2/{REPOSITORY}/blobs/{shard.digest}" for shard in self.model.shards]
-
-
-def cool(server):
-    """Drops the page cache and brings back what the server sends, since it is the contender that is to be cold."""
-    if drop_caches():
-        server.warm()
-
-
-class Session:
-    """The folders of one process; gone at the end, with the process and the mount."""
-
-    def __init__(self, bench):
-        self.bench, self.process = bench, None
-        self.home = tempfile.mkdtemp(prefix="session-", dir=bench.work)
-        self.mount, self.cache = os.path.join(self.home, "mnt"), os.path.join(self.home, "cache")
-        for folder in (self.mount, self.cache):
-            os.mkdir(folder)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stop()
-        if not self.mounted():  # else it would be emptied
-            shutil.rmtree(self.home, ignore_errors=True)
-
-    def spawn(self, command):
-        with open(os.path.join(self.home, "log"), "wb") as log, undisturbed():
-            self.bench.running.add(self)
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.home,
-                                            env=self.bench.environment(self.cache), start_new_session=True)
-
-    def said(self):
-        with open(os.path.join(self.home, "log"), errors="replace") as log:
-            return " ".join(log.read()[-600:].split())
-
-    def run(self, command):
-        """Runs a command to its end; what it printed."""
-        self.spawn(command)
-        try:
-            code = self.process.wait(self.bench.limit)
-        except subprocess.TimeoutExpired:
-            raise Late(f"not done after {self.bench.limit} s") from None
-        if code:
-            raise OSError(f"{command[0]} ended with {code}: {self.said()}")
-        with open(os.path.join(self.home, "log"), errors="replace") as log:
-            return log.read()
-
-    def mounted(self):
-        with open("/proc/self/mountinfo") as mounts:
-            return any(line.split()[4] == self.mount for line in mounts)
-
-    def wait_ready(self, name):
-        """Waits until the mount shows the file `name`; the moment (time.monotonic) at which it did.
-
-        In a process of its own too: a mount that hangs would hold up who asks it.
-        """
-        limit = min(60, self.bench.limit)
-        try:
-            return limited(limit, lambda: self.poll_ready(name), self.abort)
-        except Late:
-            raise Late(f"the mount does not answer within {limit} s") from None
-        except OSError:
-            raise OSError("the command ended before its mount answered") from None
-
-    def poll_ready(self, name):
-        while True:
-            with open(f"/proc/{self.process.pid}/stat") as file:
-                if file.read().rsplit(")", 1)[1].split()[0] == "Z":
-                    raise OSError("ended")
-            if self.mounted():
-                try:
-                    os.stat(os.path.join(self.mount, name))
-                    return time.monotonic()
-                except OSError:
-                    pass
-            time.sleep(0.002)
-
-    def stop(self):
-        """Takes the mount away and ends the process, the kind way first."""
-        with undisturbed():
-            self.unmount()
-            self.end()
-            self.bench.running.discard(self)
-
-    def unmount(self):
-        weightfs = [self.bench.weightfs, "unmount", self.mount]
-        for command in (weightfs, ["fusermount3", "-u", self.mount], ["umount", "-l", self.mount], ["fusermount3", "-uz", self.mount]):
-            if not self.mounted():
-                break
-            if command is weightfs and os.path.basename(self.process.args[0]) != os.path.basename(self.bench.weightfs):
-                continue
-            if command[0] == "umount" and self.process:
-                end(self.process)  # a mount that is in use, or hangs, is let go with its server
-            quiet(command, self.bench.environment(self.cache))
-
-    def end(self):
-        if self.process:
-            end(self.process)
-            try:
-                os.killpg(self.process.pid, signal.SIGKILL)  # what it started itself
-            except ProcessLookupError:
-                pass
-
-    def abort(self):
-        """Frees who waits in the mount."""
-        if self.process:
-            self.process.kill()
-        quiet(["umount", "-l", self.mount], None)
-
-    def usage(self):
-        """CPU seconds (user and system) and peak resident bytes of the process and what it started."""
-        ticks = peak = 0
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{pid}/stat") as file:
-                    fields = file.read().rsplit(")", 1)[1].split()
-                if int(fields[3]) != self.process.pid:  # the session that it leads
-                    continue
-                ticks += sum(map(int, fields[11:15]))
-                with open(f"/proc/{pid}/status") as file:
-                    peak += sum(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM:"))
-            except (OSError, IndexError):
-                continue
-        return ticks / TICK, peak
-
-
-def quiet(command, environment):
-    try:
-        subprocess.run(command, env=environment, timeout=20, stdin=subprocess.DEVNULL,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired):
-        pass
+from .front import BUCKET
+from .measure import Reader, limited
+from .origin import REPOSITORY
+from .session import Missing, Mounted, Session
 
 
 class Mounter:
@@ -211,33 +44,6 @@ class Mounter:
         return Mounted(self, bench)
 
 
-class Mounted:
-    """A session with its mount ready: (session, reader, seconds from the command to its answer)."""
-
-    def __init__(self, mounter, bench):
-        self.mounter, self.session = mounter, Session(bench)
-
-    def __enter__(self):
-        session, mounter = self.session, self.mounter
-        try:
-            cool(mounter.server)
-            start = time.monotonic()
-            session.spawn(mounter.command(session.mount, session.cache))
-            ready = session.wait_ready(session.bench.model.shards[0].name) - start
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-        return session, Reader(session.mount, session.bench.model.shards, mounter.server, start), ready
-
-    def __exit__(self, _, error, __):
-        ended = self.session.process and self.session.process.poll()
-        said = self.session.said()
-        self.session.__exit__()
-        if isinstance(error, (OSError, Late)):
-            state = "" if ended is None else f"; its server had ended with {ended}"
-            raise type(error)(f"{error}{state}{'; it said: ' + said if said else ''}")
-
-
 class Downloader:
     """Commands that fetch everything and end. `steps(folder)` gives them, and who proves what they left there."""
 
@@ -248,7 +54,7 @@ class Downloader:
 
     def round(self, bench, compare):
         with Session(bench) as session:
-            cool(self.server)
+            bench.cool(self.server)
             start = time.monotonic()
             said = [session.run(step) for step in self.steps(session)]
             took = time.monotonic() - start
@@ -304,7 +110,23 @@ def known(bench):
             "rclone", "mount", ":http:", mnt, "--http-url", f"http://{web.host}/", "--read-only", "--vfs-cache-mode", "full",
             "--cache-dir", cache, "--config", "/dev/null", "--dir-cache-time", "1h", "--no-modtime"], "rclone"),
         Mounter("httpdirfs-cache", web, lambda mnt, cache: [
-            "httpdirfs", "-f", "--no-range-check", "--cache", "--cache-location", cache, "-o", "ro", f"http://{web.host}/", mnt], "httpdirfs"),
+            "httpdirfs", "-f", "--no-range-check", "--cache", "--cache-location", cache, "-o", "ro", f"http://{web.host}/", mnt],
+            "httpdirfs"),
+        *(by_nginx(bench) if bench.s3 else []),
+    ]
+
+
+def by_nginx(bench):
+    """Mounts of a bucket and of an archive, which only nginx serves here."""
+    at = f"http://{bench.s3.host}"
+    return [
+        Mounter("s3fs", bench.s3, lambda mnt, cache: [
+            "s3fs", BUCKET, mnt, "-f", "-o", f"url={at},use_path_request_style,ro,nonempty,use_cache={cache},endpoint=us-east-1"], "s3fs"),
+        Mounter("mount-s3", bench.s3, lambda mnt, cache: [
+            "mount-s3", BUCKET, mnt, "--read-only", "--foreground", "--endpoint-url", at, "--force-path-style", "--region", "us-east-1",
+            "--cache", cache], "mount-s3"),
+        Mounter("ratarmount", bench.web, lambda mnt, cache: [
+            "ratarmount", "-f", "--index-folders", cache, f"http://{bench.web.host}/tars/model.tar", mnt], "ratarmount"),
     ]
 
 
@@ -341,8 +163,8 @@ def peer(bench, text):
 def check(contender, bench):
     """Raises Missing where the contender's program is not here."""
     if contender.needs and not shutil.which(contender.needs):
-        peer = contender.needs not in ("curl", "rclone", "httpdirfs")
-        raise Missing(f"{contender.needs} is missing" + ("" if peer else f": apt install {contender.needs}"))
+        packaged = contender.needs in ("curl", "rclone", "httpdirfs", "s3fs")
+        raise Missing(f"{contender.needs} is missing" + (f": apt install {contender.needs}" if packaged else " in PATH"))
     if contender.name == "weightfs-pull":
         helped = subprocess.run([bench.weightfs, "pull", "--help"], capture_output=True, text=True, timeout=20)
         if helped.returncode or "--output" not in helped.stdout:

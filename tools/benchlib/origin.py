@@ -1,11 +1,9 @@
-"""Where the contenders fetch from: a registry with the model, and a plain web server with its files.
+"""Where everything is fetched from: a registry, another that redirects to nginx, a web server, a far line to the first.
 
-Both are on the loopback, in a folder of their own, and are ended by their process.
+All are on the loopback, over files of a folder of their own, and are ended by their process.
 """
 import hashlib
-import html
 import http.client
-import http.server
 import json
 import os
 import shutil
@@ -13,15 +11,21 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.parse
 from contextlib import contextmanager
+
+from . import processes
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG = "application/vnd.cncf.model.config.v1+json"
 LAYER = "application/vnd.cncf.model.{}.v1.raw"
 REPOSITORY = "bench/p"
+# The far line: 1 Gbit/s for all connections together, 10 ms each way.
+RATE, ONE_WAY = 125_000_000, 0.010
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 @contextmanager
@@ -57,17 +61,22 @@ def end(process, limit=10):
 
 
 class Server:
-    """A process that answers over HTTP, and how much it has sent."""
+    """A process that answers over HTTP on `ports`, how much it has sent, and what it costs.
 
-    def __init__(self, command, folder, port, log, files):
-        self.host, self.files = f"127.0.0.1:{port}", files
-        with open(log, "w") as out:
+    `files` is the folder it serves; None where that lies in memory, and is never cold.
+    """
+
+    def __init__(self, command, folder, ports, files):
+        self.host, self.files = f"127.0.0.1:{ports[0]}", files
+        log = os.path.join(folder, "log")
+        with open(log, "a") as out:
             self.process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                                             env={**os.environ, "OTEL_TRACES_EXPORTER": "none"}, start_new_session=True)
         until = time.monotonic() + 30
         while self.process.poll() is None and time.monotonic() < until:
             try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
+                for port in ports:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
                 return
             except OSError:
                 time.sleep(0.02)
@@ -82,18 +91,15 @@ class Server:
 
     def settled(self):
         """`sent`, once nothing has been sent for 0.2 s; after 3 s in any case."""
-        before, until = self.sent(), time.monotonic() + 3
-        while time.monotonic() < until:
-            time.sleep(0.2)
-            now = self.sent()
-            if now == before:
-                break
-            before = now
-        return before
+        return processes.settled(self.sent, 3, 0.2)
+
+    def cpu(self):
+        """CPU seconds so far."""
+        return processes.cpu([self.process.pid])
 
     def warm(self):
         """Reads all files it serves, so that what it sends comes from memory."""
-        for folder, _, names in os.walk(self.files):
+        for folder, _, names in os.walk(self.files or ""):
             for name in names:
                 with open(os.path.join(folder, name), "rb", buffering=0) as file:
                     while file.read(4 << 20):
@@ -103,7 +109,46 @@ class Server:
         end(self.process)
 
 
-def registry(folder):
+class Face:
+    """One of several ports of a server."""
+
+    def __init__(self, server, port):
+        self.host = f"127.0.0.1:{port}"
+        self.sent, self.settled, self.cpu, self.warm = server.sent, server.settled, server.cpu, server.warm
+
+
+class Far:
+    """A registry behind a far line. What the line has written is what has been sent: requests are small beside it."""
+
+    def __init__(self, folder, registry):
+        os.makedirs(folder)
+        port, upstream = free_port(), registry.host.rpartition(":")[2]
+        words = [str(port), upstream, str(RATE), str(ONE_WAY)]
+        self.line = Server([sys.executable, os.path.join(HERE, "link.py"), *words], folder, [port], None)
+        self.host, self.registry = self.line.host, registry
+        self.sent, self.settled, self.end = self.line.sent, self.line.settled, self.line.end
+
+    def cpu(self):
+        """CPU seconds of the registry; the line's are nobody's."""
+        return self.registry.cpu()
+
+    def warm(self):
+        self.registry.warm()
+
+
+def folder_for(work, size):
+    """A folder for what is served: in memory where there is room for it, else in `work`; and whether it is in memory."""
+    try:
+        room = os.statvfs("/dev/shm")
+        free = processes.kibibytes("/proc/meminfo", "MemAvailable:")
+        if room.f_bavail * room.f_frsize > 1.5 * size and free > 4 * size + (1 << 30):
+            return tempfile.mkdtemp(prefix="weightfs-bench-", dir="/dev/shm"), True
+    except OSError:
+        pass
+    return tempfile.mkdtemp(prefix="origin-", dir=work), False
+
+
+def registry(folder, in_memory=False):
     """Debian's docker-registry over `folder`."""
     if not shutil.which("docker-registry"):
         raise SystemExit("tools/bench: docker-registry is missing: apt install docker-registry")
@@ -117,23 +162,8 @@ def registry(folder):
     }
     with open(os.path.join(folder, "config.yml"), "w") as file:
         json.dump(config, file)  # JSON is YAML
-    return Server(["docker-registry", "serve", "config.yml"], folder, port, os.path.join(folder, "log"), storage)
-
-
-def web(folder, files):
-    """nginx over the folder `files` where it is installed, else the server below; and which of the two it is."""
-    os.makedirs(folder)
-    port = free_port()
-    nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    command, name = [sys.executable, __file__, files, str(port)], "Python's http.server, with ranges and sendfile"
-    if nginx:
-        command, name = [nginx, "-p", folder, "-c", os.path.join(folder, "nginx.conf"), "-e", "stderr"], "nginx"
-        with open(os.path.join(folder, "nginx.conf"), "w") as file:
-            file.write(f"daemon off; master_process off; pid {folder}/pid; events {{}} http {{ access_log off; sendfile on;"
-                       f" client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;"
-                       f" uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;"
-                       f" server {{ listen 127.0.0.1:{port}; location / {{ root {files}; autoindex on; }} }} }}")
-    return Server(command, folder, port, os.path.join(folder, "log"), files), name
+    command = ["docker-registry", "serve", "config.yml"]
+    return Server(command, folder, [port], None if in_memory else storage)
 
 
 # ---------------------------------------------------------------- pushing
@@ -186,79 +216,3 @@ def push(host, model, tag):
                 "config": {"mediaType": CONFIG, "digest": digest, "size": len(config)}, "layers": layers}
     headers = {"Content-Type": MANIFEST}
     ask(host, "PUT", f"/v2/{REPOSITORY}/manifests/{tag}", json.dumps(manifest).encode(), headers, expected=(201,))
-
-
-# ---------------------------------------------------------------- a server of files, where there is no nginx
-
-class Ranges(http.server.BaseHTTPRequestHandler):
-    """A folder's files, whole or one range of them, and its listing."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        self.answer()
-
-    def do_GET(self):
-        self.answer()
-
-    def answer(self):
-        name = os.path.basename(urllib.parse.unquote(urllib.parse.urlsplit(self.path).path))
-        if not name:
-            return self.listing()
-        try:
-            file = open(os.path.join(self.server.folder, name), "rb")
-        except OSError:
-            return self.send_error(404)
-        with file:
-            size = os.fstat(file.fileno()).st_size
-            wanted = self.range(size)
-            if wanted is None:
-                return self.send_error(416)
-            start, stop = wanted
-            self.send_response(206 if "Range" in self.headers else 200)
-            if "Range" in self.headers:
-                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
-            self.headed("application/octet-stream", stop - start)
-            self.send_header("Last-Modified", self.date_time_string(os.fstat(file.fileno()).st_mtime))
-            self.end_headers()
-            while self.command == "GET" and start < stop:
-                start += os.sendfile(self.connection.fileno(), file.fileno(), start, stop - start)
-
-    def range(self, size):
-        """The bytes asked for as (start, stop); None where there are none such."""
-        text = self.headers.get("Range")
-        if text is None:
-            return 0, size
-        first, _, last = text.removeprefix("bytes=").partition("-")
-        if not first:
-            return max(0, size - int(last)), size
-        start, stop = int(first), min(int(last) + 1 if last else size, size)
-        return (start, stop) if start < stop else None
-
-    def listing(self):
-        names = map(html.escape, sorted(os.listdir(self.server.folder)))
-        lines = "".join(f'<a href="{name}">{name}</a>\n' for name in names)
-        text = f"<html><head><title>Index of /</title></head><body><pre>\n{lines}</pre></body></html>\n".encode()
-        self.send_response(200)
-        self.headed("text/html", len(text))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(text)
-
-    def headed(self, kind, length):
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(length))
-        self.send_header("Accept-Ranges", "bytes")
-
-    def log_message(self, *_):
-        pass
-
-
-def serve(folder, port):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Ranges)
-    server.folder, server.daemon_threads = folder, True
-    server.serve_forever()
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))

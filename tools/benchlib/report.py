@@ -82,32 +82,82 @@ def notes(contenders):
         yield from (f"{name}: {note}" for note in one["notes"])
 
 
+def named():
+    """The key of each row, with a heading that stands alone: what begins with dots goes on from the row above."""
+    above = ""
+    for key, heading, unit, divisor, kind in ROWS:
+        above = above if heading.startswith("...") else heading.removesuffix(", p50")
+        yield key, heading.replace("...", above + ","), unit, divisor, kind
+
+
+def behind(contenders):
+    """Where a mount of weightfs is behind another's by more than 2 %: a line for each two, with the rows and both medians."""
+    mounts = {name: one["rows"] for name, one in contenders.items() if one["kind"] == "mount"}
+    for own in (name for name in mounts if name.startswith("weightfs")):
+        for peer in (name for name in mounts if not name.startswith("weightfs")):
+            found = list(lost(mounts[own], mounts[peer]))
+            if found:
+                yield f"{own} is behind {peer}: {'; '.join(found)}"
+
+
+def lost(own, peer):
+    for key, heading, unit, divisor, _ in named():
+        if key in own and key in peer:
+            ours, other = own[key]["median"], peer[key]["median"]
+            if is_behind(unit, ours, other):
+                yield f"{heading} {short(ours / divisor)} against {short(other / divisor)} {unit}"
+
+
+def is_behind(unit, ours, other):
+    return ours < other / 1.02 if unit == "MB/s" else ours > other * 1.02
+
+
+def aligned(lines):
+    lines = list(lines)
+    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+    yield from ("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def marked(lines):
+    """A table in Markdown."""
+    for at, line in enumerate(lines):
+        yield "| " + " | ".join(line) + " |"
+        if at == 0:
+            yield "|" + "---|" * len(line)
+
+
+def all_notes(contenders):
+    yield from notes(contenders)
+    others = any(one["kind"] == "mount" and one["rows"] and not name.startswith("weightfs") for name, one in contenders.items())
+    missing = list(behind(contenders))
+    if others:
+        yield from missing or ["weightfs is ahead of every other mount in every row"]
+
+
 def text(result):
-    yield head(result)
     for lines in tables(result["contenders"]):
-        widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
         yield ""
-        for line in lines:
-            yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+        yield from aligned(lines)
     yield ""
-    yield from notes(result["contenders"])
+    yield from all_notes(result["contenders"])
 
 
 def markdown(result):
-    yield head(result)
     for lines in tables(result["contenders"]):
         yield ""
-        for at, line in enumerate(lines):
-            yield "| " + " | ".join(line) + " |"
-            if at == 0:
-                yield "|" + "---|" * len(line)
+        yield from marked(lines)
     yield ""
-    yield from (f"- {note}" for note in notes(result["contenders"]))
+    yield from (f"- {note}" for note in all_notes(result["contenders"]))
 
 
 def head(result):
+    """One paragraph: what was measured, on what, and how the figures are to be read."""
     machine, load = result["machine"], result["load"]
-    return (f"{result['weightfs']}; {result['shards']} shards of {result['shard_bytes'] >> 20} MiB; {result['rounds']} rounds; "
-            f"{machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}; load {load['before']:.1f} to {load['after']:.1f}; "
-            f"page cache {'dropped' if result['cold'] else 'NOT dropped (only root can): no figure is of a cold reader'}; "
-            f"web server: {result['web']}. Median of rounds; x: times curl to /dev/null of the same round; [least-most].")
+    cold = "page cache dropped"
+    if not result["cold"]:
+        cold = "page cache NOT dropped (only root can, and not with --quick): no figure is of a cold reader"
+    return (f"{result['weightfs']}; {result['shards']} shards of {result['shard_bytes'] >> 20} MiB, served from "
+            f"{'memory' if result['in_memory'] else 'disk'}, store on {result['file_system']}; {result['pairs']} pairs of each row; "
+            f"{machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}; load {load['before']:.1f} to {load['after']:.1f}; {cold}; "
+            f"blobs after a redirect, and files, by {result['front']}. Medians [least-most]; x: in units of what it is measured "
+            "against, just before.")

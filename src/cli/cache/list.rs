@@ -30,6 +30,8 @@ struct Listing {
 #[serde(rename_all = "camelCase")]
 struct IndexRow {
     layer: String,
+    /// As of a file.
+    repositories: Vec<String>,
     disk_bytes: u64,
     /// `proved` or `unproved`, as its layer.
     state: &'static str,
@@ -45,6 +47,8 @@ pub(super) struct Row {
     pub(super) path: Option<String>,
     /// The layer that it comes from; where that is not known, what it is kept as.
     pub(super) layer: String,
+    /// The repositories by which it came here, or may be had; none where that is not known.
+    repositories: Vec<String>,
     /// Where it begins in its layer.
     offset: u64,
     kept_bytes: u64,
@@ -78,6 +82,7 @@ pub(super) fn row(holding: &Holding, catalogue: &Catalogue) -> Row {
     Row {
         path: catalogue.name(&holding.kept_as, holding.extent).map(str::to_owned),
         layer: catalogue.layer(&holding.kept_as).unwrap_or(&holding.kept_as).to_string(),
+        repositories: holding.repositories.clone(),
         offset: holding.extent.start(),
         kept_bytes: holding.kept,
         total_bytes: holding.extent.len(),
@@ -92,6 +97,7 @@ pub(super) fn row(holding: &Holding, catalogue: &Catalogue) -> Row {
 fn index_row(index: &KeptIndex) -> IndexRow {
     IndexRow {
         layer: index.layer.to_string(),
+        repositories: index.repositories.clone(),
         disk_bytes: index.disk,
         state: state(index.proved),
         last_use: print::time(seconds(index.last_use)),
@@ -112,28 +118,45 @@ impl Listing {
     fn text(&self) -> String {
         let room = format!("{} of at most {}", print::size(self.used_bytes), print::size(self.budget_bytes));
         let last = format!(
-            "{} files, {} of content; {} indexes; {room} of the disk in {}",
-            self.files.len(),
+            "{}, {} of content; {}; {room} of the disk in {}",
+            print::count(self.files.len(), "file"),
             print::size(self.kept_bytes),
-            self.indexes.len(),
+            print::count(self.indexes.len(), "index"),
             print::safe(&self.folder)
         );
         if self.files.is_empty() && self.indexes.is_empty() {
             return last;
         }
-        let head = ["FILE", "KEPT", "OF", "STATE", "LAST USE", "LAYER"].map(str::to_owned);
+        let head = ["FILE", "KEPT", "OF", "STATE", "LAST USE", "LAYER", "REPOSITORY"].map(str::to_owned);
         let files = self.files.iter().map(|row| {
             let name = print::safe(row.path.as_deref().unwrap_or("-"));
             let (kept, total) = (print::size(row.kept_bytes), print::size(row.total_bytes));
-            [name, kept, total, row.state.to_owned(), row.last_use.clone(), short(&row.layer)]
+            let (layer, place) = (short(&row.layer), named(&row.repositories));
+            [name, kept, total, row.state.to_owned(), row.last_use.clone(), layer, place]
         });
         let indexes = self.indexes.iter().map(|row| {
             let (name, none) = ("(index)".to_owned(), "-".to_owned());
-            let kept = print::size(row.disk_bytes);
-            [name, kept, none, row.state.to_owned(), row.last_use.clone(), short(&row.layer)]
+            let (layer, place) = (short(&row.layer), named(&row.repositories));
+            [
+                name,
+                print::size(row.disk_bytes),
+                none,
+                row.state.to_owned(),
+                row.last_use.clone(),
+                layer,
+                place,
+            ]
         });
         let table: Vec<_> = std::iter::once(head).chain(files).chain(indexes).map(Vec::from).collect();
         format!("{}\n\n{last}", print::table(&table))
+    }
+}
+
+/// Repositories in a cell.
+fn named(repositories: &[String]) -> String {
+    match repositories {
+        [] => "-".to_owned(),
+        names => print::safe(&names.join(", ")),
     }
 }
 

@@ -80,8 +80,8 @@ impl Cache {
 /// Does what the subcommand says.
 ///
 /// # Errors
-/// `Invalid` where a size or time can't be meant; `Denied` where the store is not this user's own; `Storage` where
-/// nothing can be written.
+/// `Invalid` where a size or time can't be meant; `Storage` where the store is not this user's own, and where nothing can be
+/// written.
 pub(super) fn run(command: &Cache, settings: &Settings) -> Result<ExitCode> {
     let what = match &command.command {
         Which::Prune(room) => Some(room.prune()?),
@@ -133,8 +133,9 @@ fn prune(command: &Room, what: Prune, store: &Store) -> Result<()> {
         let gone = Gone { freed_bytes: freed, files: images, indexes, in_use_bytes: in_use, leftovers };
         return print::json(&gone);
     }
-    let mut text =
-        format!("{} freed: {images} files, {indexes} indexes, and {leftovers} leftovers", print::size(freed));
+    let (files, indexes) = (print::count(images, "file"), print::count(indexes, "index"));
+    let (freed, leftovers) = (print::size(freed), print::count(leftovers, "leftover"));
+    let mut text = format!("{freed} freed: {files}, {indexes}, and {leftovers}");
     if in_use > 0 {
         text.push_str(&format!("; {} more is in use", print::size(in_use)));
     }

@@ -105,19 +105,20 @@ impl Verdict {
     }
 
     fn summary(&self) -> String {
-        let (files, indexes, right) = (self.files, self.indexes, print::size(self.right_bytes));
+        let (files, indexes) = (print::count(self.files, "file"), print::count(self.indexes, "index"));
+        let right = print::size(self.right_bytes);
         let mut said = Vec::new();
         match (self.wrong.len(), self.wrong_indexes.len()) {
-            (0, 0) => said.push(format!("{files} files, {right}, and {indexes} indexes: all of it is right")),
+            (0, 0) => said.push(format!("{files}, {right}, and {indexes}: all of it is right")),
             (wrong, wrong_indexes) => {
                 if wrong > 0 {
                     said.push(format!(
-                        "{wrong} of {files} files had wrong bytes, which are fetched again when they are read"
+                        "{wrong} of {files} had wrong bytes, which are fetched again when they are read"
                     ));
                 }
                 if wrong_indexes > 0 {
                     said.push(format!(
-                        "{wrong_indexes} of {indexes} indexes were wrong and are dropped; their layers go by again"
+                        "{wrong_indexes} of {indexes}: wrong, and dropped; their layers go by again"
                     ));
                 }
                 said.push(format!("{right} is right"));

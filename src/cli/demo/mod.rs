@@ -39,6 +39,7 @@ const STREAMS: usize = 4;
 
 /// What was measured.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Measured {
     /// From nothing to a mount that answers.
     mount_seconds: f64,

@@ -14,7 +14,7 @@ use crate::index::format::Head;
 use crate::index::{Coding, Compression, Layer};
 use crate::oci::Blob;
 
-/// Says what the index of REF has, its own or one that is attached to it, or the index in a file.
+/// Says what the index of REF has, its own, one that is attached to it or what was made on this machine, or the index in a file.
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
     #[command(flatten)]
@@ -24,11 +24,12 @@ pub(super) struct Inspect {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report {
-    /// `bound`: part of the model; `attached`: published beside it; `file`.
+    /// `bound`: part of the model; `attached`: published beside it; `this machine`: made here; `file`.
     how: &'static str,
-    index: String,
+    /// Its digest; `null` of what was made on this machine, which has a file for each layer.
+    index: Option<String>,
     index_bytes: u64,
-    head_bytes: u64,
+    head_bytes: Option<u64>,
     names: usize,
     layers: Vec<Described>,
 }
@@ -56,20 +57,22 @@ pub(super) fn run(command: &Inspect, settings: &Settings) -> Result<()> {
     let path = Path::new(&command.looking.of);
     let report = if path.is_file() {
         let Said { encoded, head } = Said::of_file(path)?;
-        report("file", &encoded.blob, encoded.head.size, &head)
+        report("file", Some((&encoded.blob, &encoded.head)), encoded.blob.size, &head)
     } else {
         let found = runtime()?.block_on(OfModel::open(&command.looking.of, settings))?;
-        report(found.how, &found.index.blob, found.index.head.size, &found.head)
+        let index = found.index.as_ref().map(|index| (&index.blob, &index.head));
+        report(found.how, index, found.size, &found.head)
     };
     if command.looking.json { print::json(&report) } else { print::line(text(&report)) }
 }
 
-fn report(how: &'static str, blob: &Blob, head_bytes: u64, head: &Head) -> Report {
+/// `index`: its blob and that of its head, where it is one.
+fn report(how: &'static str, index: Option<(&Blob, &Blob)>, index_bytes: u64, head: &Head) -> Report {
     Report {
         how,
-        index: blob.digest.to_string(),
-        index_bytes: blob.size,
-        head_bytes,
+        index: index.map(|(blob, _)| blob.digest.to_string()),
+        index_bytes,
+        head_bytes: index.map(|(_, head)| head.size),
         names: head.entries.len(),
         layers: head.layers.iter().map(described).collect(),
     }
@@ -112,7 +115,11 @@ fn text(report: &Report) -> String {
             print::size(layer.checkpoint_bytes),
         ]
     }));
-    let (size, head) = (print::size(report.index_bytes), print::size(report.head_bytes));
-    let title = format!("{} ({}, {size}, head {head}, {} names)", report.index, report.how, report.names);
+    let (size, names) = (print::size(report.index_bytes), print::count(report.names, "name"));
+    let head = report.head_bytes.map(|head| format!(", head {}", print::size(head))).unwrap_or_default();
+    let title = match &report.index {
+        Some(index) => format!("{index} ({}, {size}{head}, {names})", report.how),
+        None => format!("made on this machine ({size}, {names})"),
+    };
     format!("{title}\n{}", print::table(&rows))
 }

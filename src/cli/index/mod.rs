@@ -61,6 +61,9 @@ struct Looking {
     of: String,
     #[command(flatten)]
     chosen: Chosen,
+    /// Where indexes are kept that were made on this machine
+    #[arg(long, value_name = "DIR")]
+    store: Option<String>,
     #[command(flatten)]
     asking: Asking,
     /// Answer with a JSON object
@@ -112,6 +115,7 @@ impl Chosen {
 impl Looking {
     fn set(&self, flags: &mut Flags) {
         self.chosen.set(flags);
+        set(flags, "store.folder", self.store.as_ref());
         self.asking.set(flags);
     }
 }

@@ -17,7 +17,7 @@ use crate::pack::Watch;
 use crate::pack::build::compare;
 use crate::repository::Repository;
 
-/// Checks every section of an index. That of REF is also compared with the layers, which are read once for their content and
+/// Checks every section of an index. That of REF, its own, one that is attached to it or what was made on this machine, is also compared with the layers, which are read once for their content and
 /// once for their spans.
 #[derive(Debug, Args)]
 pub(super) struct Verify {
@@ -28,6 +28,7 @@ pub(super) struct Verify {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report {
+    /// Its digest; `made on this machine` where it stands nowhere else.
     index: String,
     layers: usize,
     names: usize,
@@ -45,25 +46,26 @@ pub(super) fn run(command: &Verify, settings: &Settings) -> Result<()> {
         if path.is_file() {
             let Said { encoded, head } = Said::of_file(path)?;
             check(None, &head).await?;
-            return Ok(report(&encoded.blob.digest, &head, false));
+            return Ok(report(encoded.blob.digest.to_string(), &head, false));
         }
         let found = OfModel::open(&command.looking.of, settings).await?;
         let named = |error: Error| {
-            error.context(format!("the index {} of {}", found.index.blob.digest, command.looking.of))
+            error.context(format!("the index of {} ({}: {})", command.looking.of, found.how, found.name()))
         };
         check(Some(&*found.opened.repository), &found.head).await.map_err(named)?;
         layers(&found, &command.looking.of, settings).await.map_err(named)?;
-        Ok::<_, Error>(report(&found.index.blob.digest, &found.head, true))
+        Ok::<_, Error>(report(found.name(), &found.head, true))
     })?;
     if command.looking.json {
         return print::json(&report);
     }
     let also = if report.layers_read { ", and says what the layers are" } else { "" };
-    print::line(format!("{}: {} layers, {} names, in order{also}", report.index, report.layers, report.names))
+    let (layers, names) = (print::count(report.layers, "layer"), print::count(report.names, "name"));
+    print::line(format!("{}: {layers}, {names}, in order{also}", report.index))
 }
 
-fn report(index: &crate::oci::Digest, head: &Head, layers_read: bool) -> Report {
-    Report { index: index.to_string(), layers: head.layers.len(), names: head.entries.len(), layers_read }
+fn report(index: String, head: &Head, layers_read: bool) -> Report {
+    Report { index, layers: head.layers.len(), names: head.entries.len(), layers_read }
 }
 
 async fn check(repository: Option<&dyn Repository>, head: &Head) -> Result<()> {

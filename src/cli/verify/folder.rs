@@ -1,6 +1,6 @@
 //! A folder that was filled with a model's files, compared with the model name by name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use crate::cli::progress::Progress;
 use crate::error::{Result, StorageContext};
-use crate::fs::{Model, NodeId, NodeKind};
-use crate::pull::{self, Compared};
+use crate::fs::{IndexedBy, Model, NodeId, NodeKind};
+use crate::pull::{self, By, Compared};
 
 /// What a folder was found to be, name by name.
 #[derive(Debug, Default, Serialize)]
@@ -27,6 +27,24 @@ pub(super) struct Found {
     pub(super) missing: Vec<String>,
     /// What is there and is not of the model.
     pub(super) extra: Vec<String>,
+    /// How much of each file is there, by its path.
+    #[serde(skip)]
+    pub(super) shares: HashMap<String, Share>,
+}
+
+/// How much of a file is in the folder.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    /// Bytes that are not known to be wrong.
+    pub(super) bytes: u64,
+    /// What says that they are right.
+    pub(super) proved_by: &'static str,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self { bytes: 0, proved_by: "nothing" }
+    }
 }
 
 /// Compares `folder` with `model`. Reads all of its files that have the model's names, and fetches none, but for compressed
@@ -76,8 +94,11 @@ async fn check_name(model: &Model, node: NodeId, folder: &Path, path: &str, foun
     let equal = match model.tree.node(node).map(|node| &node.kind) {
         Some(NodeKind::File { extent, size }) if meta.is_file() => {
             let file = open(&place).storage(|| format!("cannot open {}", place.display()))?;
-            let compared = pull::compare(model, *extent, *size, file).await;
-            return compared.map(|compared| found.note(path, compared));
+            let compared = pull::compare(model, *extent, *size, file).await?;
+            let by = extent.and_then(|extent| model.indexed_by(extent.layer));
+            found.shares.insert(path.to_owned(), Share::of(&compared, *size, by));
+            found.note(path, compared);
+            return Ok(());
         }
         Some(NodeKind::Symlink(target)) => {
             fs::read_link(&place).is_ok_and(|found| found == Path::new(&**target))
@@ -95,6 +116,29 @@ async fn check_name(model: &Model, node: NodeId, folder: &Path, path: &str, foun
 /// A pipe that has taken the file's place meanwhile holds nobody up, and no link is followed.
 fn open(place: &Path) -> std::io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(place)
+}
+
+impl Share {
+    /// Of a file of `size` bytes, whose layer has an index from there.
+    fn of(compared: &Compared, size: u64, index: Option<IndexedBy>) -> Self {
+        let by_chunks = match index {
+            Some(IndexedBy::Artifact) => "bound index",
+            Some(IndexedBy::Attached) => "attached index",
+            Some(IndexedBy::Machine) => "index of this machine",
+            None => "nothing",
+        };
+        match compared {
+            Compared::Equal(By::Layer) => Self { bytes: size, proved_by: "layer digest" },
+            Compared::Equal(By::Index) => Self { bytes: size, proved_by: by_chunks },
+            Compared::Unknown => Self { bytes: size, proved_by: "nothing" },
+            // Which bytes are others is not known.
+            Compared::Differs(ranges) if ranges.is_empty() => Self::default(),
+            Compared::Differs(ranges) => {
+                let wrong = ranges.iter().map(|range| range.len()).fold(0, u64::saturating_add);
+                Self { bytes: size.saturating_sub(wrong), proved_by: by_chunks }
+            }
+        }
+    }
 }
 
 impl Found {

@@ -49,6 +49,17 @@ enum Named {
     Folder(PathBuf, Reference),
 }
 
+impl Named {
+    /// The settings to open it with: what is kept of a mount is where the mount keeps it.
+    fn settings(&self, settings: &Settings) -> Settings {
+        let mut settings = settings.clone();
+        if let Self::Mount(record, _) = self {
+            settings.store.folder = record.store.clone().unwrap_or(settings.store.folder);
+        }
+        settings
+    }
+}
+
 /// Verifies a model, a mount or a folder.
 ///
 /// # Errors
@@ -57,10 +68,11 @@ enum Named {
 pub(super) fn run(command: &Verify, settings: &Settings) -> Result<()> {
     let state = State::open(&settings.state)?;
     let named = named(&command.what, &state)?;
+    let settings = named.settings(settings);
     let report = runtime()?.block_on(async {
         let model = match &named {
-            Named::Model(reference) => open(reference.clone(), settings).await?,
-            Named::Mount(_, pinned) | Named::Folder(_, pinned) => open_known(pinned, settings).await?,
+            Named::Model(reference) => open(reference.clone(), &settings).await?,
+            Named::Mount(_, pinned) | Named::Folder(_, pinned) => open_known(pinned, &settings).await?,
         };
         let report = Box::pin(report(&model, &named, &state)).await;
         model.close().await;
@@ -126,11 +138,13 @@ async fn open_known(pinned: &Reference, settings: &Settings) -> Result<std::sync
 }
 
 async fn report(model: &std::sync::Arc<Model>, named: &Named, state: &State) -> Result<Report> {
-    let mut report = Report::of(model).await?;
-    match named {
-        Named::Model(_) => {}
-        Named::Mount(record, _) => report.mount = Some(Mounted::ask(record, state)),
-        Named::Folder(path, _) => report.folder = Some(folder::check(model, path).await?),
+    let folder = match named {
+        Named::Folder(path, _) => Some(folder::check(model, path).await?),
+        Named::Model(_) | Named::Mount(..) => None,
+    };
+    let mut report = Report::of(model, folder).await?;
+    if let Named::Mount(record, _) = named {
+        report.mount = Some(Mounted::ask(record, state));
     }
     Ok(report)
 }

@@ -12,7 +12,7 @@ use crate::cli::state::{Record, State};
 use crate::content::Standing;
 use crate::content::store::audit::Checked;
 use crate::error::Result;
-use crate::fs::{Model, NodeId, NodeKind};
+use crate::fs::{IndexedBy, Model, NodeId, NodeKind};
 use crate::index::ExtentId;
 
 /// How many names of each sort are printed; JSON has them all.
@@ -29,11 +29,14 @@ pub(super) struct Report {
     artifact_type: String,
     /// `null` where the artifact brings no digests of chunks.
     index: Option<Index>,
+    /// How many layers an index covers that is attached to the model, and how many one that was made on this machine.
+    indexed_by_attached: usize,
+    indexed_here: usize,
     files: Vec<File>,
     /// Where a mount was named.
     pub(super) mount: Option<Mounted>,
     /// Where a folder that was filled was named.
-    pub(super) folder: Option<Found>,
+    folder: Option<Found>,
 }
 
 /// The bound index.
@@ -49,13 +52,14 @@ struct Index {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct File {
+pub(super) struct File {
     path: String,
     layer: String,
     size: u64,
-    /// `bound index`, `layer digest, on this machine` or `nothing yet`.
+    /// `bound index`, `attached index`, `layer digest, on this machine` or `nothing yet`. Of a file in a folder: `layer digest`,
+    /// whose index has said so, or `nothing` where it is not there or has no digest of its own.
     proved_by: &'static str,
-    /// Bytes in the store that are right.
+    /// Bytes that are here and not known to be wrong: in the store, or in the folder that was named.
     kept_bytes: u64,
     /// Ranges that were wrong in the store, both ends included.
     wrong: Vec<String>,
@@ -89,11 +93,18 @@ impl Mounted {
 }
 
 impl Report {
-    /// What is known of the model, after reading back all that is kept of it.
+    /// What is known of the model: of its files by `folder`, where they are looked at there, else after reading back all that is
+    /// kept of it.
     ///
     /// # Errors
     /// Those of reading the bound index.
-    pub(super) async fn of(model: &Arc<Model>) -> Result<Self> {
+    pub(super) async fn of(model: &Arc<Model>, folder: Option<Found>) -> Result<Self> {
+        let files = match &folder {
+            Some(found) => files_of(model, found),
+            None => files(model).await?,
+        };
+        let layers = 0..model.index.layers.len();
+        let by = |who| layers.clone().filter(|layer| model.indexed_by(*layer) == Some(who)).count();
         let pinned_by = match (&model.reference.digest, &model.reference.tag) {
             (Some(_), _) => "the reference".to_owned(),
             (None, tag) => format!("the tag {}", tag.as_deref().unwrap_or("latest")),
@@ -105,9 +116,11 @@ impl Report {
             dialect: model.artifact.family.name(),
             artifact_type: model.artifact.artifact_type.clone(),
             index: index(model)?,
-            files: files(model).await?,
+            indexed_by_attached: by(IndexedBy::Attached),
+            indexed_here: by(IndexedBy::Machine),
+            files,
             mount: None,
-            folder: None,
+            folder,
         })
     }
 
@@ -124,18 +137,9 @@ impl Report {
         let mut rows = vec![
             row("reference", &self.reference),
             row("digest", &format!("{}, pinned by {}", self.digest, self.pinned_by)),
-            row("dialect", &format!("{} ({})", self.dialect, self.artifact_type)),
+            row("dialect", &self.dialect_text()),
         ];
-        rows.extend(match &self.index {
-            None => vec![row("index", "none: a layer is proved when all of it is here")],
-            Some(index) => vec![
-                row(
-                    "index",
-                    &format!("{}, covers {} of {} layers", index.digest, index.covered, index.layers),
-                ),
-                row("head", &index.head),
-            ],
-        });
+        rows.extend(self.index_rows());
         if let Some(mount) = &self.mount {
             rows.push(row("mount", &format!("{}: {}, process {}", mount.dir, mount.standing, mount.pid)));
         }
@@ -147,6 +151,35 @@ impl Report {
             text.push_str(&format!("\n{}", print::safe(&line)));
         }
         text
+    }
+
+    fn dialect_text(&self) -> String {
+        match self.artifact_type.as_str() {
+            "" => self.dialect.to_owned(),
+            artifact_type => format!("{} ({artifact_type})", self.dialect),
+        }
+    }
+
+    fn index_rows(&self) -> Vec<Vec<String>> {
+        let mut rows = Vec::new();
+        let layers = |count: usize| print::count(count, "layer");
+        match &self.index {
+            Some(index) => {
+                let of = format!("{} of {}", index.covered, layers(index.layers));
+                rows.push(row("index", &format!("{}, covers {of}", index.digest)));
+                rows.push(row("head", &index.head));
+            }
+            None if self.indexed_by_attached + self.indexed_here > 0 => {
+                rows.push(row("index", "none of the model's own"));
+            }
+            None => rows.push(row("index", "none: a layer is proved when all of it is here")),
+        }
+        for (name, count) in
+            [("attached index", self.indexed_by_attached), ("index of this machine", self.indexed_here)]
+        {
+            rows.extend((count > 0).then(|| row(name, &format!("covers {}", layers(count)))));
+        }
+        rows
     }
 
     /// What is wrong, and what there is to say of a folder.
@@ -164,7 +197,8 @@ impl Report {
             name(&mut lines, "cannot be proved by itself", &folder.unprovable);
             name(&mut lines, "not there", &folder.missing);
             name(&mut lines, "not of the model", &folder.extra);
-            lines.push(format!("{} files in the folder are the model's", folder.right));
+            let right = print::count(folder.right, "file");
+            lines.push(format!("{right} in the folder: what the model has"));
         }
         lines
     }
@@ -195,13 +229,38 @@ fn name(lines: &mut Vec<String>, what: &str, names: &[String]) {
 
 fn index(model: &Model) -> Result<Option<Index>> {
     let Some(index) = model.artifact.bound_index()? else { return Ok(None) };
-    let layers = || model.index.layers.iter().filter(|layer| !layer.extents.is_empty());
+    let layers = || {
+        let all = model.index.layers.iter().enumerate();
+        all.filter(|(_, layer)| !layer.extents.is_empty()).map(|(number, _)| number)
+    };
     Ok(Some(Index {
         digest: index.blob.digest.to_string(),
         head: index.head.digest.to_string(),
-        covered: layers().filter(|layer| layer.bound.is_some()).count(),
+        covered: layers().filter(|number| model.indexed_by(*number) == Some(IndexedBy::Artifact)).count(),
         layers: layers().count(),
     }))
+}
+
+/// Every file as it was found in a folder.
+fn files_of(model: &Model, found: &Found) -> Vec<File> {
+    let of_tree = model.tree.nodes().filter_map(|(id, node)| match node.kind {
+        NodeKind::File { size, .. } => Some((id, node.layer, size)),
+        _ => None,
+    });
+    let file = |(id, layer, size): (NodeId, Option<usize>, u64)| {
+        let path = model.tree.path(id);
+        let share = found.shares.get(&path).copied().unwrap_or_default();
+        let layer = layer.and_then(|number| model.index.layers.get(number));
+        File {
+            path,
+            layer: layer.map(|layer| layer.blob.digest.to_string()).unwrap_or_default(),
+            size,
+            proved_by: share.proved_by,
+            kept_bytes: share.bytes,
+            wrong: Vec::new(),
+        }
+    };
+    of_tree.map(file).collect()
 }
 
 /// Every file by its first name, with what is kept of it read back.
@@ -229,10 +288,12 @@ async fn files(model: &Arc<Model>) -> Result<Vec<File>> {
             path: model.tree.path(id),
             layer: layer.map(|(_, layer)| layer.blob.digest.to_string()).unwrap_or_default(),
             size,
-            proved_by: layer.map_or("nothing yet", |(number, layer)| match model.loader.standing(number) {
-                _ if layer.bound.is_some() => "bound index",
-                Standing::Proved => "layer digest, on this machine",
-                Standing::Unproved | Standing::Poisoned => "nothing yet",
+            proved_by: layer.map_or("nothing yet", |(number, _)| match model.indexed_by(number) {
+                Some(IndexedBy::Artifact) => "bound index",
+                Some(IndexedBy::Attached) => "attached index",
+                // It was made when the layer was proved, and says what that proof is of.
+                _ if model.loader.standing(number) == Standing::Proved => "layer digest, on this machine",
+                _ => "nothing yet",
             }),
             kept_bytes: checked.right,
             wrong: checked.dropped.iter().map(ToString::to_string).collect(),

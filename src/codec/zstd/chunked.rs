@@ -106,12 +106,21 @@ fn position(
     Ok(Position { dialect, stored, content, digest })
 }
 
-/// Reads the table from its stored bytes, which are those of `position`. Takes memory as [`toc::read`], twice the JSON.
+/// Reads the table from its stored bytes, which are those of `position`. Takes memory as [`json`] and [`toc::read`].
+///
+/// # Errors
+/// As these two.
+pub fn read(position: &Position, stored: &[u8]) -> Result<Toc> {
+    // The table's own frame has 8 bytes before it.
+    toc::read(&json(position, stored)?, position.stored.start().saturating_sub(8))
+}
+
+/// The JSON of the table, whose stored bytes are those of `position`: as many bytes as that says.
 ///
 /// # Errors
 /// [`Kind::Integrity`] where the annotation's digest is another; [`Kind::Invalid`] where it decodes to another size than
-/// said, and as [`toc::read`].
-pub fn read(position: &Position, stored: &[u8]) -> Result<Toc> {
+/// said.
+pub fn json(position: &Position, stored: &[u8]) -> Result<Vec<u8>> {
     if position.digest.is_some_and(|digest| digest != ContentDigest::of(stored)) {
         return Err(Error::new(
             Kind::Integrity,
@@ -123,8 +132,7 @@ pub fn read(position: &Position, stored: &[u8]) -> Result<Toc> {
     }
     let mut json = vec![0; usize::try_from(position.content).map_err(|_| toc::too_large())?];
     Decoder::new()?.span(stored, &mut json).map_err(|error| error.context("the table of contents"))?;
-    // The table's own frame has 8 bytes before it.
-    toc::read(&json, position.stored.start() - 8)
+    Ok(json)
 }
 
 /// The content of one file's part from the stored bytes of its [`Part`](toc::Part); `content` is of the part's size.

@@ -39,6 +39,9 @@ const READ_AROUND: u64 = 2 << 20;
 /// The readers of one file.
 #[derive(Debug, Default)]
 pub struct Streams {
+    /// Up to so many bytes, as much is loaded ahead of a reader as he has read: what keeps all processors busy where it is
+    /// decoded. 0 where it is not.
+    pub eager: u64,
     streams: Vec<Stream>,
     clock: u64,
     consumed: u64,
@@ -76,14 +79,14 @@ impl Streams {
     /// Costs a look at up to eight streams and, where tensors are known, a binary search.
     pub fn observe(&mut self, range: ContentRange, len: u64, tensors: Option<&Tensors>) -> Plan {
         self.clock += 1;
-        let clock = self.clock;
+        let (clock, eager) = (self.clock, self.eager);
         let stream = self.stream_of(range);
         let new = range.end().saturating_sub(stream.next.max(range.start()));
         stream.next = stream.next.max(range.end());
         stream.consumed = stream.consumed.saturating_add(new);
         stream.last = clock;
         let reads_on = stream.consumed > SCATTERED;
-        let target = stream.target(len, tensors);
+        let target = stream.target(len, tensors, eager);
         let from = stream.planned.max(stream.next);
         let ahead = (target > from && stream.is_worth_it(from, target, len, tensors))
             .then(|| ContentRange::new(from, target));
@@ -137,16 +140,17 @@ impl Stream {
     }
 
     /// One past the last byte that should be here or under way for this stream.
-    fn target(&self, len: u64, tensors: Option<&Tensors>) -> u64 {
+    fn target(&self, len: u64, tensors: Option<&Tensors>, eager: u64) -> u64 {
         if self.consumed < SETTLED {
             let here = tensors.map(|tensors| tensors.around(self.next.saturating_sub(1), len));
             return here.filter(|tensor| tensor.len() <= SMALL_TENSOR).map_or(self.next, ContentRange::end);
         }
-        let free = self.next.saturating_add((self.consumed / 4).min(WINDOW));
+        let eager = if self.consumed >= READING { self.consumed.min(eager).min(WINDOW) } else { 0 };
+        let window = |share: u64| self.next.saturating_add((self.consumed / share).min(WINDOW).max(eager));
         let target = match tensors.map(|tensors| self.within_tensor(len, tensors)) {
             Some(Some(bounded)) => bounded,
-            Some(None) => self.next.saturating_add((self.consumed / 2).min(WINDOW)),
-            None => free,
+            Some(None) => window(2),
+            None => window(4),
         };
         target.min(len)
     }
@@ -220,6 +224,21 @@ mod tests {
                 planned = planned.max(plan.ahead.map_or(0, ContentRange::end));
             }
             assert!((230 * MIB..=LEN).contains(&planned), "{planned}");
+        }
+    }
+
+    #[test]
+    fn where_it_is_decoded_as_much_is_loaded_ahead_as_was_read_up_to_a_limit() {
+        for (eager, least, most) in [(0, 0, 16 * MIB), (16 * MIB, 12 * MIB, 16 * MIB)] {
+            let mut streams = Streams { eager, ..Streams::default() };
+            let mut end = 0;
+            for at in 0..64 {
+                let plan = streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), LEN, None);
+                end = end.max(plan.ahead.map_or(0, ContentRange::end));
+                let ahead = end.saturating_sub((at + 1) * MIB);
+                assert!(ahead <= (at + 1) * MIB && ahead <= most, "{ahead} after {at}");
+                assert!(at < 20 || ahead >= least, "{ahead} after {at}");
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! One small file each, named after who asked and what; the manifest itself is kept under its digest. Asked where a model is
 //! opened, and by who says what may go.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::{GRACE, Store, budget, private};
 use crate::oci::{Digest, Platform, Reference};
 use crate::repository::Pinned;
+
+/// Room for the name of a repository: a registry's, or a folder's.
+const NAME_LIMIT: u64 = 16 << 10;
 
 /// What is asked of a repository: a reference and, where that leads to a list, for which platform.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +53,7 @@ impl Store {
     /// nobody answers there.
     pub fn admit(&self, who: &str, asked: &Asked, pinned: &Pinned) {
         self.keep_small(who, &pinned.digest, &pinned.bytes);
+        self.name_repository(who, &asked.reference.place.to_string());
         let admission = Admission {
             reference: asked.reference.to_string(),
             platform: asked.platform_text(),
@@ -89,6 +94,22 @@ impl Store {
         for path in budget::entries(&self.folder.join("admitted")).into_iter().filter(is_of_it) {
             let _ = std::fs::remove_file(path);
         }
+    }
+
+    /// Notes which repository `who` stands for, whose key says nothing to a person.
+    fn name_repository(&self, who: &str, place: &str) {
+        let path = self.repository_path(&super::key(who));
+        if private::read_small(&path, NAME_LIMIT).is_ok_and(|noted| noted == place.as_bytes()) {
+            return;
+        }
+        self.note(private::write_small(&path, place.as_bytes()), "note a repository's name");
+    }
+
+    /// The repositories of those whose keys these are, sorted, each once; none of whom nothing was noted.
+    pub(super) fn repositories<'a>(&self, keys: impl Iterator<Item = &'a str>) -> Vec<String> {
+        let noted = |key: &str| private::read_small(&self.repository_path(key), NAME_LIMIT).ok();
+        let names = keys.filter_map(|key| String::from_utf8(noted(key)?).ok());
+        names.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     pub(super) fn admission(&self, who: &str, asked: &Asked) -> PathBuf {

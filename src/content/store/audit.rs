@@ -6,11 +6,11 @@ use std::fs::{self, FileTimes};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::Store;
 use super::budget::{Image, by_use, is_image};
 use super::catalogue::Catalogue;
 use super::kept::{self, KeptFile};
-use crate::content::buffer::Pool;
+use super::{ORIGINS_LIMIT, Store, private};
+use crate::buffer::Pool;
 use crate::error::{Result, StorageContext};
 use crate::index::{ChunkDigest, Grid};
 use crate::oci::Digest;
@@ -25,6 +25,8 @@ pub struct Holding {
     pub extent: ContentRange,
     /// Whether its layer is shared by all who can have it, since it was proved or is bound; else it is one place's.
     pub proved: bool,
+    /// The repositories by which it came here, or may be had, as far as they were noted.
+    pub repositories: Vec<String>,
     /// Bytes of content that are said to be here.
     pub kept: u64,
     /// Bytes of the disk.
@@ -49,7 +51,7 @@ impl Store {
     #[must_use]
     pub fn holdings(&self) -> Vec<Holding> {
         let images = by_use(&self.layers()).into_iter().filter(|file| is_image(&file.path));
-        let mut found: Vec<Holding> = images.filter_map(holding).collect();
+        let mut found: Vec<Holding> = images.filter_map(|image| self.holding(image)).collect();
         found.sort_by(|one, other| {
             let place =
                 |holding: &Holding| (holding.stem.parent().map(Path::to_owned), holding.extent.start());
@@ -89,6 +91,35 @@ impl Store {
     pub(super) fn layers(&self) -> PathBuf {
         self.folder.join("layers")
     }
+
+    fn holding(&self, image: Image) -> Option<Holding> {
+        let stem = image.path.with_extension("");
+        let (start, len) = stem.file_name()?.to_str()?.split_once('-')?;
+        let (start, len): (u64, u64) = (start.parse().ok()?, len.parse().ok()?);
+        let (kept_as, proved) = layer_of(stem.parent()?)?;
+        Some(Holding {
+            kept_as,
+            extent: ContentRange::new(start, start.checked_add(len)?),
+            proved,
+            repositories: self.repositories_of(stem.parent()?),
+            kept: kept::kept_bytes(&stem, len),
+            disk: image.used,
+            last_use: image.last_use,
+            stem,
+        })
+    }
+
+    /// Whose a layer's folder is, as people name them: one who fetches it, or all who can have what is shared.
+    pub(super) fn repositories_of(&self, folder: &Path) -> Vec<String> {
+        let own = folder.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('.'));
+        match own {
+            Some((_, key)) => self.repositories(std::iter::once(key)),
+            None => {
+                let origins = private::read_small(&folder.join("origins"), ORIGINS_LIMIT).unwrap_or_default();
+                self.repositories(String::from_utf8_lossy(&origins).lines())
+            }
+        }
+    }
 }
 
 /// Reads each chunk that is said to be here; `bound` is what they must be, where the artifact says so.
@@ -123,22 +154,6 @@ fn open(stem: &Path, len: u64) -> Result<KeptFile> {
 
 fn image_len(stem: &Path) -> Option<u64> {
     fs::metadata(stem.with_added_extension("data")).ok().map(|meta| meta.len())
-}
-
-fn holding(image: Image) -> Option<Holding> {
-    let stem = image.path.with_extension("");
-    let (start, len) = stem.file_name()?.to_str()?.split_once('-')?;
-    let (start, len): (u64, u64) = (start.parse().ok()?, len.parse().ok()?);
-    let (kept_as, proved) = layer_of(stem.parent()?)?;
-    Some(Holding {
-        kept_as,
-        extent: ContentRange::new(start, start.checked_add(len)?),
-        proved,
-        kept: kept::kept_bytes(&stem, len),
-        disk: image.used,
-        last_use: image.last_use,
-        stem,
-    })
 }
 
 /// What names the layer of a folder, and whether it is shared since it was proved or is bound.
@@ -180,7 +195,7 @@ pub(super) mod tests {
     }
 
     fn verified(bytes: &[u8]) -> Verified {
-        Verified::check(bytes.to_vec().into(), None).unwrap()
+        Verified::check(bytes::Bytes::from(bytes.to_vec()), None).unwrap()
     }
 
     fn check(store: &Store) -> Checked {

@@ -28,6 +28,8 @@ pub struct KeptIndex {
     pub layer: Digest,
     /// Whether its layer is shared by all who can have it, since it was proved; else it is one place's.
     pub proved: bool,
+    /// The repositories by which its layer came here, or may be had, as far as they were noted.
+    pub repositories: Vec<String>,
     /// Bytes of the disk.
     pub disk: u64,
     /// When it or a file of its layer was last used; the epoch where unknown.
@@ -77,7 +79,7 @@ impl Store {
     #[must_use]
     pub fn kept_indexes(&self) -> Vec<KeptIndex> {
         let files = by_use(&self.layers()).into_iter().filter(|file| is_index(&file.path));
-        let mut found: Vec<KeptIndex> = files.filter_map(kept_index).collect();
+        let mut found: Vec<KeptIndex> = files.filter_map(|file| self.kept_index(file)).collect();
         found.sort_by(|one, other| one.path.cmp(&other.path));
         found
     }
@@ -100,6 +102,13 @@ impl Store {
     /// place stays.
     pub fn drop_index(&self, who: &str, layer: &Digest, file: &File) {
         entries(&self.home(who, layer)).iter().for_each(|path| self.drop_file(path, file));
+    }
+
+    fn kept_index(&self, file: Image) -> Option<KeptIndex> {
+        let folder = file.path.parent()?;
+        let ((layer, proved), repositories) = (layer_of(folder)?, self.repositories_of(folder));
+        let (disk, last_use) = (file.used, file.last_use);
+        Some(KeptIndex { layer, proved, repositories, disk, last_use, path: file.path })
     }
 
     /// Removes the file at `path` if it is this one.
@@ -131,11 +140,6 @@ fn open(path: &Path) -> io::Result<File> {
 fn hold(file: &File) {
     // Who evicts it at this moment leaves it to be read to its end.
     let _ = file.try_lock_shared();
-}
-
-fn kept_index(file: Image) -> Option<KeptIndex> {
-    let (layer, proved) = layer_of(file.path.parent()?)?;
-    Some(KeptIndex { layer, proved, disk: file.used, last_use: file.last_use, path: file.path })
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! fetch at the same time claim chunks by open-file-description locks on the `kept` file, which the kernel
 //! gives back when their process dies.
 
+use std::collections::HashSet;
 use std::fs::{File, FileTimes, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -20,11 +21,11 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, PosixFadviseAdvice, fcntl, posix_fadvise};
 use nix::libc;
 use parking_lot::Mutex;
 
-use crate::content::buffer::{ALIGN, Pool};
+use crate::buffer::{ALIGN, Pool};
 use crate::content::verify::Verified;
 use crate::index::ChunkDigest;
 use crate::index::Grid;
@@ -45,7 +46,7 @@ pub struct KeptFile {
     digests: File,
     kept: File,
     /// Held while a chunk is written or found to be damaged, so that a chunk mended meanwhile is not given up.
-    changing: Mutex<()>,
+    changing: Mutex<Trail>,
     last_use: Mutex<Instant>,
 }
 
@@ -67,9 +68,27 @@ pub enum Recorded {
     Differs,
 }
 
-/// How an image was before it was read back: what a seal declares.
+/// How an image was when all of it had been written: what a seal declares, once what others wrote was read back.
 #[derive(Clone, Copy, Debug)]
 pub struct Seal(Stamp);
+
+/// What this process has written into the image, as long as nobody else has touched it.
+#[derive(Debug, Default)]
+struct Trail {
+    /// How the image was after the last write, or when it was opened.
+    last: Option<Stamp>,
+    own: HashSet<u64>,
+}
+
+impl Trail {
+    /// Looks whether the image is as it was left; what others may have changed is not one's own any more.
+    fn follow(&mut self, image: &File) {
+        let now = Stamp::of(image).ok();
+        if now.is_none() || now != self.last {
+            self.own.clear();
+        }
+    }
+}
 
 /// Size and times of the image when it was last known to be complete and proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +136,7 @@ impl KeptFile {
             .filter(|direct| same_file(direct, &image));
         // When it was last used, for eviction. The image's own times are its seal and stay as they are.
         let _ = kept.set_times(FileTimes::new().set_accessed(SystemTime::now()));
+        let trail = Trail { last: Stamp::of(&image).ok(), own: HashSet::new() };
         Ok(Self {
             stem: stem.to_owned(),
             grid: Grid::new(len),
@@ -124,7 +144,7 @@ impl KeptFile {
             direct,
             digests,
             kept,
-            changing: Mutex::new(()),
+            changing: Mutex::new(trail),
             last_use: Mutex::new(Instant::now()),
         })
     }
@@ -192,11 +212,11 @@ impl KeptFile {
             return None;
         }
         self.read_verified(chunk, pool).or_else(|| {
-            let _unchanged = self.changing.lock();
+            let mut trail = self.changing.lock();
             let mended = self.read_verified(chunk, pool);
             if mended.is_none() && self.has(chunk) {
                 damaged();
-                self.forget(chunk);
+                self.unmark(chunk, &mut trail);
             }
             mended
         })
@@ -215,42 +235,68 @@ impl KeptFile {
         Ok(buffer.share())
     }
 
-    /// Writes the chunk where it belongs, its digest beside it, and marks it as here, in this order.
+    /// Records the chunk's digest, writes the chunk where it belongs, and marks it as here, in this order.
     ///
     /// # Errors
     /// Whatever the file system says, `ENOSPC` among it; the chunk counts as absent then.
     pub fn write(&self, chunk: u64, verified: &Verified) -> io::Result<()> {
-        let _alone = self.changing.lock();
+        let mut trail = self.changing.lock();
         if self.has(chunk) {
             return Ok(());
         }
+        if self.record(chunk, verified.digest())? == Recorded::Differs {
+            return Err(io::Error::other("the chunk has another digest on record"));
+        }
+        trail.follow(&self.image);
         let (bytes, at) = (verified.bytes(), self.grid.range(chunk).start());
         let whole = bytes.len().is_multiple_of(ALIGN) && bytes.as_ptr().align_offset(ALIGN) == 0;
         match self.direct.as_ref().filter(|_| whole) {
             Some(direct) => direct.write_all_at(bytes, at)?,
             None => self.image.write_all_at(bytes, at)?,
         }
-        if self.record(chunk, verified.digest())? == Recorded::Differs {
-            return Err(io::Error::other("the chunk has another digest on record"));
-        }
+        trail.last = Stamp::of(&self.image).ok();
+        trail.own.insert(chunk);
         self.kept.write_all_at(&[1], kept_at(chunk))
     }
 
     /// Marks the chunk as absent, and the file as no longer known to be whole.
     pub fn forget(&self, chunk: u64) {
+        self.unmark(chunk, &mut self.changing.lock());
+    }
+
+    fn unmark(&self, chunk: u64, trail: &mut Trail) {
+        trail.own.remove(&chunk);
         // Where even this fails, the chunk is read and found wrong again next time.
         let _ = self.kept.write_all_at(&[0; STAMP], 0);
         let _ = self.kept.write_all_at(&[0], kept_at(chunk));
     }
 
-    /// Takes down how the image is before it is read back as a whole; given to [`seal`](Self::seal) afterwards.
+    /// Takes down how the image is, so that it can be sealed when the chunks that are [`doubtful`](Self::doubtful) have
+    /// been read back.
     ///
     /// # Errors
     /// Whatever the file system says.
     pub fn prepare_seal(&self) -> io::Result<Seal> {
-        self.digests.sync_data()?;
-        self.image.sync_all()?;
-        Ok(Seal(Stamp::of(&self.image)?))
+        let synced = || {
+            self.digests.sync_data()?;
+            self.image.sync_all()?;
+            Ok(Seal(Stamp::of(&self.image)?))
+        };
+        synced().inspect_err(|_| {
+            // What a sync reports it reports once, and what the page cache has may not be what the disk has.
+            self.changing.lock().own.clear();
+            let _ = posix_fadvise(&self.image, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        })
+    }
+
+    /// The chunks that must be read back before the image is sealed: all but those that this process itself wrote, verified,
+    /// where nobody has touched the image between its writes or after them (by size, times and inode). A touch in the very
+    /// time of one of its writes can't be told from that.
+    #[must_use]
+    pub fn doubtful(&self, seal: &Seal) -> Vec<u64> {
+        let trail = self.changing.lock();
+        let untouched = trail.last == Some(seal.0);
+        (0..self.grid.chunks()).filter(|chunk| !untouched || !trail.own.contains(chunk)).collect()
     }
 
     /// Declares the image complete and proved as it was when the seal was prepared. Somebody who touches it
@@ -259,7 +305,13 @@ impl KeptFile {
     /// # Errors
     /// Whatever the file system says; the image is verified again when next used then.
     pub fn seal(&self, seal: Seal) -> io::Result<()> {
-        self.kept.write_all_at(&seal.0.encode(), 0)
+        let mut trail = self.changing.lock();
+        if !self.all().into_iter().all(|here| here) {
+            return Err(io::Error::other("a chunk was found to be damaged meanwhile"));
+        }
+        self.kept.write_all_at(&seal.0.encode(), 0)?;
+        trail.own = HashSet::new();
+        Ok(())
     }
 
     /// Whether the image was complete and proved once and nobody has touched it since, by size, times and inode.
@@ -552,6 +604,35 @@ mod tests {
         other.write_all_at(b"x", 50).unwrap();
         assert!(!kept.sealed());
         assert!(read(&kept, 0).is_none());
+    }
+
+    #[test]
+    fn what_this_process_wrote_need_not_be_read_back_unless_somebody_touched_the_image() {
+        let (_dir, stem) = fresh();
+        let kept = KeptFile::open(&stem, LEN).unwrap();
+        kept.write(0, &chunk_of(1, CHUNK)).unwrap();
+        kept.write(2, &chunk_of(3, 100)).unwrap();
+        assert_eq!(kept.doubtful(&kept.prepare_seal().unwrap()), [1], "not written yet");
+        kept.write(1, &chunk_of(2, CHUNK)).unwrap();
+        let seal = kept.prepare_seal().unwrap();
+        assert!(kept.doubtful(&seal).is_empty());
+        kept.seal(seal).unwrap();
+        assert!(kept.sealed());
+
+        let other = KeptFile::open(&stem, LEN).unwrap();
+        assert_eq!(
+            other.doubtful(&other.prepare_seal().unwrap()),
+            [0, 1, 2],
+            "another process knows nothing of it"
+        );
+        let image = OpenOptions::new().write(true).open(stem.with_added_extension("data")).unwrap();
+        image.write_all_at(b"x", 50).unwrap();
+        assert_eq!(kept.doubtful(&kept.prepare_seal().unwrap()), [0, 1, 2]);
+        let seal = kept.prepare_seal().unwrap();
+        kept.forget(2);
+        assert!(kept.seal(seal).is_err() && !kept.sealed(), "found to be damaged meanwhile");
+        kept.write(2, &chunk_of(3, 100)).unwrap();
+        assert_eq!(kept.doubtful(&kept.prepare_seal().unwrap()), [0, 1], "written after it was touched");
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //!     …                                  as above, but for the last two
 //!     poisoned                           it was disproved; when, is the file's time
 //! STORE/small/WHO/ALGORITHM/HEX          manifests, configs, and the parts of bound indexes
+//! STORE/small/WHO/repository             which repository that is, for people
 //! STORE/small/WHO/attached/…             which attached index was used of an artifact (see [`Store::attached`])
 //! STORE/admitted/KEY                     who was given which manifest (see [`Store::admit`])
 //! ```
@@ -38,11 +39,12 @@ mod open;
 mod private;
 pub mod prune;
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 
@@ -50,6 +52,7 @@ pub use admitted::Asked;
 use budget::Budget;
 use kept::KeptFile;
 use open::OpenFiles;
+use parking_lot::Mutex;
 
 use crate::error::{Error, Kind, Result};
 use crate::index::ChunkDigest;
@@ -59,6 +62,12 @@ use crate::range::{ContentRange, StoredRange};
 
 /// How long an admission counts while the registry cannot be asked: seven days.
 pub const GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Room for the keys of those who can have a layer.
+const ORIGINS_LIMIT: u64 = 1 << 20;
+
+/// After how long the same failure of the disk is said again.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Room for the headers of a very large archive: index/plain stops reading them at 64 MiB.
 const GAPS_LIMIT: u64 = 80 << 20;
@@ -92,15 +101,20 @@ pub struct Store {
     folder: PathBuf,
     budget: Budget,
     open: OpenFiles,
+    fault: Option<String>,
+    /// What was last said of the disk in the log, and when.
+    told: Mutex<HashMap<io::ErrorKind, Instant>>,
 }
 
 impl Store {
     /// The store at `config.folder`, which is made, private to this user (0700), where it is missing.
     ///
-    /// A folder that cannot be made (a read-only or full disk) is a warning: the store keeps nothing then.
+    /// A folder that cannot be made or written to (a read-only or full disk) is no error: the store keeps nothing then, and
+    /// says so ([`fault`](Self::fault)).
     ///
     /// # Errors
-    /// `Denied` where the folder is a link, another user's, or can be written by others.
+    /// `Storage` where this user may not make the folder, and where it is a link, another user's, or can be written by
+    /// others.
     pub fn open(config: &StoreConfig) -> Result<Arc<Self>> {
         Self::open_as(config, Sharing::Proved)
     }
@@ -111,19 +125,26 @@ impl Store {
     /// As [`open`](Self::open).
     pub fn open_as(config: &StoreConfig, sharing: Sharing) -> Result<Arc<Self>> {
         let folder = config.folder.clone();
-        if let Err(error) = private::make_dir(&folder) {
-            if error.kind() == io::ErrorKind::PermissionDenied {
-                let doing = format!("cannot make the store {}", folder.display());
-                return Err(
-                    Error::from_source(Kind::Denied, doing, error).hint("choose another folder with --store")
-                );
-            }
-            tracing::warn!(store = %folder.display(), %error, "nothing can be kept");
+        let made = private::make_dir(&folder);
+        if let Err(error) = &made
+            && error.kind() == io::ErrorKind::PermissionDenied
+        {
+            let doing = format!("cannot make the store {}: {error}", folder.display());
+            return Err(Error::new(Kind::Storage, doing).hint("choose another folder with --store"));
         }
         private::check_dir(&folder)?;
-        let layers = folder.join("layers");
+        let written = made.and_then(|()| private::nameless(&folder)).err();
+        let fault = written.map(|error| format!("nothing can be kept in {}: {error}", folder.display()));
         let limit = config.size.unwrap_or_else(|| default_limit(&folder));
-        Ok(Arc::new(Self { sharing, budget: Budget::new(layers, limit), folder, open: OpenFiles::default() }))
+        let budget = Budget::new(folder.join("layers"), limit);
+        let (open, told) = (OpenFiles::default(), Mutex::default());
+        Ok(Arc::new(Self { sharing, budget, folder, open, fault, told }))
+    }
+
+    /// Why nothing can be kept, as it was found when the store was opened; `None` where it can.
+    #[must_use]
+    pub fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
     }
 
     /// Whether what is found there may be taken for what it says to be.
@@ -322,7 +343,7 @@ impl Store {
     }
 
     fn origins(&self, layer: &Digest) -> String {
-        let file = private::read_small(&self.shared(layer).join("origins"), 1 << 20);
+        let file = private::read_small(&self.shared(layer).join("origins"), ORIGINS_LIMIT);
         file.ok().and_then(|file| String::from_utf8(file).ok()).unwrap_or_default()
     }
 
@@ -379,14 +400,38 @@ impl Store {
         if self.proved(who, layer) { self.shared(layer) } else { self.own(who, layer) }
     }
 
+    fn repository_path(&self, key: &str) -> PathBuf {
+        self.folder.join("small").join(key).join("repository")
+    }
+
     fn small_path(&self, who: &str, digest: &Digest) -> PathBuf {
         self.folder.join("small").join(key(who)).join(digest.algorithm().name()).join(digest.hex())
     }
 
     fn note(&self, outcome: io::Result<()>, doing: &str) {
         if let Err(error) = outcome {
-            tracing::warn!(store = %self.folder.display(), %error, "cannot {doing}; going on without");
+            self.complain(&error, format_args!("cannot {doing}; going on without"));
         }
+    }
+
+    /// Says in the log that the disk failed. One cause is one warning for a time, however many files it is in the way of; none
+    /// where it was clear from the beginning that nothing can be kept, since who opened the store has said so.
+    pub(in crate::content) fn complain(&self, error: &io::Error, what: impl std::fmt::Display) {
+        let store = self.folder.display();
+        let is_told = self.fault.is_some() || !self.is_news(error.kind());
+        match is_told {
+            true => tracing::debug!(%store, %error, "{what}"),
+            false => tracing::warn!(%store, %error, "{what}"),
+        }
+    }
+
+    fn is_news(&self, kind: io::ErrorKind) -> bool {
+        let (mut told, now) = (self.told.lock(), Instant::now());
+        let is_old = told.get(&kind).is_some_and(|when| now - *when < AGAIN);
+        if !is_old {
+            told.insert(kind, now);
+        }
+        !is_old
     }
 }
 
@@ -503,6 +548,26 @@ mod tests {
         // As by a process that saw a whole layer, which was the shared one by then.
         store.set_proved("two", &layer);
         assert!(!whole.removed() && store.proved("one", &layer) && store.proved("two", &layer));
+    }
+
+    #[test]
+    fn a_store_that_can_keep_nothing_opens_and_says_why() {
+        let (dir, store) = store();
+        assert_eq!(store.fault(), None);
+        assert_eq!(std::fs::read_dir(store.folder()).unwrap().count(), 0, "what was tried leaves nothing");
+        std::fs::write(dir.path().join("file"), b"").unwrap();
+        let folder = dir.path().join("file/store");
+        let store = Store::open(&StoreConfig { folder: folder.clone(), size: None }).unwrap();
+        assert!(store.fault().is_some_and(|fault| fault.contains(folder.to_str().unwrap())), "{store:?}");
+        store.keep_small(ALICE, &Digest::of(b"x"), &Bytes::from_static(b"x"));
+        assert!(store.small(ALICE, &Digest::of(b"x")).is_none());
+    }
+
+    #[test]
+    fn one_cause_is_told_once() {
+        let (_dir, store) = store();
+        let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::StorageFull, io::ErrorKind::NotFound];
+        assert_eq!(kinds.map(|kind| store.is_news(kind)), [true, false, true]);
     }
 
     #[test]

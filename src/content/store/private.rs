@@ -21,11 +21,11 @@ pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
 /// Refuses a folder that is a link, is another user's, or lets others write; tightens one that lets them read.
 ///
 /// # Errors
-/// `Denied`, with what to do about it.
+/// `Storage`, with what to do about it.
 pub(super) fn check_dir(dir: &Path) -> Result<()> {
     let deny = |why: &str| {
         let doing = format!("the store {} {why}", dir.display());
-        Err(Error::new(Kind::Denied, doing).hint("choose another folder with --store"))
+        Err(Error::new(Kind::Storage, doing).hint("choose another folder with --store"))
     };
     let Ok(meta) = fs::symlink_metadata(dir) else { return Ok(()) };
     if !meta.is_dir() {
@@ -127,13 +127,13 @@ mod tests {
     fn a_folder_that_others_may_write_is_refused_and_one_they_may_read_is_tightened() {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
-        assert_eq!(check_dir(dir.path()).unwrap_err().kind(), Kind::Denied);
+        assert_eq!(check_dir(dir.path()).unwrap_err().kind(), Kind::Storage);
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         check_dir(dir.path()).unwrap();
         assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700);
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("/tmp", &link).unwrap();
-        assert_eq!(check_dir(&link).unwrap_err().kind(), Kind::Denied);
+        assert_eq!(check_dir(&link).unwrap_err().kind(), Kind::Storage);
     }
 
     #[test]

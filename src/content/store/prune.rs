@@ -205,7 +205,7 @@ mod tests {
         assert!(open.stem().with_added_extension("digests").exists());
         assert_eq!(pruned.images, 1);
         assert!(pruned.freed >= LEN && pruned.in_use >= LEN);
-        let read = open.read(0, &crate::content::buffer::Pool::default(), || ());
+        let read = open.read(0, &crate::buffer::Pool::default(), || ());
         assert!(read.is_some());
     }
 

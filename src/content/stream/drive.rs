@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::parts::{Holding, Whole};
 use super::{Stream, closing};
-use crate::content::buffer;
+use crate::buffer;
 use crate::content::extent::Extent;
 use crate::content::flight::Key;
 use crate::content::loader::{Loader, Standing};
@@ -253,9 +253,11 @@ impl Driver<'_> {
 impl Loader {
     /// What went by of a layer is not what its own table said: names and bytes that were given are wrong. Blocks.
     pub(super) fn contradicted(&self, layer: usize, path: &str) -> Error {
-        self.poison(layer, "its own table says other places of its files than its archive has");
         let doing = format!("{path:?} is not where its layer's own table says");
-        Error::new(Kind::Integrity, doing).hint("write the layer again")
+        let error = Error::new(Kind::Integrity, doing).hint("write the layer again, then unmount and mount");
+        let why = "its own table says other places of its files than its archive has";
+        self.poison_for(layer, why, &error);
+        error
     }
 
     /// The chunk, if it is what it was before, as far as that is known. Blocks.

@@ -362,6 +362,54 @@ async fn names_that_were_proved_stay_when_the_proof_is_lost() {
     loader.close().await;
 }
 
+/// Damages what the store has on record of the digests of a file's chunks.
+fn damage_records(model: &Model, file: usize, damage: impl Fn(&std::fs::File)) {
+    let home = model.dir.path().join("store/layers/sha256").join(model.blob().digest.hex());
+    let records = std::fs::read_dir(home).unwrap().map(|entry| entry.unwrap().path());
+    let len = format!("-{}.digests", model.files[file].len());
+    let path = records.into_iter().find(|path| path.to_str().unwrap().ends_with(&len)).unwrap();
+    damage(&std::fs::File::options().write(true).open(path).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_are_damaged_after_a_layer_has_gone_by_cost_no_proof_and_no_byte() {
+    let damages: [fn(&std::fs::File); 2] =
+        [|records| records.write_all_at(b"x", 3).unwrap(), |records| records.set_len(0).unwrap()];
+    for damage in damages {
+        for integrity in [Integrity::Strict, Integrity::Deferred] {
+            let model = Model::new(some_files(), zstd);
+            model.open();
+            let loader = model.loader(Config { integrity, memory: CHUNK, ..plain() });
+            loader.let_pass(0).await.unwrap();
+            assert_eq!(loader.share().kept, loader.share().total);
+            damage_records(&model, 4, damage);
+            // Opened anew, so that what is on record is looked at.
+            let is_closed = || {
+                loader.shelf.store.release_idle(Duration::ZERO);
+                loader.extents(0).all(|extent| extent.open_kept().is_none())
+            };
+            until(is_closed).await;
+            model.assert_all(&loader).await;
+            assert_eq!(loader.standing(0), Standing::Proved);
+            assert_eq!(model.line.asked.lock().len(), 1, "nothing is fetched again");
+            loader.close().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_that_was_lost_after_a_layer_has_gone_by_is_made_again_for_who_waits_for_it() {
+    let model = Model::new(some_files(), gzip);
+    model.open();
+    let loader = model.loader(Config { integrity: Integrity::Strict, ..plain() });
+    loader.let_pass(0).await.unwrap();
+    loader.set_unproved(0);
+    model.assert_all(&loader).await;
+    assert_eq!(loader.standing(0), Standing::Proved);
+    assert_eq!(model.line.asked.lock().len(), 1, "nothing is fetched again");
+    loader.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn names_are_not_said_for_a_proof_of_earlier_before_their_own_bytes_are_proved() {
     let model = Model::new(some_files(), gzip);

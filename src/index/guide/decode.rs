@@ -1,9 +1,17 @@
 //! Whole members or frames become their content, within bounds.
 
-use super::probe::Probe;
+use super::probe::Bounds;
+use super::room::Loan;
 use crate::codec::{gzip, zstd};
 use crate::error::{Error, Kind, Result};
 use crate::index::Compression;
+
+/// Decoded bytes, which count as long as they are held.
+#[derive(Debug, Default)]
+pub(super) struct Decoded {
+    pub(super) bytes: Vec<u8>,
+    pub(super) loan: Loan,
+}
 
 /// How much content is decoded at once.
 const ROOM: usize = 64 << 10;
@@ -42,21 +50,23 @@ impl Decoder {
 ///
 /// # Errors
 /// `Invalid` where `stored` is not whole members or frames, or has less content than `skip`; `Unsupported` where there is more
-/// of it than `limit`, or than the probe allows; as the codecs have it.
+/// of it than `limit`, or than the bounds allow; as the codecs have it.
 pub(super) fn decode(
-    probe: &Probe<'_>,
+    bounds: &Bounds,
     how: Compression,
     mut stored: &[u8],
     mut skip: usize,
     limit: usize,
-) -> Result<Vec<u8>> {
-    let (mut decoder, mut room, mut kept) = (Decoder::new(how)?, vec![0; ROOM], Vec::new());
+) -> Result<Decoded> {
+    let (mut decoder, mut room) = (Decoder::new(how)?, vec![0; ROOM]);
+    let (mut kept, mut loan) = (Vec::new(), Loan::default());
     loop {
         let (read, written) = decoder.step(stored, &mut room)?;
         stored = stored.get(read..).unwrap_or_default();
-        probe.decoded(written)?;
+        bounds.decoded(written)?;
         let passed = skip.min(written);
         skip -= passed;
+        loan.cover(&bounds.desk, kept.len().saturating_add(written - passed))?;
         kept.extend_from_slice(room.get(passed..written).unwrap_or_default());
         if kept.len() > limit {
             let doing = format!("there is more content between its files than {limit} bytes");
@@ -71,7 +81,7 @@ pub(super) fn decode(
     }
     decoder.finish()?;
     match skip {
-        0 => Ok(kept),
+        0 => Ok(Decoded { bytes: kept, loan }),
         _ => Err(Error::new(Kind::Invalid, "a part has less content than it says")),
     }
 }

@@ -1,13 +1,19 @@
 //! Content of a zstd layer with a seek table, where headers are: the frames that hold them, decoded no further than they go.
 
-use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
+
+use bytes::{Buf, BytesMut};
 
 use super::decode::Decoder;
-use super::probe::Probe;
+use super::probe::{Bounds, Probe, Stored, apart};
+use super::room::Loan;
 use crate::codec::zstd::{Span, Spans};
 use crate::error::{Error, Kind, Result};
 use crate::index::Compression;
 use crate::range::{ContentRange, StoredRange};
+
+/// How much content is decoded at once.
+const ROOM: usize = 64 << 10;
 
 /// How much more of a span is read than its content should take.
 const MARGIN: u64 = 32 << 10;
@@ -20,6 +26,8 @@ pub(super) struct Front<'a> {
     /// The content from `start` on that was wanted.
     content: BytesMut,
     start: u64,
+    /// What `content` takes.
+    loan: Loan,
 }
 
 /// A decoder within a span.
@@ -27,7 +35,7 @@ struct Place {
     span: Span,
     decoder: Decoder,
     /// Its stored bytes that are here and not decoded yet.
-    stored: Bytes,
+    stored: Stored,
     /// Where the next ones lie.
     next: u64,
     /// Where the next byte of content lies.
@@ -36,7 +44,7 @@ struct Place {
 
 impl<'a> Front<'a> {
     pub(super) fn new(probe: &'a Probe<'a>, spans: &'a Spans) -> Self {
-        Self { probe, spans, at: None, content: BytesMut::new(), start: 0 }
+        Self { probe, spans, at: None, content: BytesMut::new(), start: 0, loan: Loan::default() }
     }
 
     /// What is here from `place` on, which is not before any place asked for earlier.
@@ -78,33 +86,57 @@ impl<'a> Front<'a> {
             span.ok_or_else(|| Error::new(Kind::Invalid, "its seek table ends before its archive does"))?;
         let decoder = Decoder::new(Compression::Zstd)?;
         let (next, content) = (span.stored.start(), span.content.start());
-        self.at = Some(Place { span, decoder, stored: Bytes::new(), next, content });
+        self.at = Some(Place { span, decoder, stored: Stored::default(), next, content });
         Ok(())
     }
 
     /// Decodes on in the span, up to `end` or its own end.
     async fn decode(&mut self, end: u64) -> Result<()> {
-        let Some(at) = &mut self.at else { return Ok(()) };
+        let Some(mut at) = self.at.take() else { return Ok(()) };
         let end = end.min(at.span.content.end());
-        let mut room = vec![0; 64 << 10];
         while at.content < end {
-            let left = usize::try_from(end - at.content).unwrap_or(usize::MAX).min(room.len());
-            let (read, written) = at.decoder.step(&at.stored, room.get_mut(..left).unwrap_or_default())?;
-            drop(at.stored.split_to(read));
-            self.probe.decoded(written)?;
-            let before =
-                usize::try_from(self.start.saturating_sub(at.content)).unwrap_or(usize::MAX).min(written);
-            self.content.extend_from_slice(room.get(before..written).unwrap_or_default());
-            at.content = at.content.saturating_add(written as u64);
-            if written == 0 && at.stored.is_empty() {
+            let (bounds, start) = (Arc::clone(&self.probe.bounds), self.start);
+            let mut content = std::mem::take(&mut self.content);
+            let decoded = apart(move || {
+                at.decode(&bounds, ContentRange::new(start, end), &mut content)?;
+                Ok((at, content))
+            });
+            (at, self.content) = decoded.await?;
+            self.loan.cover(&self.probe.bounds.desk, self.content.len())?;
+            if at.content < end {
                 at.read_on(self.probe, end).await?;
             }
         }
+        self.at = Some(at);
         Ok(())
     }
 }
 
 impl Place {
+    /// Decodes what is here, up to the end of `wanted`, and puts what of it is wanted behind `content`.
+    fn decode(&mut self, bounds: &Bounds, wanted: ContentRange, content: &mut BytesMut) -> Result<()> {
+        let mut room = vec![0; ROOM];
+        while self.content < wanted.end() {
+            let left = usize::try_from(wanted.end() - self.content).unwrap_or(usize::MAX).min(room.len());
+            let (read, written) =
+                self.decoder.step(&self.stored, room.get_mut(..left).unwrap_or_default())?;
+            self.stored.bytes.advance(read);
+            bounds.decoded(written)?;
+            let before = wanted.start().saturating_sub(self.content);
+            let before = usize::try_from(before).unwrap_or(usize::MAX).min(written);
+            content.extend_from_slice(room.get(before..written).unwrap_or_default());
+            self.content = self.content.saturating_add(written as u64);
+            match written == 0 && self.stored.is_empty() {
+                true => return Ok(()),
+                false if (read, written) == (0, 0) => {
+                    return Err(Error::new(Kind::Invalid, "a frame leads nowhere"));
+                }
+                false => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Reads as much as the content up to `end` should take.
     async fn read_on(&mut self, probe: &Probe<'_>, end: u64) -> Result<()> {
         let span = &self.span;

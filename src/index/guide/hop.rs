@@ -15,7 +15,7 @@ const HEADERS: u64 = 16 << 20;
 /// Where content comes from.
 pub(super) enum Source<'a> {
     /// Frames that are read where they are needed.
-    Frames(Front<'a>),
+    Frames(Box<Front<'a>>),
     /// All that lies between files, sorted, no two of them neighbours: where each begins, and its bytes.
     Pieces(Vec<(u64, Vec<u8>)>),
 }
@@ -79,6 +79,8 @@ pub(super) async fn hop(
         extents.extend(extent.map(|_| range));
         files.extend(extent.map(|_| agreed.flatten()));
         names.add(member, extent)?;
+        // There may be many that are here already.
+        tokio::task::consume_budget().await;
     }
     agrees &= entries.next().is_none();
     let (entries, warnings) = names.finish()?;

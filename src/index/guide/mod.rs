@@ -18,13 +18,16 @@ use std::sync::Arc;
 
 use super::plain::Task;
 use super::sections::Table;
-use super::{Entry, Layer, compression};
+use super::{Allowance, Entry, Layer, compression, cover};
 use crate::codec::toc::ContentDigest;
 use crate::error::Result;
+use crate::oci::artifact::ModelLayer;
 use crate::range::ContentRange;
+use crate::repository::Repository;
 use contents::Found;
 use hop::{Hopped, Said, Source};
 use probe::Probe;
+use room::Desk;
 pub(super) use room::Room;
 
 /// The smallest layer that is looked into: a smaller one is here as soon as its table would be.
@@ -93,12 +96,28 @@ pub(super) struct Guided {
 /// The guide of the compressed `layer` of `task`; `None` where it has none, or none that is of use, which is logged.
 ///
 /// Costs a read of the layer's end, one of its table where that is longer, and one for each stretch of headers, 256 at most
-/// and a sixteenth of the layer, or 8 MiB where that is more; memory of some 64 MiB at most meanwhile. Waits no longer than
-/// the [room](Room) of the artifact has time: a repository that gives no ranges, or nothing, keeps no mount waiting.
+/// and a sixteenth of the layer, or 8 MiB where that is more; memory of 64 MiB at most meanwhile, of all layers together. Waits
+/// no longer than the [room](Room) of the artifact has time: a repository that gives no ranges, or nothing, keeps no mount
+/// waiting. Decodes on threads that may be busy.
 pub(super) async fn find(task: &Task<'_>, layer: &Layer) -> Option<Guided> {
     if layer.blob.size < LEAST || task.guides == Guides::None {
         return None;
     }
+    found(task, layer).await
+}
+
+/// The guide of a compressed layer of whatever size, and the layer by it; `None` where it has none, or none that is of use.
+///
+/// What [`find`](super::find()) does for each layer that is worth it, with the same bounds.
+pub async fn of(repository: &dyn Repository, layer: &ModelLayer, guides: Guides) -> Option<(Guide, Layer)> {
+    let (allowance, room, mut bare) = (Allowance::headers(0), Room::default(), cover::bare(layer));
+    let task = Task { repository, layer, number: 0, allowance: &allowance, guides, room: &room };
+    let Guided { guide, extents, .. } = found(&task, &bare).await?;
+    bare.extents = extents;
+    Some((guide, bare))
+}
+
+async fn found(task: &Task<'_>, layer: &Layer) -> Option<Guided> {
     let Some(found) = task.room.in_time(look(task, layer)).await else {
         let layer = task.layer.name();
         tracing::info!(layer, "what it says of its parts does not come soon enough: it goes by once instead");
@@ -115,19 +134,30 @@ pub(super) async fn find(task: &Task<'_>, layer: &Layer) -> Option<Guided> {
     })
 }
 
+/// Looks with a share of the memory, and once more with all of it where the other layers had left too little.
 async fn look(task: &Task<'_>, layer: &Layer) -> Result<Option<Guided>> {
+    let desk = task.room.share();
+    match look_at(task, layer, desk.clone()).await {
+        Err(_) if desk.is_crowded() => look_at(task, layer, task.room.all().await?).await,
+        found => found,
+    }
+}
+
+async fn look_at(task: &Task<'_>, layer: &Layer, desk: Desk) -> Result<Option<Guided>> {
     let Some(how) = compression(task.layer.packaging) else { return Ok(None) };
-    let probe = Probe::new(task.repository, &layer.blob);
+    let probe = Probe::new(task.repository, &layer.blob, desk);
     match contents::find(&probe, task.layer, how).await? {
         None => Ok(None),
         Some(Found::Frames(spans)) => {
             task.room.hold(spans.len(), SPAN)?;
-            let mut source = Source::Frames(front::Front::new(&probe, &spans));
+            let mut source = Source::Frames(Box::new(front::Front::new(&probe, &spans)));
             let hopped = hop::hop(task, &mut source, spans.content(), Said::default()).await?;
             Ok(Some(guided(task, hopped, Table::Zstd(spans), None)))
         }
-        Some(Found::Contents(contents)) => {
-            let laid = segments::lay_out(&probe, &contents).await?;
+        Some(Found::Contents(mut contents)) => {
+            let after = contents.after.take();
+            let contents = Arc::new(contents);
+            let laid = segments::lay_out(&probe, &contents, after).await?;
             task.room.hold(laid.parts.len(), SPAN + size_of::<Part>())?;
             let content = laid.content;
             let mut source = Source::Pieces(laid.pieces);

@@ -4,12 +4,15 @@
 //! decoded whole, which tells how long it is. A part that ends a file may share its member with the header that follows:
 //! where that header is in a member of its own after all, the last bytes show it; else the part is decoded as well.
 
+use std::sync::Arc;
+
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::contents::Contents;
-use super::decode::decode;
+use super::decode::{Decoded, decode};
 use super::hop::Hopped;
-use super::probe::Probe;
+use super::probe::{Bounds, Probe, Stored, apart};
+use super::room::Loan;
 use super::{PART, Part};
 use crate::codec::tar::{self, Step};
 use crate::codec::toc::{self, EntryKind, Toc};
@@ -34,6 +37,9 @@ const SIDE_BY_SIDE: usize = 8;
 /// The most content between files that is held.
 const BETWEEN: usize = 64 << 20;
 
+/// What a part of a file takes while a table is laid out: where it is, its segment, what that turned out to hold, and its place.
+const EACH: u64 = 320;
+
 /// A layer by its table of contents.
 pub(super) struct Laid {
     pub(super) table: Table,
@@ -44,6 +50,8 @@ pub(super) struct Laid {
     pub(super) parts: Vec<Placed>,
     /// Where the content begins of what the table itself is in.
     pub(super) after: Option<u64>,
+    /// What all of this takes.
+    _loan: Loan,
 }
 
 /// A part of a file, and where it lies in the layer's content.
@@ -57,10 +65,10 @@ pub(super) struct Placed {
 }
 
 /// A stretch of stored bytes that is decoded alone.
-struct Segment<'a> {
+struct Segment {
     stored: StoredRange,
-    /// Each with the number of its file's entry.
-    parts: Vec<(usize, &'a toc::Part)>,
+    /// The number of its file's entry of each, and which of that file's parts it is.
+    parts: Vec<(usize, usize)>,
     shape: Shape,
 }
 
@@ -79,30 +87,57 @@ enum Shape {
 struct Content {
     len: u64,
     /// The end of it that belongs to no file, or all of it where that is not known.
-    between: Vec<u8>,
+    between: Decoded,
 }
 
-/// Lays out the table.
+/// Lays out the table; `after` is what of it follows the files in the archive.
 ///
 /// # Errors
 /// Those of reading and decoding; `Invalid` where it does not fit the blob; `Unsupported` where it would take too much.
-pub(super) async fn lay_out(probe: &Probe<'_>, contents: &Contents) -> Result<Laid> {
-    let segments = segments(&contents.toc, contents.data);
-    let known = look(probe, contents.how, &segments).await?;
-    let mut laying = Laying::default();
-    for (segment, content) in segments.iter().zip(known) {
-        laying.add(segment, content)?;
-    }
-    let end = match &contents.after {
-        Some((stored, content)) => {
-            laying.begin(*stored)?;
-            laying.after = Some(laying.content);
-            laying.piece(content.clone());
-            stored.end()
+pub(super) async fn lay_out(
+    probe: &Probe<'_>,
+    contents: &Arc<Contents>,
+    after: Option<(StoredRange, Decoded)>,
+) -> Result<Laid> {
+    let (how, size) = (contents.how, probe.blob.size);
+    let (bounds, of) = (Arc::clone(&probe.bounds), Arc::clone(contents));
+    let (segments, loan) = apart(move || {
+        let parts = u64::try_from(of.toc.entries.iter().map(parts).sum::<usize>()).unwrap_or(u64::MAX);
+        let loan = bounds.desk.take(parts.saturating_mul(EACH))?;
+        Ok((segments(&of.toc, of.data), loan))
+    })
+    .await?;
+    let first: Vec<StoredRange> = segments.iter().filter_map(first_look).collect();
+    let (bounds, here) = (Arc::clone(&probe.bounds), fetch(probe, &first).await?);
+    let (segments, found, room) = apart(move || {
+        let (found, room) = look(&bounds, how, &segments, &here)?;
+        Ok((segments, found, room))
+    })
+    .await?;
+    let missing = segments.iter().zip(&found).filter(|(_, found)| found.is_none());
+    let missing: Vec<StoredRange> = missing.map(|(segment, _)| segment.stored).collect();
+    let (bounds, here) = (Arc::clone(&probe.bounds), fetch(probe, &missing).await?);
+    let of = Arc::clone(contents);
+    apart(move || {
+        let mut laying = Laying { loan, ..Laying::default() };
+        for (segment, content) in segments.iter().zip(found) {
+            let content = match content {
+                Some(content) => content,
+                None => whole(&bounds, how, segment.shape, here.bytes(segment.stored)?, room)?,
+            };
+            laying.add(&of.toc, segment, content)?;
         }
-        None => contents.data,
-    };
-    laying.finish(probe.blob.size, end, contents.how)
+        laying.end(after, &of, size)
+    })
+    .await
+}
+
+/// How many parts an entry has.
+fn parts(entry: &toc::Entry) -> usize {
+    match &entry.kind {
+        EntryKind::File(file) => file.parts.len(),
+        EntryKind::Directory | EntryKind::Symlink(_) | EntryKind::HardLink(_) => 0,
+    }
 }
 
 /// The parts that make up the files that are shown, where each file is made of its own, each of which has a digest and is not
@@ -133,16 +168,18 @@ impl Placed {
 }
 
 /// All stored bytes before `data`, in order.
-fn segments(toc: &Toc, data: u64) -> Vec<Segment<'_>> {
+fn segments(toc: &Toc, data: u64) -> Vec<Segment> {
     let files = toc.entries.iter().enumerate().filter_map(|(number, entry)| match &entry.kind {
         EntryKind::File(file) => Some((number, file)),
         _ => None,
     });
-    let mut parts: Vec<(&toc::Part, u64, usize)> = files
-        .flat_map(|(number, file)| file.parts.iter().map(move |part| (part, file.size, number)))
+    let mut parts: Vec<(&toc::Part, u64, (usize, usize))> = files
+        .flat_map(|(number, file)| {
+            (0..).zip(&file.parts).map(move |(at, part)| (part, file.size, (number, at)))
+        })
         .collect();
     parts.sort_by_key(|(part, ..)| (part.stored.start(), part.skip));
-    let mut segments: Vec<Segment<'_>> = Vec::new();
+    let mut segments: Vec<Segment> = Vec::new();
     let mut at = 0;
     let mut rest = parts.as_slice();
     while let Some(((first, size, _), _)) = rest.split_first() {
@@ -158,7 +195,7 @@ fn segments(toc: &Toc, data: u64) -> Vec<Segment<'_>> {
             () => Shape::AtLeast(first.content.len(), size % tar::BLOCK),
         };
         segments.extend(gap(at, start));
-        let parts = group.iter().map(|(part, _, number)| (*number, *part)).collect();
+        let parts = group.iter().map(|(_, _, number)| *number).collect();
         segments.push(Segment { stored: StoredRange::new(start, end), parts, shape });
         (at, rest) = (end, after);
     }
@@ -166,45 +203,42 @@ fn segments(toc: &Toc, data: u64) -> Vec<Segment<'_>> {
     segments
 }
 
-fn gap<'a>(start: u64, end: u64) -> Option<Segment<'a>> {
+fn gap(start: u64, end: u64) -> Option<Segment> {
     let stored = StoredRange::new(start, end);
     (!stored.is_empty()).then_some(Segment { stored, parts: Vec::new(), shape: Shape::Unknown })
 }
 
-/// The content of each segment, as far as it takes reading.
-async fn look(probe: &Probe<'_>, how: Compression, segments: &[Segment<'_>]) -> Result<Vec<Content>> {
-    let first: Vec<StoredRange> = segments.iter().filter_map(first_look).collect();
-    let first = fetch(probe, &first).await?;
+/// The content of each segment, as far as it can be told from what is read at first, and how much of what lies between files
+/// may still be held.
+fn look(
+    bounds: &Bounds,
+    how: Compression,
+    segments: &[Segment],
+    here: &Here,
+) -> Result<(Vec<Option<Content>>, usize)> {
     let (mut found, mut room) = (Vec::new(), BETWEEN);
     for segment in segments {
         let content = match (segment.shape, first_look(segment)) {
-            (Shape::Exactly(len), _) => Some(Content { len, between: Vec::new() }),
+            (Shape::Exactly(len), _) => Some(Content { len, between: Decoded::default() }),
             (_, Some(range)) => {
-                let bytes = first.bytes(range)?;
+                let bytes = here.bytes(range)?;
                 match segment.shape {
                     Shape::AtLeast(len, over) if range != segment.stored => {
-                        header_in(probe, how, bytes, len, over)
+                        header_in(bounds, how, bytes, len, over)
                     }
-                    _ => Some(whole(probe, how, segment.shape, bytes, room)?),
+                    _ => Some(whole(bounds, how, segment.shape, bytes, room)?),
                 }
             }
             (_, None) => None,
         };
-        room = room.saturating_sub(content.as_ref().map_or(0, |content| content.between.len()));
+        room = room.saturating_sub(content.as_ref().map_or(0, |content| content.between.bytes.len()));
         found.push(content);
     }
-    let missing = segments.iter().zip(&found).filter(|(_, found)| found.is_none());
-    let missing: Vec<StoredRange> = missing.map(|(segment, _)| segment.stored).collect();
-    let second = fetch(probe, &missing).await?;
-    let each = segments.iter().zip(found).map(|(segment, found)| match found {
-        Some(content) => Ok(content),
-        None => whole(probe, how, segment.shape, second.bytes(segment.stored)?, room),
-    });
-    each.collect()
+    Ok((found, room))
 }
 
 /// What is read of a segment at first; `None` where its length is known.
-fn first_look(segment: &Segment<'_>) -> Option<StoredRange> {
+fn first_look(segment: &Segment) -> Option<StoredRange> {
     let stored = segment.stored;
     match segment.shape {
         Shape::Exactly(_) => None,
@@ -213,18 +247,18 @@ fn first_look(segment: &Segment<'_>) -> Option<StoredRange> {
     }
 }
 
-fn whole(probe: &Probe<'_>, how: Compression, shape: Shape, stored: &[u8], room: usize) -> Result<Content> {
+fn whole(bounds: &Bounds, how: Compression, shape: Shape, stored: &[u8], room: usize) -> Result<Content> {
     let skip = match shape {
         Shape::Exactly(len) | Shape::AtLeast(len, _) => len,
         Shape::Unknown => 0,
     };
-    let between = decode(probe, how, stored, usize::try_from(skip).unwrap_or(usize::MAX), room)?;
-    Ok(Content { len: skip.saturating_add(between.len() as u64), between })
+    let between = decode(bounds, how, stored, usize::try_from(skip).unwrap_or(usize::MAX), room)?;
+    Ok(Content { len: skip.saturating_add(between.bytes.len() as u64), between })
 }
 
 /// What follows a part of `len` bytes, `over` more than whole blocks, where it stands in members of its own at the end of
 /// `stored`: padding and the headers of the next file.
-fn header_in(probe: &Probe<'_>, how: Compression, stored: &[u8], len: u64, over: u64) -> Option<Content> {
+fn header_in(bounds: &Bounds, how: Compression, stored: &[u8], len: u64, over: u64) -> Option<Content> {
     let magic: &[u8] = match how {
         Compression::Gzip => b"\x1f\x8b\x08",
         Compression::Zstd => b"\x28\xb5\x2f\xfd",
@@ -233,19 +267,20 @@ fn header_in(probe: &Probe<'_>, how: Compression, stored: &[u8], len: u64, over:
     let starts = (0..stored.len()).filter(|at| stored.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
     let mut contents = starts.take(STARTS).map_while(|at| {
         // Where the layer has had its tries, the part is decoded instead.
-        probe.tried().ok()?;
-        Some(decode(probe, how, stored.get(at..)?, 0, BETWEEN).ok())
+        bounds.tried().ok()?;
+        Some(decode(bounds, how, stored.get(at..)?, 0, BETWEEN).ok())
     });
-    let between = contents.by_ref().flatten().find_map(|content| {
-        let rest = content.len() % usize::try_from(tar::BLOCK).ok()?;
+    let between = contents.by_ref().flatten().find_map(|Decoded { bytes, loan }| {
+        let rest = bytes.len() % usize::try_from(tar::BLOCK).ok()?;
         // The padding may be in a member before that.
         let missing = if rest == 0 { padding } else { 0 };
-        let all = [vec![0; missing], content].concat();
-        let headers = all.get(padding..)?;
+        let bytes = [vec![0; missing], bytes].concat();
+        let headers = bytes.get(padding..)?;
         (rest == 0 || rest == padding).then_some(())?;
-        (all.iter().take(padding).all(|byte| *byte == 0) && is_headers(headers)).then_some(all)
+        let is_right = bytes.iter().take(padding).all(|byte| *byte == 0) && is_headers(headers);
+        is_right.then_some(Decoded { bytes, loan })
     })?;
-    Some(Content { len: len.saturating_add(between.len() as u64), between })
+    Some(Content { len: len.saturating_add(between.bytes.len() as u64), between })
 }
 
 /// Whether these bytes are the headers of members without data, then of one whose data follows, or an archive's end.
@@ -265,7 +300,7 @@ fn is_headers(mut bytes: &[u8]) -> bool {
 }
 
 /// Stretches of a blob that are here, sorted.
-struct Here(Vec<(StoredRange, bytes::Bytes)>);
+struct Here(Vec<(StoredRange, Stored)>);
 
 impl Here {
     fn bytes(&self, range: StoredRange) -> Result<&[u8]> {
@@ -302,6 +337,8 @@ struct Laying {
     pieces: Vec<(u64, Vec<u8>)>,
     parts: Vec<Placed>,
     after: Option<u64>,
+    /// What all of this takes.
+    loan: Loan,
 }
 
 impl Laying {
@@ -313,23 +350,26 @@ impl Laying {
         Ok(())
     }
 
-    fn add(&mut self, segment: &Segment<'_>, content: Content) -> Result<()> {
+    fn add(&mut self, toc: &Toc, segment: &Segment, content: Content) -> Result<()> {
         self.begin(segment.stored)?;
         let beyond = || Error::new(Kind::Invalid, "there is more content than fits 64 bits");
-        for (file, part) in &segment.parts {
+        for (file, at) in &segment.parts {
+            let Some(part) = part(toc, *file, *at) else { continue };
             let start = self.content.checked_add(part.skip).ok_or_else(beyond)?;
             let content = ContentRange::at(start, part.content.len()).ok_or_else(beyond)?;
             let (file, offset, digest) = (*file, part.content.start(), part.digest);
             self.parts.push(Placed { content, digest, file, offset });
         }
-        self.content =
-            self.content.checked_add(content.len - content.between.len() as u64).ok_or_else(beyond)?;
+        let of_files = content.len.saturating_sub(content.between.bytes.len() as u64);
+        self.content = self.content.checked_add(of_files).ok_or_else(beyond)?;
         self.piece(content.between);
         Ok(())
     }
 
     /// Content that is here, joined with what is before it.
-    fn piece(&mut self, bytes: Vec<u8>) {
+    fn piece(&mut self, decoded: Decoded) {
+        let Decoded { bytes, loan } = decoded;
+        self.loan.join(loan);
         let len = bytes.len() as u64;
         match self.pieces.last_mut() {
             Some((start, before)) if start.saturating_add(before.len() as u64) == self.content => {
@@ -341,13 +381,31 @@ impl Laying {
         self.content = self.content.saturating_add(len);
     }
 
-    fn finish(self, size: u64, end: u64, how: Compression) -> Result<Laid> {
-        let Self { starts, content, pieces, parts, after } = self;
-        let table = match how {
+    /// The layout of a blob of `size` bytes, where what of the table follows the files is put behind them.
+    fn end(mut self, after: Option<(StoredRange, Decoded)>, of: &Contents, size: u64) -> Result<Laid> {
+        let end = match after {
+            Some((stored, content)) => {
+                self.begin(stored)?;
+                self.after = Some(self.content);
+                self.piece(content);
+                stored.end()
+            }
+            None => of.data,
+        };
+        let Self { starts, content, pieces, parts, after, loan } = self;
+        let table = match of.how {
             Compression::Gzip => Table::Gzip(gzip::Table::of_members(&starts, end, content, size)?),
             Compression::Zstd => Table::Zstd(frames(&starts, content, end, size)?),
         };
-        Ok(Laid { table, content, pieces, parts, after })
+        Ok(Laid { table, content, pieces, parts, after, _loan: loan })
+    }
+}
+
+/// A part of a file, by the number of its entry and its own.
+fn part(toc: &Toc, file: usize, at: usize) -> Option<&toc::Part> {
+    match &toc.entries.get(file)?.kind {
+        EntryKind::File(file) => file.parts.get(at),
+        EntryKind::Directory | EntryKind::Symlink(_) | EntryKind::HardLink(_) => None,
     }
 }
 

@@ -122,17 +122,18 @@ fn gone_by(written: &Written) -> Option<(Passed, Vec<u8>)> {
     pass.step(&written.stored, &mut |_| Ok(())).ok()?;
     let passed = pass.finish(&mut |_| Ok(())).ok()?;
     let how = compression(artifact.layers[0].packaging).unwrap();
-    let line = Line::of(Bytes::new());
-    let blob = artifact.layers[0].descriptor.blob();
-    let content = decode::decode(&Probe::new(&line, &blob), how, &written.stored, 0, usize::MAX).ok()?;
+    let content = decoded(&written.stored, how)?;
     Some((passed, content))
+}
+
+fn decoded(stored: &[u8], how: crate::index::Compression) -> Option<Vec<u8>> {
+    let blob = Blob { digest: Digest::of(stored), size: stored.len() as u64 };
+    let probe = Probe::new(nothing(), &blob, Room::default().share());
+    Some(decode::decode(&probe.bounds, how, stored, 0, usize::MAX).ok()?.bytes)
 }
 
 /// Whether every span of the guide's decodes to what lies there.
 fn leads_right(written: &Written, guide: &Guide, content: &[u8]) -> bool {
-    let line = Line::of(Bytes::new());
-    let blob = written.artifact().layers[0].descriptor.blob();
-    let probe = Probe::new(&line, &blob);
     let spans: Vec<(StoredRange, ContentRange)> = match &*guide.table {
         Table::Gzip(table) => {
             (0..table.len()).map(|at| (table.stored(table.content(at)), table.content(at))).collect()
@@ -147,8 +148,8 @@ fn leads_right(written: &Written, guide: &Guide, content: &[u8]) -> bool {
     guide.table.content() == content.len() as u64
         && spans.into_iter().all(|(stored, range)| {
             let stored = &written.stored[stored.start() as usize..stored.end() as usize];
-            let decoded = decode::decode(&probe, how, stored, 0, usize::MAX);
-            decoded.is_ok_and(|decoded| decoded == content[range.start() as usize..range.end() as usize])
+            let decoded = decoded(stored, how);
+            decoded.is_some_and(|decoded| decoded == content[range.start() as usize..range.end() as usize])
         })
 }
 

@@ -304,7 +304,6 @@ fn tag_of(entry: &Value) -> Option<&str> {
 /// A failure of the local disk, by what was done to which file.
 fn failed(verb: &str, path: &Path, error: io::Error) -> Error {
     let kind = match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Kind::Denied,
         io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => Kind::Busy,
         _ => Kind::Storage,
     };

@@ -47,7 +47,7 @@ impl Target {
     ///
     /// # Errors
     /// `Invalid` where the host, or a file with credentials, cannot be meant; `Busy` where the folder has other files and is no
-    /// image layout, `Unsupported` where it is one of another version, `Denied` or `Storage` where it cannot be made.
+    /// image layout, `Unsupported` where it is one of another version, `Storage` where it cannot be made.
     pub fn open(reference: &Reference, config: &Config) -> Result<Self> {
         let way = match &reference.place {
             Place::Registry { host, repository } => {

@@ -3,6 +3,7 @@
 //! A body is made anew for each sending. While it goes, every piece that the connection takes is progress: a large
 //! body has no limit of time, only one without progress.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,18 +11,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::StreamExt;
 use parking_lot::Mutex;
-use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, RANGE, USER_AGENT,
+};
 use reqwest::{Method, RequestBuilder, Response};
 use tokio::sync::watch;
 use tokio::time::timeout;
+use url::Url;
 
 use super::auth::Auth;
+use super::direct::Direct;
 use super::wire;
 use crate::error::{Error, Kind, Result};
 use crate::range::StoredRange;
 use crate::repository::ByteStream;
 use crate::repository::push::source::Source;
 
+/// What we say that we are.
+pub(super) const AGENT: &str = concat!("weightfs/", env!("CARGO_PKG_VERSION"));
 /// How slowly a line may empty what lies in buffers after the last piece was taken, in bytes a second.
 const SLOWEST: u64 = 256 << 10;
 /// The most that lies there: what systems let a connection buffer.
@@ -78,6 +85,27 @@ impl<'a> Ask<'a> {
     /// (RFC 9110 §15.4).
     pub(super) fn is_question(&self) -> bool {
         self.method == Method::GET || self.method == Method::HEAD
+    }
+
+    /// Whether it asks for a range of bytes, and for nothing else.
+    pub(super) fn is_for_a_range(&self) -> bool {
+        self.method == Method::GET && matches!(self.body, Body::None) && self.headers.contains_key(RANGE)
+    }
+
+    /// Sends it once, as [`send`](Self::send) does, without a client in between; `headers` are those that go with its own.
+    pub(super) async fn send_directly(
+        &self,
+        direct: &Direct,
+        url: &Url,
+        mut headers: HeaderMap,
+        stall: Duration,
+    ) -> Result<(Response, SocketAddr)> {
+        headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
+        headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.extend(self.headers.clone());
+        let limit = stall.saturating_add(self.patience);
+        timeout(limit, direct.get(url, &headers)).await.unwrap_or_else(|_| Err(nothing_for(limit)))
     }
 
     /// Sends it once. A part of its way without any progress for `stall` is a failure.

@@ -4,16 +4,18 @@
 //! checked to the byte (`wire`), or cut out of the whole where ranges are ignored (`whole`); redirects are followed by
 //! hand (`hops`), no further than a registry may lead (`reach`), and remembered (`found`) for a time (`expiry`);
 //! credentials stay with the registry (`auth`, which meets the challenge of `realm` by a `token`). What is pushed goes by
-//! `upload`; `ask` is any one request; `login` finds out whether credentials are right. Where it is asked says `endpoint`,
+//! `upload`; `ask` is any one request; ranges without TLS come `direct`ly; `login` finds out whether credentials are right. Where it is asked says `endpoint`,
 //! with what trust `tls`, and through whom `proxy`.
 
 mod ask;
 mod auth;
 mod blobs;
+mod direct;
 mod doubt;
 mod endpoint;
 mod expiry;
 mod found;
+mod framing;
 mod hops;
 mod login;
 mod manifests;
@@ -40,6 +42,7 @@ use url::Url;
 use self::ask::Ask;
 pub(super) use self::ask::Stretch;
 use self::auth::{Auth, Generation, Renewed};
+use self::direct::Direct;
 use self::doubt::Doubts;
 use self::endpoint::name_on_the_wire;
 pub(super) use self::endpoint::{Endpoint, Role};
@@ -61,6 +64,10 @@ use crate::range::StoredRange;
 /// How often one request is sent at most: anonymous, with a token, with a token that others renewed meanwhile.
 const AUTH_ATTEMPTS: u32 = 3;
 
+/// How long a connection waits to be used again, and how many do of one host.
+const IDLE_TIME: Duration = Duration::from_secs(90);
+const IDLE_LINES: usize = 128;
+
 /// What one request of a chain of redirects has come to.
 enum Step {
     Answer(Response),
@@ -75,6 +82,7 @@ type Mounting = (String, Arc<Auth>);
 #[derive(Clone)]
 pub struct Registry {
     client: Clients,
+    direct: Direct,
     endpoint: Endpoint,
     /// `SCHEME://HOST/v2/REPOSITORY/`
     base: Url,
@@ -129,6 +137,7 @@ impl Registry {
         let reach = Arc::new(reach.through(config.proxies.hosts()));
         Ok(Self {
             client: Clients::new(config, &endpoint, &reach)?,
+            direct: Direct::new(&reach, endpoint.connect_timeout.unwrap_or(config.connect_timeout)),
             who: keychain.who()?,
             auth: Arc::new(Auth::new(
                 keychain,
@@ -235,6 +244,12 @@ impl Registry {
     }
 
     async fn send(&self, url: &Url, ask: &Ask<'_>, headers: HeaderMap) -> Result<Response> {
+        if ask.is_for_a_range() && url.scheme() == "http" && !self.client.is_proxied(url) {
+            let sent = ask.send_directly(&self.direct, url, headers, self.stall).await;
+            let (response, peer) = sent.map_err(|error| self.elsewhere(url, error))?;
+            self.reach.answered(url, peer.ip());
+            return Ok(response);
+        }
         let request = self
             .client
             .request(ask.method.clone(), url.clone())
@@ -363,7 +378,7 @@ impl fmt::Debug for Registry {
 fn client(config: &Config, endpoint: &Endpoint, reach: &Arc<Reach>, side: Side) -> Result<Client> {
     let builder = || {
         let builder = Client::builder()
-            .user_agent(concat!("weightfs/", env!("CARGO_PKG_VERSION")))
+            .user_agent(ask::AGENT)
             .http1_only()
             .dns_resolver(Arc::new(Names(Arc::clone(reach))))
             .redirect(reqwest::redirect::Policy::none())
@@ -372,8 +387,8 @@ fn client(config: &Config, endpoint: &Endpoint, reach: &Arc<Reach>, side: Side) 
             .no_proxy()
             .tcp_nodelay(true)
             .connect_timeout(endpoint.connect_timeout.unwrap_or(config.connect_timeout))
-            .pool_idle_timeout(Duration::from_secs(90))
-            .pool_max_idle_per_host(128);
+            .pool_idle_timeout(IDLE_TIME)
+            .pool_max_idle_per_host(IDLE_LINES);
         endpoint.trust.apply(config.proxies.apply(builder), config, side)
     };
     let built = match builder()?.build() {

@@ -206,7 +206,11 @@ impl Reach {
     }
 
     /// Those of a host's addresses that a connection may be made to. The registry itself may be anywhere: the user named it.
-    fn reachable(&self, host: &str, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, OutOfReach> {
+    pub(super) fn reachable(
+        &self,
+        host: &str,
+        found: Vec<SocketAddr>,
+    ) -> Result<Vec<SocketAddr>, OutOfReach> {
         if self.registry.host_str().is_some_and(|own| own.eq_ignore_ascii_case(host)) {
             return Ok(found);
         }
@@ -244,6 +248,35 @@ impl std::fmt::Display for OutOfReach {
 
 impl std::error::Error for OutOfReach {}
 
+/// A name that leads nowhere.
+#[derive(Debug)]
+pub(super) struct NoAddress {
+    host: String,
+    error: std::io::Error,
+}
+
+impl std::fmt::Display for NoAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The system's resolver says in every message that it was looking an address up.
+        let said = self.error.to_string();
+        let cause = said.rsplit(": ").next().unwrap_or(&said);
+        write!(f, "the name {} has no address: {cause}", self.host)
+    }
+}
+
+impl std::error::Error for NoAddress {}
+
+/// The addresses of a host that are within reach, as the system looks them up.
+pub(super) async fn look_up(
+    reach: &Reach,
+    host: &str,
+    port: u16,
+) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
+    let found = tokio::net::lookup_host((host, port)).await;
+    let found = found.map_err(|error| NoAddress { host: host.to_owned(), error })?.collect();
+    Ok(reach.reachable(host, found)?)
+}
+
 /// Looks names up as the system does, and gives the addresses that are within reach.
 #[derive(Debug)]
 pub(super) struct Names(pub(super) Arc<Reach>);
@@ -252,9 +285,8 @@ impl Resolve for Names {
     fn resolve(&self, name: Name) -> Resolving {
         let reach = Arc::clone(&self.0);
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let reachable = reach.reachable(name.as_str(), found)?;
-            Ok(Box::new(reachable.into_iter()) as Addrs)
+            let found = look_up(&reach, name.as_str(), 0).await?;
+            Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
 }

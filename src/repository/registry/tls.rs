@@ -154,10 +154,15 @@ impl Clients {
         self.proxies.of(url).map_or(error.clone(), |proxy| proxy.failed(error))
     }
 
+    /// Whether requests to `url` go through a proxy.
+    pub(super) fn is_proxied(&self, url: &Url) -> bool {
+        self.proxies.of(url).is_some()
+    }
+
     /// Where the answer came from; `None` where a proxy stands before that.
     pub(super) fn peer(&self, url: &Url, answer: &Response) -> Option<IpAddr> {
         let peer = answer.remote_addr().map(|peer| peer.ip());
-        peer.filter(|_| self.proxies.of(url).is_none())
+        peer.filter(|_| !self.is_proxied(url))
     }
 
     /// A `GET` of `url`.

@@ -14,7 +14,7 @@ use reqwest::{Response, StatusCode};
 use tokio::time::timeout;
 use url::Url;
 
-use super::reach::OutOfReach;
+use super::reach::{NoAddress, OutOfReach};
 use super::tls;
 use crate::error::{Error, Kind, Result};
 use crate::range::StoredRange;
@@ -282,8 +282,8 @@ pub(super) fn transport(error: reqwest::Error) -> Error {
     if let Some(final_one) = tls::failure(&error) {
         return final_one;
     }
-    if let Some(out) = out_of_reach(&error) {
-        return protocol(out.to_string()).hint(OutOfReach::HINT);
+    if let Some(why) = std::error::Error::source(&error).and_then(no_address) {
+        return why;
     }
     let (kind, doing) = if error.is_connect() {
         (Kind::Unreachable, "no connection")
@@ -295,11 +295,20 @@ pub(super) fn transport(error: reqwest::Error) -> Error {
     Error::new(kind, format!("{doing}: {}", causes(&error.without_url())))
 }
 
-fn out_of_reach(error: &reqwest::Error) -> Option<&OutOfReach> {
-    let mut cause = std::error::Error::source(error);
+/// The error of a host without an address that may be asked.
+pub(super) fn unreached(why: &(dyn std::error::Error + 'static)) -> Error {
+    no_address(why).unwrap_or_else(|| Error::new(Kind::Unreachable, format!("no connection: {why}")))
+}
+
+/// What it means that a name has no address, or none within reach, where that is the error or its cause.
+fn no_address(error: &(dyn std::error::Error + 'static)) -> Option<Error> {
+    let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(out) = error.downcast_ref() {
-            return Some(out);
+        if let Some(out) = error.downcast_ref::<OutOfReach>() {
+            return Some(protocol(out.to_string()).hint(OutOfReach::HINT));
+        }
+        if let Some(unknown) = error.downcast_ref::<NoAddress>() {
+            return Some(Error::new(Kind::Unreachable, unknown.to_string()));
         }
         cause = error.source();
     }

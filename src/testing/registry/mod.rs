@@ -376,7 +376,7 @@ impl Stage {
         match &self.role {
             Role::Front { storage, signer, life } if is_read_of_a_blob(&request) => {
                 let to = format!("{storage}{path}?{}", signer.lock().sign(&path, *life));
-                plain(307, &[(axum::http::header::LOCATION, &to)], "")
+                plain(307, &[(http::header::LOCATION, &to)], "")
             }
             _ => next.run(request).await,
         }

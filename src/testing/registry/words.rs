@@ -155,6 +155,12 @@ impl FromStr for Rule {
     }
 }
 
+/// Says what can be meant in the place of `name`.
+fn no_fault(name: &str) -> String {
+    let names: Vec<_> = FORMS.iter().map(|form| form.name).collect();
+    format!("{name:?} is no fault: it can be a status, as 503, or {}", names.join(", "))
+}
+
 /// The words of a rule that are left.
 struct Args<'a>(std::iter::Peekable<std::str::SplitWhitespace<'a>>);
 
@@ -170,7 +176,7 @@ impl<'a> Args<'a> {
         }
         let name = self.next("FAULT")?;
         let form = FORMS.iter().find(|form| form.name == name);
-        let form = form.ok_or_else(|| format!("{name:?} is no fault"))?;
+        let form = form.ok_or_else(|| no_fault(name))?;
         (form.make)(self).map_err(|why| format!("{name} {}: {why}", form.args))
     }
 
@@ -224,7 +230,7 @@ impl<'a> Args<'a> {
         if (200..600).contains(&status) { Ok(status) } else { Err(format!("{status} is no status")) }
     }
 
-    fn header(&mut self) -> Result<axum::http::HeaderName, String> {
+    fn header(&mut self) -> Result<http::HeaderName, String> {
         self.read("the name of a header")
     }
 
@@ -257,7 +263,10 @@ fn read<T: FromStr>(word: &str, what: &str) -> Result<T, String> {
 fn share(word: &str) -> Result<f64, String> {
     let percent = word.strip_suffix('%').and_then(|number| number.parse::<f64>().ok());
     let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
-    percent.map(|percent| percent / 100.0).ok_or_else(|| format!("{word:?} does not say when"))
+    percent.map(|percent| percent / 100.0).ok_or_else(|| {
+        let forms: Vec<_> = WHEN.iter().map(|(typed, _)| *typed).collect();
+        format!("{word:?} does not say when: that can be {}", forms.join(", "))
+    })
 }
 
 #[cfg(test)]

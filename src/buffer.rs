@@ -1,17 +1,24 @@
 //! Chunk-sized buffers, aligned for O_DIRECT and used again when their last reader is done.
 //!
-//! A buffer is filled once, then shared as [`Bytes`]: the reply to the kernel, the writer of the store and the
-//! prover all read the same memory.
+//! A buffer is filled once, where a connection allows by the network itself, then shared as [`Bytes`]: the reply to the kernel,
+//! the writer of the store and the prover all read the same memory.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::index::CHUNK;
+/// The size of a buffer: that of a chunk.
+pub const SIZE: usize = 1 << 20;
 
 /// What O_DIRECT asks of addresses, offsets and lengths: 4 KiB satisfies every file system here.
 pub const ALIGN: usize = 4096;
+
+/// Whether the bytes lie as O_DIRECT asks, so that they need no buffer of their own to be kept.
+#[must_use]
+pub fn is_aligned(bytes: &[u8]) -> bool {
+    bytes.as_ptr().align_offset(ALIGN) == 0
+}
 
 /// How many free buffers are kept; more are given back to the allocator.
 const SPARE: usize = 16;
@@ -35,10 +42,16 @@ impl Pool {
     /// An empty buffer for one chunk.
     #[must_use]
     pub fn take(&self) -> Filling {
-        let size = usize::try_from(CHUNK).unwrap_or(1 << 20) + ALIGN;
-        let memory = self.0.lock().pop().unwrap_or_else(|| vec![0; size]);
+        let memory = self.0.lock().pop().unwrap_or_else(|| vec![0; SIZE + ALIGN]);
         let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
         Filling { memory, start, filled: 0, pool: self.clone() }
+    }
+}
+
+impl Pool {
+    /// Gives the free buffers back.
+    pub fn release(&self) {
+        self.0.lock().clear();
     }
 }
 
@@ -53,6 +66,12 @@ impl Filling {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.filled == 0
+    }
+
+    /// What is in it.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.memory.get(self.start..self.start + self.filled).unwrap_or_default()
     }
 
     /// Copies as much of `bytes` as fits and gives how much that was.
@@ -93,13 +112,23 @@ impl Filling {
         most: usize,
         write: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Result<usize, E> {
-        let from = self.start + self.filled;
-        let end = from.saturating_add(most).min(self.memory.len());
-        let Some(room) = self.memory.get_mut(from..end) else { return Ok(0) };
+        let room = self.room(most);
         let room_len = room.len();
         let written = write(room)?.min(room_len);
-        self.filled += written;
+        self.grow(written);
         Ok(written)
+    }
+
+    /// The memory behind what is in it, at most `most` bytes; what is written there counts once it [grows](Self::grow).
+    pub fn room(&mut self, most: usize) -> &mut [u8] {
+        let from = self.start + self.filled;
+        let end = from.saturating_add(most).min(self.memory.len());
+        self.memory.get_mut(from..end).unwrap_or_default()
+    }
+
+    /// Counts bytes that were written into its room.
+    pub fn grow(&mut self, written: usize) {
+        self.filled = self.filled.saturating_add(written).min(self.memory.len().saturating_sub(self.start));
     }
 
     /// Takes all bytes out again.
@@ -116,7 +145,7 @@ impl Filling {
 
 impl AsRef<[u8]> for Filled {
     fn as_ref(&self) -> &[u8] {
-        self.0.memory.get(self.0.start..self.0.start + self.0.filled).unwrap_or_default()
+        self.0.bytes()
     }
 }
 
@@ -151,7 +180,7 @@ mod tests {
     #[test]
     fn a_buffer_takes_a_whole_chunk_whatever_its_alignment() {
         let pool = Pool::default();
-        let chunk = vec![7; usize::try_from(CHUNK).unwrap()];
+        let chunk = vec![7; SIZE];
         for _ in 0..4 {
             let mut filling = pool.take();
             assert_eq!(filling.push(&chunk), chunk.len());
