@@ -20,7 +20,7 @@ use memmap2::{Advice, Mmap};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use weightfs::content::{Config, Store, StoreConfig, Warm};
 use weightfs::fs::Model;
-use weightfs::mount::{Mapping, Mount, Options, ReadAround};
+use weightfs::mount::{Mapping, Mount, Options, Passthrough, ReadAround};
 use weightfs::repository::Memory;
 
 const MIB: usize = 1 << 20;
@@ -63,7 +63,7 @@ impl Scene {
             let reference = "example.org/acme/llm".parse().unwrap();
             let config = Config { warm, ..Config::default() };
             let model = Model::open(self.repository.clone(), reference, store, config).await.unwrap();
-            let options = Options { read_around, ..Options::default() };
+            let options = Options { read_around, passthrough: Passthrough::Swap, ..Options::default() };
             Mount::open(Arc::new(model), &folder.join("mnt"), &options).await.unwrap()
         });
         (mount, folder.join("mnt/weights.bin"))

@@ -268,8 +268,8 @@ keys! {
     "mount.read_around", "WEIGHTFS_READ_AROUND", Some("--read-around"), "`auto`", "`auto` or `always`",
     "whether what the kernel reads around a page fault is fetched also where a file is read at random",
     |all, text| read_around(text).map(|value| all.mount.read_around = value);
-    "mount.passthrough", "WEIGHTFS_PASSTHROUGH", Some("--passthrough"), "`auto`: where the kernel can", "`auto` or `off`",
-    "let the kernel serve complete, proved files by itself, from the store (Linux 6.9, root)",
+    "mount.passthrough", "WEIGHTFS_PASSTHROUGH", Some("--passthrough"), "`auto`: where the kernel can", "`auto`, `swap` or `off`",
+    "let the kernel serve complete, proved files by itself, from the store (Linux 6.9, root); `swap`: also such that became complete while they were open",
     |all, text| passthrough(text).map(|value| all.mount.passthrough = value);
     "state.folder", "WEIGHTFS_STATE", Some("--state"),
     "`$XDG_RUNTIME_DIR/weightfs` and `$XDG_STATE_HOME/weightfs`; root: `/run/weightfs` and `/var/log/weightfs`",

@@ -104,7 +104,7 @@ pub(super) struct Mount {
     /// Fetch what the kernel reads around a page fault where files are read at random: not, or always [auto, always]
     #[arg(long, value_name = "WHEN")]
     read_around: Option<String>,
-    /// Let the kernel serve complete files by itself, or not [auto, off]
+    /// Let the kernel serve complete files by itself, or not [auto, swap, off]
     #[arg(long, value_name = "WHETHER")]
     passthrough: Option<String>,
     #[command(flatten)]

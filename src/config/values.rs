@@ -91,8 +91,9 @@ pub(super) fn warm(text: &str) -> Result<Warm, String> {
 pub(super) fn passthrough(text: &str) -> Result<Passthrough, String> {
     match text {
         "auto" => Ok(Passthrough::Auto),
+        "swap" => Ok(Passthrough::Swap),
         "off" => Ok(Passthrough::Off),
-        _ => Err(format!("{text:?} is neither auto nor off")),
+        _ => Err(format!("{text:?} is none of auto, swap, off")),
     }
 }
 

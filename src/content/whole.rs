@@ -21,6 +21,12 @@ pub struct Held {
 }
 
 impl Held {
+    /// The store's file, complete or not: only to find out what the kernel says of it.
+    #[must_use]
+    pub fn image(&self) -> Option<&File> {
+        self.kept.as_deref().map(KeptFile::image)
+    }
+
     /// The store's file, if it was complete, proved and untouched when it was asked for: an exact image of the
     /// file that may be given to the kernel (passthrough).
     #[must_use]

@@ -114,6 +114,7 @@ impl Answers {
             Wholeness::Incomplete => Some("incomplete"),
             Wholeness::Unproved => Some("unproved"),
             Wholeness::Unsealed => Some("unsealed"),
+            Wholeness::Sealed if self.native.is_unasked() => Some("unasked"),
             Wholeness::Sealed => {
                 let ino = self.handles.generations().ino(id);
                 self.handles.is_served_by_replies(ino).then_some("open")
@@ -227,7 +228,12 @@ impl Answers {
         }
         let whole = if self.native.may_ask() { whole } else { nothing };
         let register = |file: &File| self.native.heard(reply.open_backing(file), metrics);
-        let opened = self.handles.open(Ino(ino.0), self.hold(id), whole, register);
+        let held = self.hold(id);
+        if let Some(image) = held.as_ref().and_then(Held::image).filter(|_| self.native.is_unasked()) {
+            // Whatever it has of the file so far: what was registered is let go of at once.
+            self.native.learn(&reply.open_backing(image));
+        }
+        let opened = self.handles.open(Ino(ino.0), held, whole, register);
         match opened {
             Opened::Cached(handle) => {
                 metrics.cached_opens.add(1);

@@ -15,9 +15,12 @@ use crate::metrics::Metrics;
 /// Whether complete files are given to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Passthrough {
-    /// Where the kernel takes them.
+    /// Where the kernel takes them: such that are complete when they are opened, and that nobody has open by replies.
     #[default]
     Auto,
+    /// The same, and such that became complete while they were open: they get another number for it, for who opens them then. Not
+    /// for who has an overlay above the mount, or something mounted over a file of it from where this process does not see it.
+    Swap,
     /// Never: everything is served by replies.
     Off,
 }
@@ -78,17 +81,47 @@ impl Refusal {
 
 /// What the kernel said last.
 #[derive(Debug)]
-pub(super) struct Verdict(Mutex<Option<Refusal>>);
+pub(super) struct Verdict(Mutex<Answer>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// It was not asked yet.
+    Unasked,
+    Taken,
+    Refused(Refusal),
+}
 
 impl Verdict {
     /// Nothing is known but what was set.
     pub(super) fn new(set: Passthrough) -> Self {
-        Self(Mutex::new((set == Passthrough::Off).then_some(Refusal::Off)))
+        Self(Mutex::new(match set {
+            Passthrough::Off => Answer::Refused(Refusal::Off),
+            Passthrough::Auto | Passthrough::Swap => Answer::Unasked,
+        }))
     }
 
-    /// Why no file is given to the kernel now; `None` where nothing speaks against it.
+    /// Why no file is given to the kernel now; `None` where nothing is known to speak against it.
     pub(super) fn refusal(&self) -> Option<Refusal> {
-        *self.0.lock()
+        match *self.0.lock() {
+            Answer::Refused(refusal) => Some(refusal),
+            Answer::Unasked | Answer::Taken => None,
+        }
+    }
+
+    /// Whether the kernel has taken a file, and refused none since.
+    pub(super) fn is_taken(&self) -> bool {
+        *self.0.lock() == Answer::Taken
+    }
+
+    /// Whether the kernel was never asked.
+    pub(super) fn is_unasked(&self) -> bool {
+        *self.0.lock() == Answer::Unasked
+    }
+
+    /// Takes down what came of a file that the kernel was asked to take only to find out.
+    pub(super) fn learn<B>(&self, answer: &io::Result<B>) {
+        *self.0.lock() =
+            answer.as_ref().err().map_or(Answer::Taken, |error| Answer::Refused(Refusal::of(error)));
     }
 
     /// Whether it is worth asking the kernel to take a file.
@@ -99,18 +132,17 @@ impl Verdict {
     /// Takes down that this kernel has no passthrough.
     pub(super) fn unknown(&self) {
         let mut verdict = self.0.lock();
-        if *verdict != Some(Refusal::Off) {
-            *verdict = Some(Refusal::Kernel);
+        if *verdict != Answer::Refused(Refusal::Off) {
+            *verdict = Answer::Refused(Refusal::Kernel);
         }
     }
 
     /// Takes down what came of a file that the kernel was asked to take, counts a refusal, and gives it on.
     pub(super) fn heard<B>(&self, answer: io::Result<B>, metrics: &Metrics) -> io::Result<B> {
-        let refusal = answer.as_ref().err().map(Refusal::of);
-        if let Some(refusal) = refusal {
-            refusal.count(metrics);
+        if let Err(error) = &answer {
+            Refusal::of(error).count(metrics);
         }
-        *self.0.lock() = refusal;
+        self.learn(&answer);
         answer
     }
 }
@@ -124,7 +156,7 @@ pub struct Native {
     pub total: u64,
     /// How many of the others are not, by the reason: `off`, `kernel` (before Linux 6.9), `permission` (not root), `stacked` (the
     /// store lies on an overlay), `refused`; of single files `incomplete`, `unproved`, `unsealed` (not read back yet), `open` (served
-    /// by replies since before it was whole).
+    /// by replies since before it was whole), `unasked` (no file was opened yet, so that nobody knows what the kernel says).
     pub why_not: std::collections::BTreeMap<String, u64>,
 }
 
@@ -168,8 +200,22 @@ mod tests {
             &metrics.unknown_passthroughs,
         ];
         assert_eq!(counted.map(|counter| counter.value()), [1; 4]);
+        assert!(!verdict.is_taken());
         verdict.heard(Ok(()), &metrics).unwrap();
         assert_eq!(verdict.refusal(), None);
+        assert!(verdict.is_taken());
+    }
+
+    #[test]
+    fn a_kernel_that_was_not_asked_counts_neither_as_taking_files_nor_as_refusing_them() {
+        let verdict = Verdict::new(Passthrough::Swap);
+        assert!(verdict.may_ask() && verdict.is_unasked() && !verdict.is_taken());
+        assert_eq!(verdict.refusal(), None);
+        verdict.learn(&error(Errno::EPERM));
+        assert!(!verdict.is_unasked() && !verdict.is_taken());
+        assert_eq!(verdict.refusal(), Some(Refusal::Permission));
+        verdict.learn(&io::Result::Ok(()));
+        assert!(verdict.is_taken());
     }
 
     #[test]

@@ -14,8 +14,8 @@ use super::adapter::Adapter;
 use super::answers::Answers;
 use super::attach::{self, Audience};
 use super::kernel::{self, Device};
-use super::renumber;
-use super::{Detach, Options, Status};
+use super::renumber::{self, Offers};
+use super::{Detach, Options, Passthrough, Status};
 use crate::content::Standing;
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::fs::Model;
@@ -55,9 +55,10 @@ impl Mount {
     pub async fn open(model: Arc<Model>, dir: &Path, options: &Options) -> Result<Self> {
         let answers = Arc::new(Answers::new(model.clone(), options));
         let adapter = Adapter::new(answers.clone());
+        let passthrough = options.passthrough;
         let (dir, source, options) = (dir.to_owned(), model.reference.to_string(), options.clone());
         let begun = blocking(move || begin(&dir, &source, &options, adapter)).await?;
-        let mount = begun.serve(model, answers)?;
+        let mount = begun.serve(model, answers, passthrough)?;
         mount.model.loader.warm();
         mount.model.mention_ignored_index();
         Ok(mount)
@@ -140,17 +141,21 @@ impl Mount {
 impl Mount {
     /// Starts the threads that tell the kernel what it does not know: each by itself, since a notification waits for whatever
     /// requests hold locked in the kernel.
-    fn notify(&self, notifier: Notifier) -> Result<()> {
+    fn notify(&self, notifier: Notifier, passthrough: Passthrough) -> Result<()> {
         let runtime = tokio::runtime::Handle::current();
-        let (poisonings, sealings) = (self.model.loader.poisonings(), self.model.loader.sealings());
+        let poisonings = self.model.loader.poisonings();
         let (answers, ended) = (Arc::clone(&self.answers), self.ended.clone());
         let (on, told) = (runtime.clone(), notifier.clone());
         thread("weightfs-inval", move || {
             on.block_on(async { invalidate_poisoned(poisonings, ended, &answers, &told).await });
         })?;
+        if passthrough != Passthrough::Swap {
+            return Ok(());
+        }
         let (answers, ended) = (Arc::clone(&self.answers), self.ended.clone());
+        let (dir, sealings) = (self.dir.clone(), self.model.loader.sealings());
         thread("weightfs-renum", move || {
-            runtime.block_on(renumber::attend(sealings, ended, answers, notifier));
+            runtime.block_on(renumber::attend(sealings, Offers::new(answers, notifier, dir, ended)));
         })
     }
 }
@@ -305,7 +310,7 @@ fn check_empty_folder(dir: &Path) -> Result<()> {
 }
 
 impl Begun {
-    fn serve(self, model: Arc<Model>, answers: Arc<Answers>) -> Result<Mount> {
+    fn serve(self, model: Arc<Model>, answers: Arc<Answers>, passthrough: Passthrough) -> Result<Mount> {
         let Self { session, mut left } = self;
         let notifier = session.notifier();
         let (alive, ended) = watch::channel(());
@@ -313,7 +318,7 @@ impl Begun {
         let mount = Mount { model, answers: Arc::clone(&answers), dir, device, ended };
         let (dir, device) = (mount.dir.clone(), mount.device.clone());
         thread("weightfs-fuse", move || run(session, &dir, &device, alive))?;
-        mount.notify(notifier)?;
+        mount.notify(notifier, passthrough)?;
         left.served = true;
         Ok(mount)
     }

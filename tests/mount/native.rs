@@ -46,6 +46,20 @@ fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
+/// Whether the kernel can take files here; says so where not.
+fn may_pass_through() -> bool {
+    if !is_root() {
+        eprintln!("not run: only root may give files to the kernel");
+    }
+    is_root()
+}
+
+/// A mount that gives the kernel also what becomes whole while it is open.
+async fn swapping(bench: &Bench) -> Mount {
+    let options = Options { passthrough: Passthrough::Swap, ..Options::default() };
+    Mount::open(bench.model(lazy()).await, &bench.dir(), &options).await.unwrap()
+}
+
 /// The image of the bench's one file in its store.
 fn image(bench: &Bench) -> PathBuf {
     let mut folders = vec![bench.store().join("layers")];
@@ -68,11 +82,11 @@ fn image(bench: &Bench) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_becomes_whole_while_it_is_open_is_the_kernels_own_for_who_opens_it_next() {
-    if !is_root() {
+    if !may_pass_through() {
         return;
     }
     let bench = Bench::new();
-    let mount = bench.mount_with(lazy()).await;
+    let mount = swapping(&bench).await;
     let path = bench.file();
     let at = path.clone();
     let (old, map) = reading(move || (File::open(&at).unwrap(), Mapping::open(&at).unwrap())).await;
@@ -119,10 +133,12 @@ async fn a_file_that_nobody_has_open_keeps_its_number() {
         move || std::fs::metadata(path).unwrap().ino()
     };
     let before = reading(stat.clone()).await;
-    until("read back and sealed", || mount.status().native.files == 1 || !is_root()).await;
+    until("read back and sealed", || mount.status().native.why_not == [("unasked".to_owned(), 1)].into())
+        .await;
     let (path, weights) = (bench.file(), bench.weights.clone());
     reading(move || assert!(std::fs::read(path).unwrap() == weights)).await;
     assert_eq!(count(&mount, "passthrough_opens"), u64::from(is_root()));
+    assert_eq!(mount.status().native.files, u64::from(is_root()));
     assert_eq!((reading(stat).await, count(&mount, "renumbered_files")), (before, 0));
     mount.unmount().await.unwrap();
 }
@@ -130,11 +146,11 @@ async fn a_file_that_nobody_has_open_keeps_its_number() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_loses_its_trust_after_it_was_given_to_the_kernel_is_served_by_replies_and_then_given_again()
  {
-    if !is_root() {
+    if !may_pass_through() {
         return;
     }
     let bench = Bench::new();
-    let mount = bench.mount_with(lazy()).await;
+    let mount = swapping(&bench).await;
     let path = bench.file();
     let (at, weights) = (path.clone(), bench.weights.clone());
     let old = reading(move || {
@@ -196,11 +212,11 @@ async fn passthrough_that_is_turned_off_leaves_everything_to_replies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_another_process_completes_is_given_to_the_kernel_here_too() {
-    if !is_root() {
+    if !may_pass_through() {
         return;
     }
     let bench = Bench::new();
-    let mount = bench.mount_with(lazy()).await;
+    let mount = swapping(&bench).await;
     let path = bench.file();
     let old = reading(move || {
         let old = File::open(path).unwrap();
@@ -224,7 +240,7 @@ async fn what_another_process_completes_is_given_to_the_kernel_here_too() {
 async fn readers_that_come_and_go_while_a_file_becomes_whole_read_its_bytes_and_no_error() {
     for _ in 0..5 {
         let bench = Bench::new();
-        let mount = bench.mount_with(lazy()).await;
+        let mount = swapping(&bench).await;
         let over = Arc::new(AtomicBool::new(false));
         let readers: Vec<_> = (0..4)
             .map(|reader| {
@@ -252,6 +268,75 @@ async fn readers_that_come_and_go_while_a_file_becomes_whole_read_its_bytes_and_
     }
 }
 
+/// Puts an overlay above the bench's mount, and gives where.
+fn overlaid(bench: &Bench, place: &Place) -> PathBuf {
+    let [upper, work, merged] = ["upper", "work", "merged"].map(|name| place.folder(name));
+    let layers =
+        format!("lowerdir={},upperdir={},workdir={}", bench.dir().display(), upper.display(), work.display());
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("overlay"), &merged, Some("overlay"), flags, Some(layers.as_str())).unwrap();
+    merged
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_becomes_whole_while_an_overlay_has_it_open_goes_on_being_read_through_that() {
+    if !may_pass_through() {
+        return;
+    }
+    let (bench, place) = (Bench::new(), Place::new());
+    let mount = bench.mount_with(lazy()).await;
+    let merged = overlaid(&bench, &place);
+    let (path, weights) = (merged.join("a/weights.bin"), bench.weights.clone());
+    let (at, right) = (path.clone(), weights.clone());
+    let old = reading(move || {
+        let old = File::open(at).unwrap();
+        assert!(whole(&old) == right);
+        old
+    })
+    .await;
+    until("read back and sealed", || mount.status().native.why_not.contains_key("open")).await;
+    reading(move || {
+        for _ in 0..50 {
+            assert!(std::fs::read(&path).unwrap() == weights);
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), weights.len() as u64);
+        }
+        assert!(whole(&old) == weights);
+    })
+    .await;
+    assert_eq!((count(&mount, "renumbered_files"), count(&mount, "read_errors")), (0, 0));
+    reading(move || nix::mount::umount(&merged).unwrap()).await;
+    mount.unmount().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_something_is_mounted_over_keeps_its_number_and_the_mount_over_it() {
+    if !may_pass_through() {
+        return;
+    }
+    let (bench, place) = (Bench::new(), Place::new());
+    let mount = swapping(&bench).await;
+    let (path, weights) = (bench.file(), bench.weights.clone());
+    let other = place.folder("other").join("file");
+    std::fs::write(&other, "other").unwrap();
+    let (at, over) = (path.clone(), other.clone());
+    let old = reading(move || {
+        let old = File::open(&at).unwrap();
+        let flags = nix::mount::MsFlags::MS_BIND;
+        nix::mount::mount(Some(&over), &at, None::<&str>, flags, None::<&str>).unwrap();
+        assert!(whole(&old) == weights);
+        old
+    })
+    .await;
+    until("whole and open", || mount.status().native.why_not.contains_key("open")).await;
+    let at = path.clone();
+    reading(move || assert_eq!(std::fs::read(&at).unwrap(), b"other")).await;
+    assert_eq!(count(&mount, "renumbered_files"), 0);
+    reading(move || nix::mount::umount(&path).unwrap()).await;
+    until("it has another number", || count(&mount, "renumbered_files") == 1).await;
+    drop(old);
+    mount.unmount().await.unwrap();
+}
+
 /// A small model, complete in the place's store, and what mounts it.
 fn kept(place: &Place, options: &[&str]) -> (Registry, String) {
     let registry = Registry::start();
@@ -267,7 +352,7 @@ fn kept(place: &Place, options: &[&str]) -> (Registry, String) {
 
 #[test]
 fn a_store_on_a_stacked_file_system_is_served_by_replies_and_listed_so() {
-    if !is_root() {
+    if !may_pass_through() {
         return;
     }
     let place = Place::new();
