@@ -49,7 +49,7 @@ fn is_root() -> bool {
 /// Whether the kernel can take files here; says so where not.
 fn may_pass_through() -> bool {
     if !is_root() {
-        eprintln!("not run: only root may give files to the kernel");
+        println!("not run: only root may give files to the kernel");
     }
     is_root()
 }
@@ -304,6 +304,35 @@ async fn a_file_that_becomes_whole_while_an_overlay_has_it_open_goes_on_being_re
     })
     .await;
     assert_eq!((count(&mount, "renumbered_files"), count(&mount, "read_errors")), (0, 0));
+    reading(move || nix::mount::umount(&merged).unwrap()).await;
+    mount.unmount().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overlay_above_is_told_that_a_file_is_stale_that_got_another_number_and_so_that_is_not_the_default()
+ {
+    if !may_pass_through() {
+        return;
+    }
+    let (bench, place) = (Bench::new(), Place::new());
+    let mount = swapping(&bench).await;
+    let merged = overlaid(&bench, &place);
+    let (path, weights) = (merged.join("a/weights.bin"), bench.weights.clone());
+    let at = path.clone();
+    let old = reading(move || {
+        let old = File::open(at).unwrap();
+        assert!(whole(&old) == weights);
+        old
+    })
+    .await;
+    until("it has another number", || count(&mount, "renumbered_files") == 1).await;
+    let weights = bench.weights.clone();
+    let again = reading(move || {
+        assert!(whole(&old) == weights, "who has it open goes on");
+        File::open(path).err().and_then(|error| error.raw_os_error())
+    })
+    .await;
+    assert_eq!(again, Some(nix::libc::ESTALE));
     reading(move || nix::mount::umount(&merged).unwrap()).await;
     mount.unmount().await.unwrap();
 }
