@@ -127,9 +127,19 @@ impl Extent {
         readers.streams.observe(range, self.grid.len(), tensors.as_deref())
     }
 
-    /// Takes what came for the page cache into account; whether it may be declined, said of a place once.
+    /// Takes what came for the page cache into account; whether it may be declined. What becomes of it is to be said then.
     pub(super) fn observe_wish(&self, range: ContentRange) -> bool {
         self.scatter.lock().observe(range)
+    }
+
+    /// Takes down that what might have been declined is answered.
+    pub(super) fn grant_wish(&self, range: ContentRange) {
+        self.scatter.lock().grant(range);
+    }
+
+    /// Takes down that it is declined; `false` where that is not right any more.
+    pub(super) fn decline_wish(&self, range: ContentRange) -> bool {
+        self.scatter.lock().decline(range)
     }
 
     /// Whether the caller shall look for the file's tensors: said once, of files that tell where theirs are.

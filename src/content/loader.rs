@@ -183,7 +183,7 @@ impl Loader {
     }
 
     /// The bytes, if they are known to be right and in memory at this moment: ours where they lie in one chunk, or the page cache of
-    /// the store's disk. Never waits.
+    /// the store's disk. Waits for nothing.
     ///
     /// `range` counts within the file. Counts as a read for the prefetch plan where it succeeds.
     pub fn ready(self: &Arc<Self>, id: ExtentId, range: ContentRange) -> Option<Bytes> {
@@ -191,7 +191,9 @@ impl Loader {
         let range = range.meet(ContentRange::new(0, extent.grid.len()));
         let part = self.fresh(extent, range).or_else(|| self.instant(extent, range))?;
         self.observe(extent, range);
-        extent.observe_wish(range);
+        if extent.observe_wish(range) {
+            extent.grant_wish(range);
+        }
         Some(part)
     }
 
@@ -214,10 +216,21 @@ impl Loader {
     pub async fn declines(self: &Arc<Self>, id: ExtentId, range: ContentRange) -> bool {
         let Some(extent) = self.extent(id) else { return false };
         let range = range.meet(ContentRange::new(0, extent.grid.len()));
-        let may_be = extent.observe_wish(range);
-        let chunks = extent.grid.covering(range);
+        if !extent.observe_wish(range) {
+            return false;
+        }
+        let declined = self.had_better_not(extent, range).await && extent.decline_wish(range);
+        if !declined {
+            extent.grant_wish(range);
+        }
+        declined
+    }
+
+    /// Whether what may be declined lies in two chunks, of which one would have to be fetched for it.
+    async fn had_better_not(self: &Arc<Self>, extent: &Extent, range: ContentRange) -> bool {
+        let (id, chunks) = (extent.id, extent.grid.covering(range));
         let is_split = chunks.end.saturating_sub(chunks.start) > 1;
-        if !may_be || !is_split || self.comes_as_a_whole(id.layer) {
+        if !is_split || self.comes_as_a_whole(id.layer) {
             return false;
         }
         let loader = Arc::clone(self);

@@ -43,8 +43,8 @@ struct Place {
 }
 
 impl Scatter {
-    /// Takes a read of the file into account that came for the page cache; whether it may be declined, which is said of a place
-    /// once. Costs a look at some places.
+    /// Takes a read of the file into account that came for the page cache; whether it may be declined. Then it is to be said what
+    /// becomes of it: [`grant`](Self::grant) or [`decline`](Self::decline). Costs a look at some places.
     pub(super) fn observe(&mut self, range: ContentRange) -> bool {
         if range.len() < LEAST {
             self.follow(range);
@@ -58,13 +58,30 @@ impl Scatter {
             false => (self.score + 1).min(MOST),
         };
         let may_be = !goes_on && !self.over && self.score >= SCATTERED && self.declined.len() < PLACES;
-        if !may_be || self.declined.iter().any(|place| !place.range.meet(range).is_empty()) {
+        let may_be = may_be && !self.has_declined(range);
+        if !may_be {
             self.remember(range.end());
+        }
+        may_be
+    }
+
+    /// A read that might have been declined is answered: who reads on begins at its end.
+    pub(super) fn grant(&mut self, range: ContentRange) {
+        self.remember(range.end());
+    }
+
+    /// It is declined; `false` where the place was meanwhile, so that it must be answered.
+    pub(super) fn decline(&mut self, range: ContentRange) -> bool {
+        if self.has_declined(range) {
             return false;
         }
         // Its end is none to go on from: what the kernel wishes around a fault beside it begins there too.
         self.declined.push(Place { range, next: u64::MAX, run: 0 });
         true
+    }
+
+    fn has_declined(&self, range: ContentRange) -> bool {
+        self.declined.iter().any(|place| !place.range.meet(range).is_empty())
     }
 
     fn remember(&mut self, end: u64) {
@@ -105,10 +122,15 @@ mod tests {
         .take(count)
     }
 
+    /// Has declined what may be.
+    fn observe(scatter: &mut Scatter, range: ContentRange) -> bool {
+        scatter.observe(range) && scatter.decline(range)
+    }
+
     /// How many of the wishes around random faults are declined; each of those faults asks for its page then.
     fn declined(scatter: &mut Scatter, count: usize) -> usize {
         let fault = |page: &u64| {
-            let declined = scatter.observe(around(*page));
+            let declined = observe(scatter, around(*page));
             if declined {
                 assert!(!scatter.observe(ContentRange::new(*page, *page + 4096)));
             }
@@ -128,7 +150,7 @@ mod tests {
         let mut scatter = Scatter::default();
         let mut at = MIB / 2;
         for page in pages(200) {
-            scatter.observe(around(page));
+            observe(&mut scatter, around(page));
             for _ in 0..2 {
                 assert!(!scatter.observe(ContentRange::new(at, at + MIB)), "at {at}");
                 at = (at + MIB) % (LEN - MIB);
@@ -190,8 +212,26 @@ mod tests {
         let mut scatter = Scatter::default();
         for place in 0..4096u64 {
             let at = place * 64 * MIB;
-            scatter.observe(ContentRange::new(at, at + MIB));
+            observe(&mut scatter, ContentRange::new(at, at + MIB));
         }
         assert_eq!(scatter.declined.len(), PLACES);
+    }
+
+    #[test]
+    fn who_reads_on_from_what_might_have_been_declined_and_was_answered_goes_on() {
+        let mut scatter = Scatter { score: MOST, ..Scatter::default() };
+        let wish = ContentRange::new(10 * MIB, 11 * MIB);
+        assert!(scatter.observe(wish));
+        scatter.grant(wish);
+        assert!(!scatter.observe(ContentRange::new(11 * MIB, 12 * MIB)));
+        assert!(scatter.declined.is_empty());
+    }
+
+    #[test]
+    fn a_place_that_two_reads_come_for_at_once_is_declined_to_one_of_them() {
+        let mut scatter = Scatter { score: MOST, ..Scatter::default() };
+        let wish = ContentRange::new(10 * MIB, 11 * MIB);
+        assert!(scatter.observe(wish) && scatter.observe(wish));
+        assert!(scatter.decline(wish) && !scatter.decline(wish));
     }
 }
