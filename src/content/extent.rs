@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::bound::Digests;
+use super::instant::Trial;
 use super::prefetch::stream::{Plan, Streams};
 use super::prefetch::tensors::Tensors;
 use super::scatter::Scatter;
@@ -45,6 +46,8 @@ pub(super) struct Extent {
     files: Mutex<Files>,
     readers: Mutex<Readers>,
     scatter: Mutex<Scatter>,
+    /// Whether the image is worth asking for in the page cache.
+    pub(super) trial: Trial,
     /// Whether the kept files were sealed when this process looked last.
     sealed: AtomicBool,
 }
@@ -105,6 +108,7 @@ impl Extent {
             files: Mutex::default(),
             readers: Mutex::default(),
             scatter: Mutex::default(),
+            trial: Trial::default(),
             sealed: AtomicBool::new(false),
         }
     }
@@ -256,6 +260,13 @@ impl Extent {
     /// Whether the kept files were sealed when this process looked last.
     pub(super) fn is_sealed(&self) -> bool {
         self.sealed.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether files that were found sealed are so still: another process may have found out otherwise. Blocks.
+    pub(super) fn check_seal(&self) {
+        if self.is_sealed() && self.open_kept().is_some_and(|kept| !kept.sealed()) {
+            self.note_sealed(false);
+        }
     }
 
     /// Forgets what the store said and has, for a layer whose bytes there are not to be relied on any more.

@@ -273,6 +273,7 @@ impl Loader {
         drop(poisoned);
         self.shelf.store.poison(&self.shelf.who, described.kept_as());
         stratum.files().for_each(Extent::forget);
+        self.sums.forget_layer(layer);
     }
 
     /// The same of a layer whose bytes are right and lead to no file that could be served: who reads is told `reason`. Blocks.
@@ -289,6 +290,7 @@ impl Loader {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
         self.shelf.store.discard(&self.shelf.who, described.kept_as());
         stratum.files().for_each(Extent::forget);
+        self.sums.forget_layer(layer);
     }
 
     /// Lets go of idle files, and takes over what other processes found out about shared layers. Blocks.
@@ -303,6 +305,7 @@ impl Loader {
                 self.share_whole(number);
             }
         }
+        self.layers.iter().flat_map(Stratum::files).for_each(Extent::check_seal);
         self.layers.iter().for_each(|stratum| stratum.decoding.release_idle());
         self.desk.release_idle();
         self.shelf.store.release_idle(IDLE);
