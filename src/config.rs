@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 pub use self::environment::Environment;
 use self::values::{
-    duration, existing_folder, folder, integrity, mounts, number, plain_http, read_ahead, redirect_to,
-    requests, size, switch, umask, warm,
+    duration, existing_folder, folder, integrity, mounts, number, passthrough, plain_http, read_ahead,
+    read_around, redirect_to, requests, size, switch, umask, warm,
 };
 use crate::content;
 use crate::content::store::StoreConfig;
@@ -216,6 +216,12 @@ keys! {
     "mount.read_ahead", "WEIGHTFS_READ_AHEAD", Some("--read-ahead"), "`1MiB`", "size, at most `1GiB`",
     "how far the kernel reads ahead in a file (only root can set it)",
     |all, text| read_ahead(text).map(|value| all.mount.read_ahead = value);
+    "mount.read_around", "WEIGHTFS_READ_AROUND", Some("--read-around"), "`auto`", "`auto` or `always`",
+    "whether what the kernel reads around a page fault is fetched also where a file is read at random",
+    |all, text| read_around(text).map(|value| all.mount.read_around = value);
+    "mount.passthrough", "WEIGHTFS_PASSTHROUGH", Some("--passthrough"), "`auto`: where the kernel can", "`auto`, `swap` or `off`",
+    "let the kernel serve complete, proved files by itself, from the store (Linux 6.9, root); `swap`: also such that became complete while they were open",
+    |all, text| passthrough(text).map(|value| all.mount.passthrough = value);
     "state.folder", "WEIGHTFS_STATE", Some("--state"),
     "`$XDG_RUNTIME_DIR/weightfs` and `$XDG_STATE_HOME/weightfs`; root: `/run/weightfs` and `/var/log/weightfs`",
     "folder", "where running mounts are noted, with their logs in `log` below it",

@@ -77,8 +77,15 @@ metrics! {
     proved_layers, "layers", "Layers proved by the manifest's digest while this process ran.";
     read_errors, "reads", "Reads answered with an error.";
     reads, "reads", "Reads asked for by the kernel.";
+    instant_reads, "reads", "Reads answered at once out of the page cache of the store's disk.";
+    declined_reads, "reads", "Reads around page faults of who reads at random, left out but for the page that is needed.";
     passthrough_opens, "opens", "Opens that the kernel serves by itself from the store.";
     cached_opens, "opens", "Opens served by replies of this process.";
+    renumbered_files, "files", "Files that became whole while they were open, and got another number for passthrough.";
+    denied_passthroughs, "opens", "Complete files the kernel did not take: this process may not ask (CAP_SYS_ADMIN).";
+    stacked_passthroughs, "opens", "Complete files the kernel did not take: the store is on a stacked file system.";
+    unknown_passthroughs, "opens", "Complete files the kernel did not take: it has no passthrough (Linux 6.9).";
+    refused_passthroughs, "opens", "Complete files the kernel did not take for another reason.";
 }
 
 metrics! {

@@ -103,6 +103,12 @@ pub(super) struct Mount {
     /// How far the kernel reads ahead in a file, as 1MiB
     #[arg(long, value_name = "SIZE")]
     read_ahead: Option<String>,
+    /// Fetch what the kernel reads around a page fault where files are read at random: not, or always [auto, always]
+    #[arg(long, value_name = "WHEN")]
+    read_around: Option<String>,
+    /// Let the kernel serve complete files by itself, or not [auto, swap, off]
+    #[arg(long, value_name = "WHETHER")]
+    passthrough: Option<String>,
     #[command(flatten)]
     reading: Reading,
     #[command(flatten)]
@@ -287,6 +293,8 @@ impl Mount {
         set(flags, "mount.gid", self.gid.as_ref());
         set(flags, "mount.umask", self.umask.as_ref());
         set(flags, "mount.read_ahead", self.read_ahead.as_ref());
+        set(flags, "mount.read_around", self.read_around.as_ref());
+        set(flags, "mount.passthrough", self.passthrough.as_ref());
         self.reading.set(flags);
         self.state.set(flags);
     }
@@ -335,20 +343,22 @@ mod tests {
     #[test]
     fn a_flag_of_mount_reaches_the_settings() {
         let line = "weightfs mount localhost/m:1 /d --store /s --store-size 1GiB --plain-http --hosts-dir /tmp \
-            --ca-file /c --proxy p:1 --integrity strict --platform linux/arm64 --warm all --read-deadline 5s --allow-other --uid 1 --gid 2 --umask 077 --read-ahead 4MiB --state /t -vv";
+            --ca-file /c --proxy p:1 --integrity strict --platform linux/arm64 --warm all --read-deadline 5s --allow-other --uid 1 --gid 2 --umask 077 --read-ahead 4MiB --read-around always --passthrough off --state /t -vv";
         let line = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let settings = Settings::load(&Environment::default(), None, &line.flags()).unwrap();
         assert_eq!(settings.store.size, Some(1 << 30));
         assert_eq!(settings.content.integrity, crate::content::Integrity::Strict);
         assert_eq!((settings.mount.uid, settings.mount.gid, settings.mount.umask), (Some(1), Some(2), 0o077));
         assert_eq!(settings.mount.read_ahead, 4 << 20);
+        assert_eq!(settings.mount.read_around, crate::mount::ReadAround::Always);
+        assert_eq!(settings.mount.passthrough, crate::mount::Passthrough::Off);
         assert!(settings.mount.allow_other);
         assert_eq!(settings.log.as_deref(), Some("warn,weightfs=debug"));
         assert_eq!(
             settings.content.platform.map(|platform| platform.to_string()).as_deref(),
             Some("linux/arm64")
         );
-        assert_eq!(line.flags().len(), 17);
+        assert_eq!(line.flags().len(), 19);
     }
 
     #[test]

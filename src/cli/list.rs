@@ -1,10 +1,12 @@
-//! `weightfs list`: what is mounted, how much of it is on this machine, and whether its bytes are proved.
+//! `weightfs list`: what is mounted, how much of it is on this machine, whether its bytes are proved, and how many files the
+//! kernel serves by itself.
 
 use serde::Serialize;
 
 use super::{args, print};
 use crate::config::Settings;
 use crate::error::Result;
+use crate::mount::Native;
 use crate::serve::control::{self, Answer, Question};
 use crate::serve::{Record, Shown, State};
 
@@ -22,6 +24,8 @@ struct Row {
     integrity: String,
     /// `deferred`, `verified`, `poisoned`, or `dead`, or `silent` where the process runs and does not answer.
     standing: String,
+    /// How many files the kernel serves by itself, and why not the others; `null` for a dead mount.
+    native: Option<Native>,
     /// Files that are not what the manifest says.
     poisoned: Vec<String>,
     /// Bytes that are not what the bound index says, as `PATH bytes A-B`.
@@ -99,6 +103,7 @@ fn row(state: &State, record: Record) -> Row {
         total: status.as_ref().map(|status| status.total),
         integrity: status.as_ref().map(|status| status.integrity.clone()).unwrap_or_default(),
         standing: status.as_ref().map_or_else(silent, |status| status.standing.clone()),
+        native: status.as_ref().map(|status| status.native.clone()),
         poisoned: status.as_ref().map(|status| status.poisoned.clone()).unwrap_or_default(),
         refused: status.map(|status| status.refused).unwrap_or_default(),
         dir: record.dir,
@@ -111,7 +116,7 @@ fn row(state: &State, record: Record) -> Row {
 }
 
 fn table(rows: &[Row]) -> Vec<Vec<String>> {
-    let head = ["DIR", "REFERENCE", "DIGEST", "PID", "LOCAL", "INTEGRITY", "STANDING"];
+    let head = ["DIR", "REFERENCE", "DIGEST", "PID", "LOCAL", "NATIVE", "INTEGRITY", "STANDING"];
     let mut table = vec![head.map(str::to_owned).to_vec()];
     table.extend(rows.iter().map(|row| {
         vec![
@@ -120,6 +125,7 @@ fn table(rows: &[Row]) -> Vec<Vec<String>> {
             row.digest.chars().take("sha256:".len() + 12).collect(),
             row.pid.to_string(),
             local(row.kept, row.total),
+            row.native.as_ref().map_or_else(|| "-".to_owned(), native),
             if row.integrity.is_empty() { "-" } else { &row.integrity }.to_owned(),
             row.standing.clone(),
         ]
@@ -135,9 +141,28 @@ fn local(kept: Option<u64>, total: Option<u64>) -> String {
     }
 }
 
+/// How many files the kernel serves by itself, and what keeps most of the others from it: `3 of 12 (incomplete)`.
+fn native(native: &Native) -> String {
+    let files = format!("{} of {}", native.files, native.total);
+    match native.why_not.iter().max_by_key(|(_, count)| **count) {
+        Some((reason, _)) => format!("{files} ({})", print::safe(reason)),
+        None => files,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_that_the_kernel_serves_are_counted_with_the_main_reason_why_the_others_are_not() {
+        let count = |files, total, why_not: &[(&str, u64)]| {
+            let why_not = why_not.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
+            native(&Native { files, total, why_not })
+        };
+        assert_eq!(count(12, 12, &[]), "12 of 12");
+        assert_eq!(count(3, 12, &[("incomplete", 8), ("open", 1)]), "3 of 12 (incomplete)");
+    }
 
     #[test]
     fn the_local_share_is_given_in_percent_and_bytes() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::content::{Integrity, Warm};
+use crate::mount::{Passthrough, ReadAround};
 use crate::repository::{PlainHttp, RedirectTo};
 
 pub(super) fn folder(text: &str) -> Result<PathBuf, String> {
@@ -89,6 +90,23 @@ pub(super) fn warm(text: &str) -> Result<Warm, String> {
         "auto" => Ok(Warm::Auto),
         "all" => Ok(Warm::All),
         _ => Err(format!("{text:?} is none of none, auto, all")),
+    }
+}
+
+pub(super) fn passthrough(text: &str) -> Result<Passthrough, String> {
+    match text {
+        "auto" => Ok(Passthrough::Auto),
+        "swap" => Ok(Passthrough::Swap),
+        "off" => Ok(Passthrough::Off),
+        _ => Err(format!("{text:?} is none of auto, swap, off")),
+    }
+}
+
+pub(super) fn read_around(text: &str) -> Result<ReadAround, String> {
+    match text {
+        "auto" => Ok(ReadAround::Auto),
+        "always" => Ok(ReadAround::Always),
+        _ => Err(format!("{text:?} is neither auto nor always")),
     }
 }
 

@@ -4,14 +4,17 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::bound::Digests;
+use super::instant::Trial;
 use super::prefetch::stream::{Plan, Streams};
 use super::prefetch::tensors::Tensors;
+use super::scatter::Scatter;
 use super::shelf::Shelf;
 use super::store::kept::{KeptFile, Recorded};
 use super::verify::{Hashed, Verified};
@@ -42,6 +45,11 @@ pub(super) struct Extent {
     /// Held while files are opened, so never taken by who may not block.
     files: Mutex<Files>,
     readers: Mutex<Readers>,
+    scatter: Mutex<Scatter>,
+    /// Whether the image is worth asking for in the page cache.
+    pub(super) trial: Trial,
+    /// Whether the kept files were sealed when this process looked last.
+    sealed: AtomicBool,
 }
 
 /// What a chunk's bytes must be.
@@ -99,6 +107,9 @@ impl Extent {
             digests: Mutex::default(),
             files: Mutex::default(),
             readers: Mutex::default(),
+            scatter: Mutex::default(),
+            trial: Trial::default(),
+            sealed: AtomicBool::new(false),
         }
     }
 
@@ -118,6 +129,21 @@ impl Extent {
             _ => None,
         };
         readers.streams.observe(range, self.grid.len(), tensors.as_deref())
+    }
+
+    /// Takes what came for the page cache into account; whether it may be declined. What becomes of it is to be said then.
+    pub(super) fn observe_wish(&self, range: ContentRange) -> bool {
+        self.scatter.lock().observe(range)
+    }
+
+    /// Takes down that what might have been declined is answered.
+    pub(super) fn grant_wish(&self, range: ContentRange) {
+        self.scatter.lock().grant(range);
+    }
+
+    /// Takes down that it is declined; `false` where that is not right any more.
+    pub(super) fn decline_wish(&self, range: ContentRange) -> bool {
+        self.scatter.lock().decline(range)
     }
 
     /// Whether the caller shall look for the file's tensors: said once, of files that tell where theirs are.
@@ -206,6 +232,11 @@ impl Extent {
         self.files.lock().kept.upgrade().filter(|kept| !kept.removed())
     }
 
+    /// The files in the store, if they are open and nobody is opening them; never waits, and does not count as a use.
+    pub(super) fn kept_now(&self) -> Option<Arc<KeptFile>> {
+        self.files.try_lock()?.kept.upgrade()
+    }
+
     /// Whether the digests on record are those of a proved layer; they are taken over then, all of them. Looks again while
     /// they are not: another process may have proved the layer since. Blocks.
     pub(super) fn vouched(&self, kept: &KeptFile) -> bool {
@@ -221,10 +252,28 @@ impl Extent {
         vouched
     }
 
+    /// Takes down whether the kept files are sealed.
+    pub(super) fn note_sealed(&self, sealed: bool) {
+        self.sealed.store(sealed, Ordering::Relaxed);
+    }
+
+    /// Whether the kept files were sealed when this process looked last.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether files that were found sealed are so still: another process may have found out otherwise. Blocks.
+    pub(super) fn check_seal(&self) {
+        if self.is_sealed() && self.open_kept().is_some_and(|kept| !kept.sealed()) {
+            self.note_sealed(false);
+        }
+    }
+
     /// Forgets what the store said and has, for a layer whose bytes there are not to be relied on any more.
     pub(super) fn forget(&self) {
         self.digests.lock().retain(|_, known| known.seen);
         *self.files.lock() = Files::default();
+        self.note_sealed(false);
     }
 
     /// Forgets what the manifest does not pin of what this process has had in its hands.

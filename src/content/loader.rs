@@ -1,11 +1,10 @@
 //! Answers reads of extents from memory, the store or the repository, whichever has the bytes first.
 //!
-//! The public face of the floor: reads and what an open file holds. How chunks are fetched is in `fetch`, what is
-//! loaded before it is asked for in `warm`, how layers are proved in `prove` and what follows from it in `standing`.
+//! The public face of the floor. How chunks are fetched is in `fetch`, what is loaded before it is asked for in `warm`, how
+//! layers are proved in `prove`, what follows from it in `standing`, and what an open file holds in `whole`.
 //! Floor 4 calls; nothing here knows files by name, save for messages.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs::File;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,12 +18,12 @@ use super::bound::{Binding, Refused};
 use super::decoding::{Decoding, Desk};
 use super::extent::Extent;
 use super::flight::{Board, Place};
+use super::instant::Sums;
 use super::lanes::Lanes;
 use super::part::Parts;
 use super::prove::Prover;
 use super::shelf::Shelf;
 use super::store::Store;
-use super::store::kept::KeptFile;
 use super::stream::Stream;
 use super::stream::turns::Turns;
 use super::{Config, Integrity};
@@ -92,10 +91,13 @@ pub struct Loader {
     pub(super) pool: Pool,
     pub(super) desk: Desk,
     pub(super) parts: Parts,
+    pub(super) sums: Sums,
     pub(super) prover: Prover,
     pub(super) layers: Vec<Stratum>,
     pub(super) poisoned: Mutex<Poisoned>,
     pub(super) refused: Refused,
+    /// Who is told of files that are sealed.
+    pub(super) sealings: Mutex<Vec<mpsc::UnboundedSender<ExtentId>>>,
     /// Held by who looks for a file's tensors.
     pub(super) headers: tokio::sync::Mutex<()>,
     tasks: Mutex<JoinSet<()>>,
@@ -134,22 +136,6 @@ pub(super) struct Poisoned {
     pub(super) told: Vec<mpsc::UnboundedSender<usize>>,
 }
 
-/// What an open file keeps: while it lives, the store does not evict the file's content.
-#[derive(Debug)]
-pub struct Held {
-    kept: Option<Arc<KeptFile>>,
-    whole: bool,
-}
-
-impl Held {
-    /// The store's file, if it was complete, proved and untouched when it was asked for: an exact image of the
-    /// file that may be given to the kernel (passthrough).
-    #[must_use]
-    pub fn whole(&self) -> Option<&File> {
-        self.kept.as_deref().filter(|_| self.whole).map(KeptFile::image)
-    }
-}
-
 impl Loader {
     /// A loader of what `index` describes. Must be called within a tokio runtime: its tasks run there, and end
     /// with [`close`](Self::close).
@@ -172,9 +158,11 @@ impl Loader {
             pool: Pool::default(),
             desk: Desk::new(config.memory / 2),
             parts: Parts::default(),
+            sums: Sums::default(),
             prover: Prover::default(),
             poisoned: Mutex::default(),
             refused: Refused::default(),
+            sealings: Mutex::default(),
             headers: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
@@ -194,21 +182,75 @@ impl Loader {
         loader
     }
 
-    /// The bytes, if they lie in one chunk that is verified and in memory at this moment; never waits.
+    /// The bytes, if they are known to be right and in memory at this moment: ours where they lie in one chunk, or the page cache of
+    /// the store's disk. Waits for nothing.
     ///
     /// `range` counts within the file. Counts as a read for the prefetch plan where it succeeds.
     pub fn ready(self: &Arc<Self>, id: ExtentId, range: ContentRange) -> Option<Bytes> {
         let extent = self.extent(id)?;
         let range = range.meet(ContentRange::new(0, extent.grid.len()));
+        let part = self.fresh(extent, range).or_else(|| self.instant(extent, range))?;
+        self.observe(extent, range);
+        if extent.observe_wish(range) {
+            extent.grant_wish(range);
+        }
+        Some(part)
+    }
+
+    fn fresh(&self, extent: &Extent, range: ContentRange) -> Option<Bytes> {
         let chunks = extent.grid.covering(range);
         if chunks.end.checked_sub(chunks.start) != Some(1) {
             return None;
         }
         // In this order: what is found in memory may be served if its layer may be after that.
-        let bytes = self.board.peek((id, chunks.start)).filter(|_| self.may_serve(id.layer))?;
-        let part = cut(&bytes, extent.grid.range(chunks.start), range)?;
-        self.observe(extent, range);
-        Some(part)
+        let bytes = self.board.peek((extent.id, chunks.start)).filter(|_| self.may_serve(extent.id.layer))?;
+        cut(&bytes, extent.grid.range(chunks.start), range)
+    }
+
+    /// Whether what the kernel wishes to have in its page cache is better declined, so that it asks for the one page that somebody
+    /// needs: it surrounds a fault of who reads at random, and not all of it is here or under way. Not said twice of any place.
+    ///
+    /// To be asked of each read that comes for the page cache and is not [`ready`](Self::ready), and of no other: who reads past it
+    /// would be given the error. Only what lies in two chunks is ever declined, and that no reader alone can be waiting for: what the
+    /// kernel reads for one, it reads by folios, whose size is a power of two that they are aligned to.
+    pub async fn declines(self: &Arc<Self>, id: ExtentId, range: ContentRange) -> bool {
+        let Some(extent) = self.extent(id) else { return false };
+        let range = range.meet(ContentRange::new(0, extent.grid.len()));
+        if !extent.observe_wish(range) {
+            return false;
+        }
+        let declined = self.had_better_not(extent, range).await && extent.decline_wish(range);
+        if !declined {
+            extent.grant_wish(range);
+        }
+        declined
+    }
+
+    /// Whether what may be declined lies in two chunks, of which one would have to be fetched for it.
+    async fn had_better_not(self: &Arc<Self>, extent: &Extent, range: ContentRange) -> bool {
+        let (id, chunks) = (extent.id, extent.grid.covering(range));
+        let is_split = chunks.end.saturating_sub(chunks.start) > 1;
+        if !is_split || self.comes_as_a_whole(id.layer) {
+            return false;
+        }
+        let loader = Arc::clone(self);
+        let look = move || loader.lacks(id, chunks);
+        tokio::task::spawn_blocking(look).await.unwrap_or(false)
+    }
+
+    /// Whether chunks of the layer come for all readers together, however little one of them reads.
+    fn comes_as_a_whole(&self, layer: usize) -> bool {
+        let strict = self.config.integrity == Integrity::Strict && self.standing(layer) == Standing::Unproved;
+        strict || self.comes_by_itself(layer)
+    }
+
+    /// Whether one of these chunks is neither here nor under way. Blocks.
+    fn lacks(&self, id: ExtentId, chunks: std::ops::Range<u64>) -> bool {
+        let Some(extent) = self.extent(id) else { return false };
+        let kept = self.reliable(extent);
+        let here =
+            |chunk: u64| self.board.knows((id, chunk)) || kept.as_ref().is_some_and(|kept| kept.has(chunk));
+        !chunks.clone().all(here)
     }
 
     /// The bytes of `range`, which counts within the file and is clamped to its end. Waits for disk and network.
@@ -263,26 +305,12 @@ impl Loader {
             let part = cut(&bytes, extent.grid.range(chunk), range)
                 .ok_or_else(|| Error::new(Kind::Integrity, "a chunk has not the size it must have"))?;
             if single {
+                self.remember_pieces(extent, range, &bytes);
                 return Ok(part);
             }
             all.extend_from_slice(&part);
         }
         Ok(all.freeze())
-    }
-
-    /// What an open file keeps; says whether the kernel may have the store's file instead of replies.
-    ///
-    /// Opens files of the store, so it may block for a moment on the local disk; never on the network.
-    #[must_use]
-    pub fn hold(&self, id: ExtentId) -> Held {
-        let Some(extent) = self.extent(id) else { return Held { kept: None, whole: false } };
-        let kept = self.reliable(extent);
-        let proved = self.standing(id.layer) == Standing::Proved;
-        let whole = proved && kept.as_ref().is_some_and(|kept| extent.vouched(kept) && kept.sealed());
-        if proved && !whole && extent.complete_by_now() {
-            self.prover.seal(id);
-        }
-        Held { kept, whole }
     }
 
     /// How much of the artifact is on this machine. Reads a small file of the store for each file, so it blocks.

@@ -612,3 +612,64 @@ impl Around for Elsewhere {
         "elsewhere".into()
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_reads_of_what_is_kept_are_answered_at_once_and_never_with_bytes_that_somebody_wrote_there() {
+    let model = Model { dir: beside_the_build(), ..Model::new(&[8 * CHUNK + 100]) };
+    let loader = model.loader(Config { memory: 4 * CHUNK, ..plain() });
+    let _open = loader.hold(id(0));
+    let page = |at: u64| ContentRange::new(at, at + 4096);
+    let right = |at: u64| slice(model.file(0), page(at));
+    // All but the last chunk: the file does not become whole.
+    for chunk in 0..8 {
+        assert_eq!(loader.read(id(0), page(chunk * CHUNK)).await.unwrap(), right(chunk * CHUNK));
+    }
+    let is_idle = || !loader.sums.busy.load(std::sync::atomic::Ordering::Acquire);
+    until(|| loader.share().kept == 8 * CHUNK && is_idle()).await;
+    // Brought back from the store, and remembered; what is in memory now are others.
+    assert_eq!(loader.read(id(0), page(CHUNK + 4096)).await.unwrap(), right(CHUNK + 4096));
+    for chunk in 4..8 {
+        loader.read(id(0), page(chunk * CHUNK)).await.unwrap();
+    }
+    let at = CHUNK + 77 * 4096 + 5;
+    until(|| loader.ready(id(0), page(at)).is_some()).await;
+    assert_eq!(loader.ready(id(0), page(at)).unwrap(), right(at));
+    assert!(loader.metrics.instant_reads.value() > 0);
+    flip(&model.image(0), at);
+    assert!(loader.ready(id(0), page(at)).is_none());
+    assert_eq!(loader.read(id(0), page(at)).await.unwrap(), right(at));
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_file_is_read_at_once_and_as_a_whole_until_somebody_touches_it() {
+    let model = Model { dir: beside_the_build(), ..Model::new(&[6 * CHUNK + 100]) };
+    let loader = model.loader(Config { memory: 4 * CHUNK, ..plain() });
+    read_all(&loader, 0).await.unwrap();
+    let _open = whole(&loader, 0).await;
+    let across = ContentRange::new(CHUNK / 2, CHUNK / 2 + CHUNK);
+    // What somebody has just read the page cache has, as far as nobody needed the memory.
+    until(|| loader.ready(id(0), across).is_some() || std::fs::read(model.image(0)).is_err()).await;
+    assert_eq!(loader.ready(id(0), across).unwrap(), slice(model.file(0), across));
+    let before = loader.metrics.instant_reads.value();
+    assert!(before > 0);
+    flip(&model.image(0), CHUNK + 5);
+    assert!(loader.ready(id(0), across).is_none());
+    assert_eq!(loader.read(id(0), across).await.unwrap(), slice(model.file(0), across));
+    loader.close().await;
+}
+
+/// A folder on a real disk: not every file system of temporary files says what it has in the page cache.
+fn beside_the_build() -> tempfile::TempDir {
+    let program = std::env::current_exe().unwrap();
+    tempfile::tempdir_in(program.parent().unwrap()).unwrap()
+}
+
+/// Turns the bits of one byte of a file.
+fn flip(path: &std::path::Path, at: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[!byte[0]], at).unwrap();
+}

@@ -15,6 +15,7 @@ mod flight;
 mod guided;
 #[cfg(test)]
 mod guided_tests;
+mod instant;
 mod lanes;
 pub mod loader;
 #[cfg(test)]
@@ -27,6 +28,7 @@ mod prove;
 mod reader;
 mod recheck;
 mod runs;
+mod scatter;
 mod shelf;
 mod spans;
 #[cfg(test)]
@@ -37,11 +39,13 @@ pub mod stream;
 pub mod verify;
 mod vouched;
 mod warm;
+mod whole;
 mod windows;
 mod wire;
 
-pub use loader::{Held, Loader, Standing, Warm};
+pub use loader::{Loader, Standing, Warm};
 pub use store::{Store, StoreConfig};
+pub use whole::{Held, Wholeness};
 
 use std::sync::Arc;
 use std::time::Duration;

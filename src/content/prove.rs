@@ -5,11 +5,14 @@
 //! where no stronger proof exists. A proved file is then sealed, so that the kernel may have it; what of it this process did
 //! not write itself is read back before.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -25,6 +28,8 @@ use crate::range::{ContentRange, StoredRange};
 
 /// How many chunks may wait to be hashed; a chunk beyond that is read back later.
 const QUEUE: usize = 16;
+/// A file that twice could not be sealed is left alone for so long: each attempt may read all of it.
+const RETRY: Duration = Duration::from_secs(30);
 
 /// The way to the proving thread.
 #[derive(Debug, Default)]
@@ -52,7 +57,9 @@ impl Prover {
             runtime: tokio::runtime::Handle::current(),
             queued: Arc::clone(&self.queued),
             counted: Arc::clone(&self.hashed),
-            seals: VecDeque::new(),
+            seals: BTreeSet::new(),
+            last_seal: None,
+            unsealed: HashMap::new(),
             stopped: Arc::clone(&self.stopped),
             hashed: HashMap::new(),
         };
@@ -119,7 +126,11 @@ struct Proving {
     counted: Arc<AtomicU64>,
     stopped: Arc<AtomicBool>,
     /// Files to be read back and sealed when nothing else is to do: nobody waits for that.
-    seals: VecDeque<ExtentId>,
+    seals: BTreeSet<ExtentId>,
+    /// The last of them, so that none is always behind others.
+    last_seal: Option<ExtentId>,
+    /// Those that came to nothing: how often, and when last.
+    unsealed: HashMap<ExtentId, (u32, Instant)>,
     /// For each layer, the hash of its content so far, and how far that is.
     hashed: HashMap<usize, (Hasher, u64)>,
 }
@@ -137,11 +148,10 @@ impl Proving {
                     self.queued.fetch_sub(1, Ordering::Relaxed);
                 }
                 Some(Task::Check(layer)) => self.check(&loader, layer),
-                Some(Task::Seal(id)) if !self.seals.contains(&id) => self.seals.push_back(id),
-                Some(Task::Seal(_)) => {}
+                Some(Task::Seal(id)) => self.want_seal(id),
                 None => {
-                    if let Some(id) = self.seals.pop_front() {
-                        self.seal(&loader, id);
+                    if let Some(id) = self.next_seal() {
+                        self.try_seal(&loader, id);
                     }
                 }
             }
@@ -237,34 +247,97 @@ impl Proving {
         let found = hasher.finish();
         if found == layer.blob.digest {
             loader.set_proved(number);
-            self.seals.extend(loader.extents(number).map(|extent| extent.id));
         } else {
             loader.poison(number, &format!("its bytes are {found}"));
         }
     }
 
+    /// Takes a file up to be sealed, unless that came to nothing a little while ago: whoever opens it asks again. Once does not
+    /// count: a chunk may just have been mended.
+    fn want_seal(&mut self, id: ExtentId) {
+        let may_be = |(tries, last): &(u32, Instant)| *tries < 2 || last.elapsed() >= RETRY;
+        if self.unsealed.get(&id).is_none_or(may_be) {
+            self.seals.insert(id);
+        }
+    }
+
+    /// The file after the last one, in a circle.
+    fn next_seal(&mut self) -> Option<ExtentId> {
+        let after = |last| self.seals.range((Bound::Excluded(last), Bound::Unbounded)).next().copied();
+        let next = self.last_seal.and_then(after).or_else(|| self.seals.first().copied())?;
+        self.seals.remove(&next);
+        self.last_seal = Some(next);
+        Some(next)
+    }
+
+    fn try_seal(&mut self, loader: &Loader, id: ExtentId) {
+        match self.seal(loader, id) {
+            Ok(()) => drop(self.unsealed.remove(&id)),
+            Err(error) => {
+                let path = loader.extent(id).map_or("", |extent| &extent.path);
+                tracing::warn!(path, %error, "cannot seal a complete file; it is tried again later");
+                let tries = self.unsealed.get(&id).map_or(0, |(tries, _)| *tries);
+                self.unsealed.insert(id, (tries.saturating_add(1), Instant::now()));
+            }
+        }
+    }
+
     /// Declares a complete file of a proved layer whole, after reading back what this process did not write itself, unless
     /// somebody touches it meanwhile.
-    fn seal(&self, loader: &Loader, id: ExtentId) {
-        let Some(extent) = loader.extent(id) else { return };
+    fn seal(&self, loader: &Loader, id: ExtentId) -> io::Result<()> {
+        let Some(extent) = loader.extent(id) else { return Ok(()) };
         let wanted = loader.config.sealing == Sealing::Soon && loader.standing(id.layer) == Standing::Proved;
         if !wanted || !extent.complete(&loader.shelf) {
-            return;
+            return Ok(());
         }
-        let Some(kept) = extent.kept(&loader.shelf).filter(|kept| !kept.sealed()) else { return };
-        let Ok(seal) = kept.prepare_seal() else { return };
-        let right =
-            |chunk| !self.stopped.load(Ordering::Relaxed) && loader.read_kept(extent, chunk).is_some();
-        if !kept.doubtful(&seal).into_iter().all(right) {
-            return;
+        let Some(kept) = extent.kept(&loader.shelf) else { return Ok(()) };
+        if kept.sealed() {
+            if extent.vouched(&kept) {
+                loader.note_sealed(extent);
+            }
+            return Ok(());
         }
-        if let Err(error) = kept.seal(seal) {
-            tracing::warn!(path = extent.path, %error, "cannot seal a complete file");
+        let seal = kept.prepare_seal()?;
+        for chunk in kept.doubtful(&seal) {
+            if self.stopped.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if loader.read_kept(extent, chunk).is_none() {
+                return give_up(loader, extent, &kept, chunk);
+            }
         }
+        match kept.seal(seal) {
+            // One was found to be damaged meanwhile; when it is here again the file is sealed.
+            Err(_) if !extent.complete_by_now() => return Ok(()),
+            sealed => sealed?,
+        }
+        if !kept.sealed() {
+            return Err(io::Error::other("somebody touches it"));
+        }
+        loader.note_sealed(extent);
+        Ok(())
     }
 }
 
+/// A chunk could not be read back: it is brought again, and then the file sealed. An error where it is said to be here all the same.
+fn give_up(loader: &Loader, extent: &Extent, kept: &KeptFile, chunk: u64) -> io::Result<()> {
+    if kept.has(chunk) {
+        return Err(io::Error::other("what the store says of it cannot be relied on"));
+    }
+    loader.keep_again(extent, chunk);
+    Ok(())
+}
+
 impl Loader {
+    /// Keeps a chunk anew that the store had and has not any more, if it is still in memory: nobody who finds it there would. Then
+    /// the file may be complete again. Blocks.
+    fn keep_again(&self, extent: &Extent, chunk: u64) {
+        let key = (extent.id, chunk);
+        if let Some(verified) = self.board.peek(key).and_then(|bytes| extent.verify(chunk, bytes)) {
+            self.keep(key, &verified);
+        }
+    }
+
     /// A chunk from the store, verified; counted. Blocks.
     pub(super) fn read_kept(&self, extent: &Extent, chunk: u64) -> Option<Verified> {
         self.read_from(extent, &*self.reliable(extent)?, chunk)
@@ -305,4 +378,51 @@ fn piece_at(layer: &Layer, at: u64) -> Option<Piece<'_>> {
     let gap = layer.gaps.partition_point(|gap| gap.range.end() <= at);
     let gap = layer.gaps.get(gap).filter(|gap| gap.range.start() <= at)?;
     Some(Piece::Gap(gap.range, gap.bytes.as_ref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proving() -> Proving {
+        Proving {
+            loader: Weak::new(),
+            runtime: tokio::runtime::Handle::current(),
+            queued: Arc::default(),
+            counted: Arc::default(),
+            stopped: Arc::default(),
+            seals: BTreeSet::new(),
+            last_seal: None,
+            unsealed: HashMap::new(),
+            hashed: HashMap::new(),
+        }
+    }
+
+    fn file(extent: usize) -> ExtentId {
+        ExtentId { layer: 0, extent }
+    }
+
+    #[tokio::test]
+    async fn files_are_sealed_in_turn_however_often_the_first_is_asked_for() {
+        let mut proving = proving();
+        (0..3).for_each(|extent| proving.want_seal(file(extent)));
+        for extent in [0, 1, 2, 0] {
+            assert_eq!(proving.next_seal(), Some(file(extent)));
+            proving.want_seal(file(0));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_twice_could_not_be_sealed_is_left_alone_for_a_while() {
+        let mut proving = proving();
+        proving.unsealed.insert(file(0), (1, Instant::now()));
+        proving.want_seal(file(0));
+        assert_eq!(proving.next_seal(), Some(file(0)));
+        proving.unsealed.insert(file(0), (2, Instant::now()));
+        proving.want_seal(file(0));
+        assert_eq!(proving.next_seal(), None);
+        proving.unsealed.insert(file(0), (2, Instant::now().checked_sub(RETRY).unwrap()));
+        proving.want_seal(file(0));
+        assert_eq!(proving.next_seal(), Some(file(0)));
+    }
 }

@@ -165,6 +165,7 @@ impl Loader {
             self.metrics.proved_layers.add(1);
             tracing::info!(layer = %described.blob.digest, "proved");
         }
+        stratum.files().for_each(|extent| self.prover.seal(extent.id));
     }
 
     /// Takes over a proof that was made by others, which this mount may see.
@@ -173,6 +174,8 @@ impl Loader {
             // What is open, and what it said of digests, is this place's own and not what was proved.
             stratum.files().for_each(Extent::forget);
             stratum.become_proved();
+            // The others' own process sees to those.
+            stratum.files().filter(|extent| extent.touched()).for_each(|extent| self.prover.seal(extent.id));
         }
     }
 
@@ -270,6 +273,7 @@ impl Loader {
         drop(poisoned);
         self.shelf.store.poison(&self.shelf.who, described.kept_as());
         stratum.files().for_each(Extent::forget);
+        self.sums.forget_layer(layer);
     }
 
     /// The same of a layer whose bytes are right and lead to no file that could be served: who reads is told `reason`. Blocks.
@@ -286,6 +290,7 @@ impl Loader {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
         self.shelf.store.discard(&self.shelf.who, described.kept_as());
         stratum.files().for_each(Extent::forget);
+        self.sums.forget_layer(layer);
     }
 
     /// Lets go of idle files, and takes over what other processes found out about shared layers. Blocks.
@@ -300,6 +305,7 @@ impl Loader {
                 self.share_whole(number);
             }
         }
+        self.layers.iter().flat_map(Stratum::files).for_each(Extent::check_seal);
         self.layers.iter().for_each(|stratum| stratum.decoding.release_idle());
         self.desk.release_idle();
         self.shelf.store.release_idle(IDLE);

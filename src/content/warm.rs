@@ -19,10 +19,12 @@ use crate::range::ContentRange;
 const SPAN: u64 = 4 << 20;
 
 impl Loader {
-    /// Starts loading what [`Config::warm`](super::Config::warm) asks for. Returns at once.
+    /// Starts loading what [`Config::warm`](super::Config::warm) asks for, and has what is complete already made ready for the
+    /// kernel. Returns at once.
     pub fn warm(self: &Arc<Self>) {
+        let loader = Arc::clone(self);
         if self.config.warm == Warm::None {
-            return;
+            return self.spawn(async move { loader.seal_what_is_complete().await });
         }
         for stream in self.layers.iter().filter_map(|layer| layer.stream.as_ref()) {
             // What can be read without is loaded as that of plain layers is.
@@ -30,7 +32,6 @@ impl Loader {
                 stream.begin();
             }
         }
-        let loader = Arc::clone(self);
         self.spawn(async move {
             loader.seal_what_is_complete().await;
             for (id, range) in opening::plan(&loader.index) {
@@ -69,11 +70,10 @@ impl Loader {
         let loader = Arc::clone(self);
         let look = move || {
             let proved = loader.layers.iter().filter(|layer| *layer.standing.borrow() == Standing::Proved);
-            let kept = |extent: &&Extent| {
-                loader.shelf.kept_bytes(&extent.layer, extent.range) == extent.grid.len()
-                    && extent.kept(&loader.shelf).is_some_and(|kept| !kept.sealed())
-            };
-            proved.flat_map(Stratum::files).filter(kept).for_each(|extent| loader.prover.seal(extent.id));
+            let complete =
+                |extent: &&Extent| loader.shelf.kept_bytes(&extent.layer, extent.range) == extent.grid.len();
+            // The prover finds out which of them are sealed.
+            proved.flat_map(Stratum::files).filter(complete).for_each(|extent| loader.prover.seal(extent.id));
         };
         // Not done, it is done when a file is opened.
         let _ = tokio::task::spawn_blocking(look).await;

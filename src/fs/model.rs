@@ -207,6 +207,14 @@ impl Model {
         }
     }
 
+    /// Whether a wish of the kernel for its page cache is better [declined](Loader::declines).
+    pub async fn declines(&self, node: NodeId, offset: u64, len: u64) -> bool {
+        match self.wanted(node, offset, len) {
+            Ok(Some((extent, range))) => self.loader.declines(extent, range).await,
+            Ok(None) | Err(_) => false,
+        }
+    }
+
     /// What to ask of the loader; `None` for nothing at all, at the end of the file or beyond.
     fn wanted(&self, node: NodeId, offset: u64, len: u64) -> Result<Option<(ExtentId, ContentRange)>> {
         let Some(NodeKind::File { extent, size }) = self.tree.node(node).map(|node| &node.kind) else {

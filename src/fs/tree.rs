@@ -262,6 +262,24 @@ impl Tree {
         parts.join("/")
     }
 
+    /// Every name of a node that folders list, each with its folder; its first name where none does yet. Costs a look into all
+    /// folders where it has more than one.
+    #[must_use]
+    pub fn names(&self, id: NodeId) -> Vec<(NodeId, &str)> {
+        let Some(node) = self.node(id) else { return Vec::new() };
+        let first = (node.parent, &*node.name);
+        if node.nlink() < 2 {
+            return vec![first];
+        }
+        let listed = self.nodes().filter_map(|(folder, _)| Some((folder, self.children(folder)?)));
+        let names: Vec<_> = listed
+            .flat_map(|(folder, children)| children.iter().map(move |child| (folder, child)))
+            .filter(|(_, child)| child.node == id)
+            .map(|(folder, child)| (folder, &*child.name))
+            .collect();
+        if names.is_empty() { vec![first] } else { names }
+    }
+
     /// The sum of the sizes of all files, in bytes; a file with several names counts once.
     #[must_use]
     pub fn total(&self) -> u64 {

@@ -16,7 +16,7 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 
-use super::answers::{Answers, FOR_EVER};
+use super::answers::{Answers, By, FOR_EVER};
 use super::handles::Ino;
 use crate::fs::NodeKind;
 
@@ -35,8 +35,7 @@ const BACKGROUND: u16 = 64;
 
 /// Wanted where the kernel has them. Immutable content makes all of them safe. `ATOMIC_O_TRUNC` and the write-back
 /// cache are left out since nothing is written.
-const CAPABILITIES: [InitFlags; 7] = [
-    InitFlags::FUSE_PASSTHROUGH,
+const CAPABILITIES: [InitFlags; 6] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_CACHE_SYMLINKS,
@@ -52,6 +51,13 @@ fn answer_value(value: &[u8], size: u32, reply: ReplyXattr) {
         Ok(len) if len <= size => reply.data(value),
         Ok(_) | Err(_) => reply.error(Errno::ERANGE),
     }
+}
+
+/// The kernel names the owner of locks where it reads for a program (`fuse_direct_io`, whoever asked for that: a flag of the
+/// file, or of one read), and never where it fills the page cache (`fuse_readahead`, `fuse_read_folio`).
+fn by(flags: OpenFlags, owner: Option<LockOwner>) -> By {
+    let is_direct = owner.is_some() || flags.0 & nix::libc::O_DIRECT != 0;
+    if is_direct { By::Program } else { By::Cache }
 }
 
 /// What `fuser` asks. Everything that writes is EROFS, should it get past the kernel's read-only mount.
@@ -74,6 +80,9 @@ impl Filesystem for Adapter {
             if config.add_capabilities(capability).is_err() {
                 tracing::debug!(?capability, "not in this kernel");
             }
+        }
+        if self.answers.native.may_ask() && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err() {
+            self.answers.native.unknown();
         }
         // Each fails only for values out of range, which these are not.
         let _ = config.set_max_background(BACKGROUND);
@@ -130,8 +139,8 @@ impl Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
-        _: Option<LockOwner>,
+        flags: OpenFlags,
+        owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         self.answers.model.metrics.reads.add(1);
@@ -140,7 +149,7 @@ impl Filesystem for Adapter {
             Some(bytes) => reply.data(&bytes),
             None => {
                 let answers = self.answers.clone();
-                self.runtime.spawn(answers.read(id, offset, size, reply));
+                self.runtime.spawn(answers.read(id, offset, size, by(flags, owner), reply));
             }
         }
     }

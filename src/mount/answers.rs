@@ -15,7 +15,9 @@ use fuser::{
 
 use super::complaints::Complaints;
 use super::handles::{Handles, Ino, Opened};
-use crate::content::Held;
+use super::native::{Native, Verdict};
+use super::{Options, ReadAround};
+use crate::content::{Held, Wholeness};
 use crate::error::Error;
 use crate::fs::{Child, Model, Node, NodeId, NodeKind};
 
@@ -28,13 +30,23 @@ const BLKSIZE: u32 = 1 << 20;
 
 /// What files and folders look like, apart from what the tree says.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Looks {
+struct Looks {
     /// The owner shown.
-    pub(super) uid: u32,
+    uid: u32,
     /// The group shown.
-    pub(super) gid: u32,
+    gid: u32,
     /// Taken from 0444 and 0555.
-    pub(super) umask: u32,
+    umask: u32,
+}
+
+impl Looks {
+    fn of(options: &Options) -> Self {
+        Self {
+            uid: options.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
+            gid: options.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
+            umask: options.umask,
+        }
+    }
 }
 
 /// What answers, shared by session threads and the tasks that replies move to.
@@ -45,14 +57,69 @@ pub(super) struct Answers {
     looks: Looks,
     /// What is open.
     pub(super) handles: Handles<Option<Held>, BackingId>,
+    /// Whether the kernel takes complete files.
+    pub(super) native: Verdict,
+    read_around: ReadAround,
     complaints: Complaints,
+}
+
+/// For whom the kernel reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// For its page cache: what somebody needs, and what it wishes to have beside that.
+    Cache,
+    /// For a program that reads past the page cache.
+    Program,
 }
 
 impl Answers {
     /// Answers from `model`; nothing is open yet.
-    pub(super) fn new(model: Arc<Model>, looks: Looks) -> Self {
+    pub(super) fn new(model: Arc<Model>, options: &Options) -> Self {
         let handles = Handles::new(model.tree.len());
-        Self { model, looks, handles, complaints: Complaints::default() }
+        let native = Verdict::new(options.passthrough);
+        let (looks, read_around) = (Looks::of(options), options.read_around);
+        Self { model, looks, handles, native, read_around, complaints: Complaints::default() }
+    }
+
+    /// What an open file keeps; `None` for what has no content. Blocks for a moment on the local disk.
+    pub(super) fn hold(&self, id: NodeId) -> Option<Held> {
+        self.model.extent(id).map(|extent| self.model.loader.hold(extent))
+    }
+
+    /// The files that are open and served by replies under the number that lookups answer now, with these numbers.
+    pub(super) fn served_by_replies(&self) -> Vec<(Ino, NodeId)> {
+        let open = self.handles.served_by_replies().into_iter();
+        let found = open.filter_map(|ino| Some((ino, self.model.tree.at(ino.position()?)?)));
+        found.filter(|(ino, id)| self.handles.generations().ino(*id) == *ino).collect()
+    }
+
+    /// How many files the kernel serves by itself, and why not the others. Reads a small file of the store for each that is not
+    /// sealed, so it blocks.
+    pub(super) fn count_native(&self) -> Native {
+        let mut native = Native::default();
+        for (id, _) in self.model.tree.nodes() {
+            let wholeness = self.model.extent(id).and_then(|extent| self.model.loader.wholeness(extent));
+            if let Some(wholeness) = wholeness {
+                native.count(self.why_not_native(id, wholeness));
+            }
+        }
+        native
+    }
+
+    fn why_not_native(&self, id: NodeId, wholeness: Wholeness) -> Option<&'static str> {
+        if let Some(refusal) = self.native.refusal() {
+            return Some(refusal.name());
+        }
+        match wholeness {
+            Wholeness::Incomplete => Some("incomplete"),
+            Wholeness::Unproved => Some("unproved"),
+            Wholeness::Unsealed => Some("unsealed"),
+            Wholeness::Sealed if self.native.is_unasked() => Some("unasked"),
+            Wholeness::Sealed => {
+                let ino = self.handles.generations().ino(id);
+                self.handles.is_served_by_replies(ino).then_some("open")
+            }
+        }
     }
 
     /// Every number that the kernel may know for a file of this layer.
@@ -159,8 +226,14 @@ impl Answers {
             self.complaints.say(&format!("{path} is not opened: its layer {digest} is poisoned"));
             return reply.error(Errno::EIO);
         }
-        let held = self.model.extent(id).map(|extent| self.model.loader.hold(extent));
-        let opened = self.handles.open(Ino(ino.0), held, whole, |file| reply.open_backing(file));
+        let whole = if self.native.may_ask() { whole } else { nothing };
+        let register = |file: &File| self.native.heard(reply.open_backing(file), metrics);
+        let held = self.hold(id);
+        if let Some(image) = held.as_ref().and_then(Held::image).filter(|_| self.native.is_unasked()) {
+            // Whatever it has of the file so far: what was registered is let go of at once.
+            self.native.learn(&reply.open_backing(image));
+        }
+        let opened = self.handles.open(Ino(ino.0), held, whole, register);
         match opened {
             Opened::Cached(handle) => {
                 metrics.cached_opens.add(1);
@@ -181,7 +254,13 @@ impl Answers {
         catch_unwind(AssertUnwindSafe(|| self.model.ready(id, offset, u64::from(size)))).unwrap_or(None)
     }
 
-    pub(super) async fn read(self: Arc<Self>, id: NodeId, offset: u64, size: u32, reply: ReplyData) {
+    /// Answers a read that waits for disk or network.
+    pub(super) async fn read(self: Arc<Self>, id: NodeId, offset: u64, size: u32, by: By, reply: ReplyData) {
+        let may_decline = by == By::Cache && self.read_around == ReadAround::Auto;
+        if may_decline && self.model.declines(id, offset, u64::from(size)).await {
+            self.model.metrics.declined_reads.add(1);
+            return reply.error(Errno::EAGAIN);
+        }
         match self.model.read(id, offset, u64::from(size)).await {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => {
@@ -216,6 +295,10 @@ fn listed(
 
 fn whole(held: &Option<Held>) -> Option<&File> {
     held.as_ref()?.whole()
+}
+
+fn nothing(_: &Option<Held>) -> Option<&File> {
+    None
 }
 
 fn extent_layer(node: &Node) -> Option<usize> {

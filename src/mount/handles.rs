@@ -45,7 +45,7 @@ impl Ino {
 
 /// The present generation of every node, read without a lock but for nodes that came after the mount was made.
 ///
-/// A node gets another when its live handles have one way of I/O and new ones need the other: looked up again, it has
+/// A node gets another when its live handles have one way of I/O and new ones are to have the other: looked up again, it has
 /// another number, which the kernel takes for another file.
 #[derive(Debug)]
 pub(super) struct Generations {
@@ -71,7 +71,7 @@ impl Generations {
         self.first.get(node.position()).map_or_else(later, |generation| generation.load(Ordering::Acquire))
     }
 
-    /// Retires the number, so that lookups answer another; one that is retired already stays so.
+    /// Retires the number, so that lookups answer another, unless there are no more; one that is retired already stays so.
     fn retire(&self, ino: Ino) {
         let Some(position) = ino.position() else { return };
         let next = ino.generation().saturating_add(1).min(LAST_GENERATION);
@@ -161,6 +161,29 @@ impl<H, B> Handles<H, B> {
         table.add(ino, held, way)
     }
 
+    /// The numbers under which there are live handles that are served by replies, retired ones among them.
+    pub(super) fn served_by_replies(&self) -> Vec<Ino> {
+        let table = self.table.lock();
+        table.nodes.iter().filter(|(_, live)| live.is_cached()).map(|(ino, _)| *ino).collect()
+    }
+
+    /// Whether the number has live handles that are served by replies.
+    pub(super) fn is_served_by_replies(&self, ino: Ino) -> bool {
+        self.table.lock().nodes.get(&ino).is_some_and(Live::is_cached)
+    }
+
+    /// Retires the number if it has live handles that are served by replies, so that later opens come under another; whether
+    /// it did. Without such handles the next open may have another way of I/O as it is.
+    pub(super) fn renumber(&self, ino: Ino) -> bool {
+        let table = self.table.lock();
+        let renumbers =
+            ino.generation() < LAST_GENERATION && table.nodes.get(&ino).is_some_and(Live::is_cached);
+        if renumbers {
+            self.generations.retire(ino);
+        }
+        renumbers
+    }
+
     /// Ends a handle; with the last one of a node its way of I/O is free again. Gives back what the handle
     /// kept, to be dropped outside of the lock; `None` for a handle that is not open.
     pub(super) fn release(&self, handle: u64) -> Option<H> {
@@ -174,6 +197,12 @@ impl<H, B> Handles<H, B> {
             table.nodes.remove(&ino);
         }
         Some(held)
+    }
+}
+
+impl<B> Live<B> {
+    fn is_cached(&self) -> bool {
+        matches!(self.way, Way::Cached)
     }
 }
 
@@ -294,6 +323,25 @@ mod tests {
         assert!(matches!(open(&table, node, None), Opened::Stale));
         assert!(matches!(open(&table, node, None), Opened::Stale));
         assert_eq!(table.generations().ino(NodeId::ROOT).generation(), 1);
+    }
+
+    #[test]
+    fn a_file_that_became_whole_under_handles_served_by_replies_gets_another_number_once() {
+        let table = Table::new(2);
+        let old = Ino::new(NodeId::ROOT, 0);
+        assert!(!table.renumber(old), "nobody has it open");
+        let first = open(&table, old, None);
+        assert_eq!(table.served_by_replies(), [old]);
+        assert!(table.renumber(old));
+        let new = table.generations().ino(NodeId::ROOT);
+        assert_eq!(new.generation(), 1);
+        assert!(matches!(open(&table, new, some_file()), Opened::Native(..)));
+        assert!(!table.renumber(new), "the kernel has it");
+        // An open that was under way goes to the old number, and on as those before it.
+        assert!(matches!(open(&table, old, some_file()), Opened::Cached(_)));
+        assert!(table.is_served_by_replies(old) && !table.is_served_by_replies(new));
+        table.release(handle(&first));
+        assert_eq!(table.generations().ino(NodeId::ROOT), new);
     }
 
     #[test]

@@ -11,11 +11,14 @@ mod complaints;
 mod handles;
 mod kernel;
 pub mod mapped;
+mod native;
+mod renumber;
 mod session;
 mod watch;
 
 pub use kernel::resolve;
 pub use mapped::Mapping;
+pub use native::{Native, Passthrough};
 pub use session::{Mount, unmount, vacant};
 pub use watch::Watch;
 
@@ -33,11 +36,33 @@ pub struct Options {
     /// Kernel read-ahead in bytes; 1 MiB by default, set through /sys/class/bdi after mount. Less makes more requests
     /// of a sequential reader, more makes a random page fault wait for more.
     pub read_ahead: u64,
+    /// Whether complete files are given to the kernel, which then serves them by itself.
+    pub passthrough: Passthrough,
+    /// What the kernel is answered that reads around page faults.
+    pub read_around: ReadAround,
+}
+
+/// Whether the kernel is given all that it reads around a page fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadAround {
+    /// Where a file is read at random, only what is here: of the rest the page that is needed.
+    #[default]
+    Auto,
+    /// Always, fetched where it is not here.
+    Always,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { allow_other: false, uid: None, gid: None, umask: 0, read_ahead: 1 << 20 }
+        Self {
+            allow_other: false,
+            uid: None,
+            gid: None,
+            umask: 0,
+            read_ahead: 1 << 20,
+            passthrough: Passthrough::default(),
+            read_around: ReadAround::default(),
+        }
     }
 }
 
@@ -62,6 +87,9 @@ pub struct Status {
     /// What was wrong in the repository when it was last asked for and is not served, as `PATH bytes A-B`.
     #[serde(default)]
     pub refused: Vec<String>,
+    /// How many files the kernel serves by itself, and why not the others.
+    #[serde(default)]
+    pub native: Native,
     /// Name and value of each counter in `metrics`.
     pub metrics: std::collections::BTreeMap<String, u64>,
 }

@@ -11,10 +11,11 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
 use super::adapter::Adapter;
-use super::answers::{Answers, Looks};
+use super::answers::Answers;
 use super::attach::{self, Audience};
 use super::kernel::{self, Device};
-use super::{Detach, Options, Status};
+use super::renumber::{self, Offers};
+use super::{Detach, Options, Passthrough, Status};
 use crate::content::Standing;
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::fs::Model;
@@ -34,6 +35,7 @@ const STACKED: usize = 16;
 #[derive(Debug)]
 pub struct Mount {
     model: Arc<Model>,
+    answers: Arc<Answers>,
     /// As the mount table names it.
     dir: PathBuf,
     device: Device,
@@ -51,11 +53,12 @@ impl Mount {
     /// `NotFound` or `Invalid` where `dir` is no folder, `Busy` where it is not empty or something of weightfs is mounted
     /// there, `Kernel` where `/dev/fuse` or the helper is missing or the kernel refuses; each says what to do.
     pub async fn open(model: Arc<Model>, dir: &Path, options: &Options) -> Result<Self> {
-        let answers = Arc::new(Answers::new(model.clone(), looks(options)));
+        let answers = Arc::new(Answers::new(model.clone(), options));
         let adapter = Adapter::new(answers.clone());
+        let passthrough = options.passthrough;
         let (dir, source, options) = (dir.to_owned(), model.reference.to_string(), options.clone());
         let begun = blocking(move || begin(&dir, &source, &options, adapter)).await?;
-        let mount = begun.serve(model, answers)?;
+        let mount = begun.serve(model, answers, passthrough)?;
         mount.model.loader.warm();
         mount.model.mention_ignored_index();
         Ok(mount)
@@ -88,6 +91,7 @@ impl Mount {
             standing: self.model.standing().to_owned(),
             poisoned: self.poisoned(),
             refused: self.model.refused(),
+            native: self.answers.count_native(),
             metrics: counters.map(|counter| (counter.name.to_owned(), counter.value)).collect(),
         }
     }
@@ -134,6 +138,28 @@ impl Mount {
     }
 }
 
+impl Mount {
+    /// Starts the threads that tell the kernel what it does not know: each by itself, since a notification waits for whatever
+    /// requests hold locked in the kernel.
+    fn notify(&self, notifier: Notifier, passthrough: Passthrough) -> Result<()> {
+        let runtime = tokio::runtime::Handle::current();
+        let poisonings = self.model.loader.poisonings();
+        let (answers, ended) = (Arc::clone(&self.answers), self.ended.clone());
+        let (on, told) = (runtime.clone(), notifier.clone());
+        thread("weightfs-inval", move || {
+            on.block_on(async { invalidate_poisoned(poisonings, ended, &answers, &told).await });
+        })?;
+        if passthrough != Passthrough::Swap {
+            return Ok(());
+        }
+        let (answers, ended) = (Arc::clone(&self.answers), self.ended.clone());
+        let (dir, sealings) = (self.dir.clone(), self.model.loader.sealings());
+        thread("weightfs-renum", move || {
+            runtime.block_on(renumber::attend(sealings, Offers::new(answers, notifier, dir, ended)));
+        })
+    }
+}
+
 impl Drop for Mount {
     fn drop(&mut self) {
         if self.ended.has_changed().is_err() {
@@ -165,14 +191,6 @@ pub fn unmount(dir: &Path, how: Detach) -> Result<()> {
             kernel::detach(&dir, Detach::Lazy)
         }
         done => done,
-    }
-}
-
-fn looks(options: &Options) -> Looks {
-    Looks {
-        uid: options.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
-        gid: options.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
-        umask: options.umask,
     }
 }
 
@@ -292,18 +310,15 @@ fn check_empty_folder(dir: &Path) -> Result<()> {
 }
 
 impl Begun {
-    fn serve(self, model: Arc<Model>, answers: Arc<Answers>) -> Result<Mount> {
+    fn serve(self, model: Arc<Model>, answers: Arc<Answers>, passthrough: Passthrough) -> Result<Mount> {
         let Self { session, mut left } = self;
         let notifier = session.notifier();
         let (alive, ended) = watch::channel(());
-        let mount = Mount { model, dir: left.dir.clone(), device: left.device.clone(), ended };
+        let (dir, device) = (left.dir.clone(), left.device.clone());
+        let mount = Mount { model, answers: Arc::clone(&answers), dir, device, ended };
         let (dir, device) = (mount.dir.clone(), mount.device.clone());
         thread("weightfs-fuse", move || run(session, &dir, &device, alive))?;
-        let (poisonings, ended) = (mount.model.loader.poisonings(), mount.ended.clone());
-        let runtime = tokio::runtime::Handle::current();
-        thread("weightfs-inval", move || {
-            runtime.block_on(async { invalidate_poisoned(poisonings, ended, &answers, &notifier).await });
-        })?;
+        mount.notify(notifier, passthrough)?;
         left.served = true;
         Ok(mount)
     }
@@ -381,7 +396,7 @@ mod tests {
         std::fs::create_dir(&dir).unwrap();
 
         let options = Options::default();
-        let adapter = Adapter::new(Arc::new(Answers::new(model.clone(), looks(&options))));
+        let adapter = Adapter::new(Arc::new(Answers::new(model.clone(), &options)));
         let at = dir.clone();
         let begun = blocking(move || begin(&at, "given-up", &options, adapter)).await.unwrap();
         let dir = begun.left.dir.clone();

@@ -17,17 +17,21 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const RAW: &str = "application/vnd.cncf.model.weight.v1.raw";
 const EROFS: i32 = 30;
 
-struct Bench {
+/// A model in memory, a store, and a folder to mount at.
+pub(super) struct Bench {
     folder: tempfile::TempDir,
-    repository: Arc<Memory>,
-    weights: Vec<u8>,
+    pub(super) repository: Arc<Memory>,
+    pub(super) weights: Vec<u8>,
 }
 
 impl Bench {
     /// A model of one file of 3 MiB and a bit, `a/weights.bin`, in a repository in memory.
-    fn new() -> Self {
-        let weights: Vec<u8> =
-            (0..(3 << 20) + 77_u32).map(|at| (at / 4096 * 7 + at).to_le_bytes()[0]).collect();
+    pub(super) fn new() -> Self {
+        Self::of((0..(3 << 20) + 77_u32).map(|at| (at / 4096 * 7 + at).to_le_bytes()[0]).collect())
+    }
+
+    /// A model whose one file, `a/weights.bin`, is this.
+    pub(super) fn of(weights: Vec<u8>) -> Self {
         let repository = Arc::new(Memory::new());
         let layer = repository.put(weights.clone());
         let config = repository.put("{}");
@@ -47,17 +51,25 @@ impl Bench {
         Self { folder, repository, weights }
     }
 
-    fn dir(&self) -> PathBuf {
+    pub(super) fn dir(&self) -> PathBuf {
         self.folder.path().join("mnt")
     }
 
-    fn file(&self) -> PathBuf {
+    pub(super) fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    pub(super) fn file(&self) -> PathBuf {
         self.dir().join("a/weights.bin")
     }
 
-    async fn model(&self, config: Config) -> Arc<Model> {
-        let store = StoreConfig { folder: self.folder.path().join("store"), size: None };
-        let store = Store::open(&store).unwrap();
+    pub(super) async fn model(&self, config: Config) -> Arc<Model> {
+        self.model_kept(config, None).await
+    }
+
+    /// Opened over a store that may have so many bytes.
+    pub(super) async fn model_kept(&self, config: Config, size: Option<u64>) -> Arc<Model> {
+        let store = Store::open(&StoreConfig { folder: self.store(), size }).unwrap();
         let reference = "example.org/acme/llm".parse().unwrap();
         let model = Model::open(self.repository.clone(), reference, store, config).await;
         Arc::new(model.unwrap())
@@ -67,24 +79,24 @@ impl Bench {
         self.mount_with(Config::default()).await
     }
 
-    async fn mount_with(&self, config: Config) -> Mount {
+    pub(super) async fn mount_with(&self, config: Config) -> Mount {
         Mount::open(self.model(config).await, &self.dir(), &Options::default()).await.unwrap()
     }
 }
 
 /// Runs what reads the mount outside of the runtime that answers it.
-async fn reading<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn reading<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    for _ in 0..1000 {
+pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..3000 {
         if condition() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("{what}: not within ten seconds");
+    panic!("{what}: not within thirty seconds");
 }
 
 fn errno<T>(result: std::io::Result<T>) -> Option<i32> {

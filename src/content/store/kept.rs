@@ -46,6 +46,8 @@ pub struct KeptFile {
     kept: File,
     /// Held while a chunk is written or found to be damaged, so that a chunk mended meanwhile is not given up.
     changing: Mutex<Trail>,
+    /// How the image was when it was last found sealed here; `None` where it was not.
+    seal: Mutex<Option<Stamp>>,
     last_use: Mutex<Instant>,
 }
 
@@ -96,6 +98,7 @@ impl KeptFile {
             digests,
             kept,
             changing: Mutex::new(trail),
+            seal: Mutex::new(None),
             last_use: Mutex::new(Instant::now()),
         })
     }
@@ -217,6 +220,7 @@ impl KeptFile {
 
     fn unmark(&self, chunk: u64, trail: &mut Trail) {
         trail.own.remove(&chunk);
+        *self.seal.lock() = None;
         // Where even this fails, the chunk is read and found wrong again next time.
         let _ = self.kept.write_all_at(&[0; STAMP], 0);
         let _ = self.kept.write_all_at(&[0], kept_at(chunk));
@@ -261,16 +265,27 @@ impl KeptFile {
             return Err(io::Error::other("a chunk was found to be damaged meanwhile"));
         }
         self.kept.write_all_at(&seal.0.encode(), 0)?;
+        *self.seal.lock() = Some(seal.0);
         trail.own = HashSet::new();
         Ok(())
     }
 
-    /// Whether the image was complete and proved once and nobody has touched it since, by size, times and inode.
+    /// Whether the image was complete and proved once and nobody has touched it since, by size, times and inode. Reads from the disk.
     #[must_use]
     pub fn sealed(&self) -> bool {
         let mut recorded = [0; STAMP];
-        let now = Stamp::of(&self.image);
-        self.kept.read_exact_at(&mut recorded, 0).is_ok() && now.is_ok_and(|now| now.encode() == recorded)
+        let read = self.kept.read_exact_at(&mut recorded, 0);
+        let now = Stamp::of(&self.image).ok().filter(|now| read.is_ok() && now.encode() == recorded);
+        *self.seal.lock() = now;
+        now.is_some()
+    }
+
+    /// The same as far as the kernel knows without its disk: whether the image is as it was when it was last found
+    /// [`sealed`](Self::sealed) here. What another process has found out about it since does not count.
+    #[must_use]
+    pub fn still_sealed(&self) -> bool {
+        let seal = *self.seal.lock();
+        seal.is_some() && seal == Stamp::of(&self.image).ok()
     }
 
     /// Vouches for the digests on record as they are now, all of them: for a layer that was just proved. Whatever
@@ -549,8 +564,9 @@ mod tests {
         let kept = KeptFile::open(&stem, 100).unwrap();
         assert!(!kept.sealed());
         kept.write(0, &chunk_of(7, 100)).unwrap();
+        assert!(!kept.still_sealed());
         kept.seal(kept.prepare_seal().unwrap()).unwrap();
-        assert!(kept.sealed());
+        assert!(kept.still_sealed() && kept.sealed() && kept.still_sealed());
         let other = OpenOptions::new().write(true).open(stem.with_added_extension("data")).unwrap();
         other.write_all_at(b"x", 50).unwrap();
         assert!(!kept.sealed());

@@ -1,0 +1,158 @@
+//! Offers files that became whole while they were open to the kernel, for later opens.
+//!
+//! The kernel mixes no cached and passthrough handles of one node, and handles and mappings may stay open for as long as an
+//! engine runs. So such a file gets another number: who opens it from then on is served by the kernel, and who has
+//! it open goes on as before. Only where that is set: whoever has found the old number by the name, and keeps that in mind (an
+//! overlay above the mount), is told that the file is stale. Runs on a thread of its own, started by the session.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{INodeNo, Notifier};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::libc::off_t;
+use tokio::sync::{mpsc::UnboundedReceiver, watch};
+use tokio::time::Instant;
+
+use super::answers::Answers;
+use super::handles::Ino;
+use super::kernel;
+use crate::fs::NodeId;
+use crate::index::ExtentId;
+
+/// How often is looked for files that another process has completed or sealed, of which nothing is heard.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How much of a file is read ahead at once. The kernel takes no more than the disk's own read-ahead, which is 128 KiB where
+/// nobody has set it, and leaves the rest of a larger wish out.
+const STEP: u64 = 128 << 10;
+
+/// How much of a file is read ahead at most: its next reader will be at it for a while then, and reads as fast as the disk does.
+const AHEAD: u64 = 256 << 20;
+
+/// Of the memory that is available when the mount begins, all files together have one part in so many read ahead.
+const PART: u64 = 4;
+
+/// Looking takes no more of the time than one part in so many, however many files are open.
+const SHARE: u32 = 50;
+
+/// However long it takes, it is looked again after this.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// What is offered, and to whom.
+pub(super) struct Offers {
+    answers: Arc<Answers>,
+    notifier: Notifier,
+    /// Where the mount is.
+    dir: PathBuf,
+    ended: watch::Receiver<()>,
+    /// How many bytes may still be read ahead.
+    ahead: u64,
+}
+
+/// Offers what becomes whole, until the mount ends.
+pub(super) async fn attend(mut sealings: UnboundedReceiver<ExtentId>, mut offers: Offers) {
+    let mut ended = offers.ended.clone();
+    let mut look = Instant::now() + LOOK;
+    loop {
+        tokio::select! {
+            sealed = sealings.recv() => {
+                let Some(sealed) = sealed else { return };
+                offers.offer_all(|extent| extent == sealed);
+            }
+            () = tokio::time::sleep_until(look) => {
+                let begun = Instant::now();
+                offers.offer_all(|_| true);
+                look = Instant::now() + begun.elapsed().saturating_mul(SHARE).clamp(LOOK, LONGEST);
+            }
+            _ = ended.changed() => return,
+        }
+    }
+}
+
+impl Offers {
+    /// Of the mount at `dir`, until it has ended.
+    pub(super) fn new(
+        answers: Arc<Answers>,
+        notifier: Notifier,
+        dir: PathBuf,
+        ended: watch::Receiver<()>,
+    ) -> Self {
+        Self { answers, notifier, dir, ended, ahead: available().unwrap_or(0) / PART }
+    }
+
+    fn offer_all(&mut self, concerned: impl Fn(ExtentId) -> bool) {
+        let answers = Arc::clone(&self.answers);
+        let open = answers.served_by_replies().into_iter();
+        for (ino, id) in open.filter(|(_, id)| answers.model.extent(*id).is_some_and(&concerned)) {
+            self.offer(&answers, ino, id);
+        }
+    }
+
+    /// Gives the file another number, if the store has it whole and the kernel takes it. Blocks on the local disk, and on
+    /// lookups in the file's folder.
+    fn offer(&mut self, answers: &Answers, ino: Ino, id: NodeId) {
+        // A lookup that waits for the network would be waited for with the folder locked; it is tried again.
+        if !answers.model.is_named() || !answers.native.is_taken() {
+            return;
+        }
+        let Some(held) = answers.hold(id) else { return };
+        let Some(file) = held.whole() else { return };
+        // To forget a name that something is mounted at would take that away.
+        if self.is_mount_point(id) || !answers.handles.renumber(ino) {
+            return;
+        }
+        answers.model.metrics.renumbered_files.add(1);
+        for (folder, name) in answers.model.tree.names(id) {
+            let folder = INodeNo(answers.handles.generations().ino(folder).0);
+            // Until the kernel has forgotten the name it opens the file under the old number, which is right too.
+            if let Err(error) = self.notifier.inval_entry(folder, name.as_ref()) {
+                tracing::warn!(%error, path = answers.model.tree.path(id), "the kernel does not forget an old number");
+            }
+        }
+        tracing::info!(path = answers.model.tree.path(id), "whole: later opens are the kernel's own");
+        // Its chunks were written past the page cache: who opens it next shall not find it cold.
+        self.read_ahead(file);
+    }
+
+    /// Whether something is mounted at one of the file's names, as far as this process can see; where it can't look, it is so.
+    fn is_mount_point(&self, id: NodeId) -> bool {
+        let tree = &self.answers.model.tree;
+        let free = |path: PathBuf| kernel::mounted_at(&path).is_ok_and(|entry| entry.is_none());
+        tree.names(id).into_iter().any(|(folder, name)| !free(self.dir.join(tree.path(folder)).join(name)))
+    }
+
+    /// Has the kernel read the file into its cache, without waiting for the last of it.
+    fn read_ahead(&mut self, file: &File) {
+        let len = file.metadata().map_or(0, |meta| meta.len()).min(AHEAD).min(self.ahead);
+        let advise = |at: u64| {
+            let (at, step) = (off_t::try_from(at).ok()?, off_t::try_from(STEP).ok()?);
+            posix_fadvise(file, at, step, PosixFadviseAdvice::POSIX_FADV_WILLNEED).ok()
+        };
+        let mut at = 0;
+        while at < len && self.ended.has_changed().is_ok() && advise(at).is_some() {
+            at += STEP;
+        }
+        self.ahead = self.ahead.saturating_sub(at);
+    }
+}
+
+/// How many bytes of memory programs could have now (`MemAvailable` in man 5 proc).
+fn available() -> Option<u64> {
+    let table = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_known_how_much_memory_is_available() {
+        assert!(available().is_some_and(|bytes| bytes > 1 << 20));
+    }
+}
