@@ -155,11 +155,17 @@ impl Loader {
     /// Takes down that the layer's digest was proved over its bytes. Blocks.
     pub(super) fn set_proved(&self, layer: usize) {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
-        let vouched = stratum.files().all(|extent| extent.vouch(&self.shelf));
-        let proved = stratum.become_proved();
-        // Not of what was found out to be wrong meanwhile.
-        if vouched && *stratum.standing.borrow() == Standing::Proved {
+        let is_poisoned = || *stratum.standing.borrow() == Standing::Poisoned;
+        let shared = stratum.files().all(|extent| extent.vouch(&self.shelf)) && !is_poisoned();
+        // Before anybody is told: who hears of the proof looks for the layer where proved ones lie.
+        if shared {
             self.shelf.store.set_proved(&self.shelf.who, described.kept_as());
+        }
+        let proved = stratum.become_proved();
+        if shared && is_poisoned() {
+            // It was found out meanwhile.
+            self.shelf.store.withdraw(described.kept_as());
+            self.shelf.store.poison(&self.shelf.who, described.kept_as());
         }
         if proved {
             self.metrics.proved_layers.add(1);
