@@ -46,9 +46,7 @@ impl Pool {
         let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
         Filling { memory, start, filled: 0, pool: self.clone() }
     }
-}
 
-impl Pool {
     /// Gives the free buffers back.
     pub fn release(&self) {
         self.0.lock().clear();
@@ -76,13 +74,10 @@ impl Filling {
 
     /// Copies as much of `bytes` as fits and gives how much that was.
     pub fn push(&mut self, bytes: &[u8]) -> usize {
-        let from = self.start + self.filled;
-        let Some(room) = self.memory.get_mut(from..) else { return 0 };
-        let count = room.len().min(bytes.len());
-        if let (Some(to), Some(from)) = (room.get_mut(..count), bytes.get(..count)) {
-            to.copy_from_slice(from);
-            self.filled += count;
-        }
+        let room = self.room(bytes.len());
+        let count = room.len();
+        room.copy_from_slice(bytes.get(..count).unwrap_or_default());
+        self.grow(count);
         count
     }
 

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::book::{Origin, Overrides};
-use super::listen::is_trusted;
+use super::listen::accept;
 use super::plane::{Plane, blocking};
 use super::start::{Mounted, kind};
 use super::state::short;
@@ -106,27 +106,16 @@ pub async fn serve(plane: Arc<Plane>, listener: UnixListener, end: impl Future<O
     let (mut tasks, places) = (JoinSet::new(), Arc::new(Semaphore::new(AT_ONCE)));
     tokio::pin!(end);
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let stream = tokio::select! {
+            stream = accept(&listener, "control") => stream,
             () = &mut end => break,
         };
         while tasks.try_join_next().is_some() {}
-        match accepted {
-            Ok((stream, _)) if !is_trusted(&stream) => {
-                tracing::warn!("somebody else's process was turned away at the control socket");
-            }
-            Ok((stream, _)) => {
-                let (plane, places) = (plane.clone(), places.clone());
-                tasks.spawn(async move {
-                    let _place = places.acquire().await;
-                    attend(&plane, stream).await;
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "nobody can ask at the control socket for a moment");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        }
+        let (plane, places) = (plane.clone(), places.clone());
+        tasks.spawn(async move {
+            let _place = places.acquire().await;
+            attend(&plane, stream).await;
+        });
     }
     drop(listener);
     let _ = tokio::time::timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;

@@ -6,11 +6,11 @@
 use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 
 use super::csi::DRIVER;
 use super::state::short;
@@ -116,7 +116,7 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(Error::new(Kind::Invalid, format!("{}: it is no socket", doing())));
         }
-        Ok(_) if UnixStream::connect(&inside).is_ok() => {
+        Ok(_) if std::os::unix::net::UnixStream::connect(&inside).is_ok() => {
             return Err(Error::new(Kind::Busy, format!("{}: somebody does already", doing())));
         }
         Ok(_) => std::fs::remove_file(&inside).storage(doing)?,
@@ -127,9 +127,23 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// The next connection of somebody who may ask at `listener`, which is called `what` in the log. Can be given up at any time.
+pub async fn accept(listener: &UnixListener, what: &str) -> UnixStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) if is_trusted(&stream) => return stream,
+            Ok(_) => tracing::warn!("somebody else's process was turned away at the {what} socket"),
+            Err(error) => {
+                tracing::warn!(%error, "nobody can ask at the {what} socket for a moment");
+                // No descriptor is free, as a rule: asked again at once it would say the same.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
 /// Whether who is at the other end is this process's user or root.
-#[must_use]
-pub fn is_trusted(stream: &tokio::net::UnixStream) -> bool {
+fn is_trusted(stream: &UnixStream) -> bool {
     let own = nix::unistd::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
 }
@@ -168,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn this_user_is_trusted() {
-        let (one, _other) = tokio::net::UnixStream::pair().unwrap();
+        let (one, _other) = UnixStream::pair().unwrap();
         assert!(is_trusted(&one));
     }
 }

@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 
 pub use super::seal::Seal;
 use super::seal::{STAMP, Stamp, Trail};
-use crate::buffer::{ALIGN, Pool};
+use crate::buffer::{ALIGN, Pool, is_aligned};
 use crate::content::verify::Verified;
 use crate::index::ChunkDigest;
 use crate::index::Grid;
@@ -203,7 +203,7 @@ impl KeptFile {
         }
         trail.follow(&self.image);
         let (bytes, at) = (verified.bytes(), self.grid.range(chunk).start());
-        let whole = bytes.len().is_multiple_of(ALIGN) && bytes.as_ptr().align_offset(ALIGN) == 0;
+        let whole = bytes.len().is_multiple_of(ALIGN) && is_aligned(bytes);
         match self.direct.as_ref().filter(|_| whole) {
             Some(direct) => direct.write_all_at(bytes, at)?,
             None => self.image.write_all_at(bytes, at)?,

@@ -13,15 +13,14 @@ pub mod v1;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use futures_util::stream;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tonic::transport::Server;
 
 use self::v1::identity_server::IdentityServer;
 use self::v1::node_server::NodeServer;
-use super::listen::is_trusted;
+use super::listen::accept;
 use super::plane::Plane;
 
 /// The name that model-csi-driver has.
@@ -57,7 +56,7 @@ pub async fn serve(
 ) {
     let driver = Driver { plane, names: Arc::new(names), ready };
     let connections = stream::unfold(listener, |listener| async move {
-        let stream = accept(&listener).await;
+        let stream = accept(&listener, "CSI").await;
         Some((Ok::<_, std::io::Error>(stream), listener))
     });
     let served = Server::builder()
@@ -68,19 +67,5 @@ pub async fn serve(
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "CSI is no longer served");
-    }
-}
-
-/// The next connection of somebody who may ask.
-async fn accept(listener: &UnixListener) -> UnixStream {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) if is_trusted(&stream) => return stream,
-            Ok(_) => tracing::warn!("somebody else's process was turned away at the CSI socket"),
-            Err(error) => {
-                tracing::warn!(%error, "nobody can ask at the CSI socket for a moment");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        }
     }
 }
