@@ -1,6 +1,6 @@
 //! Which files of the store are whole, proved and untouched, so that the kernel may have them itself, and who is told.
 //!
-//! The prover reads complete files back and [seals](super::prove) them; here is what follows from a seal. Asked by the mount:
+//! The prover [seals](super::prove) complete files; here is what follows from a seal. Asked by the mount:
 //! when a file is opened, and when one that is open has become whole.
 
 use std::fs::File;
@@ -40,7 +40,7 @@ impl Held {
 pub enum Wholeness {
     /// Complete, proved and sealed when this process looked last.
     Sealed,
-    /// Complete and proved, and still to be read back and sealed.
+    /// Complete and proved, and still to be sealed.
     Unsealed,
     /// Complete, and its layer is not proved yet, or poisoned.
     Unproved,
