@@ -26,7 +26,7 @@ use crate::range::StoredRange;
 use crate::repository::read_all;
 
 /// The length of a chunk's digest in a section (index format v1).
-const DIGEST: u64 = 32;
+pub(super) const DIGEST: u64 = 32;
 
 /// How many refused chunks are listed; more are counted only.
 const LISTED: usize = 1000;

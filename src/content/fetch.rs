@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LONG_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the store is waited for before the repository is asked instead.
 pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// From how many chunks on a request ahead of a reader is cut where a span ends.
+const FEWEST: u64 = 2;
 /// How often a claimed chunk is looked for. Claims have no notification; a look costs two system calls.
 const LOOK: Duration = Duration::from_millis(3);
 
@@ -120,7 +122,7 @@ impl Loader {
         };
         let Some((table, extent)) = table.zip(self.extent(id)) else { return runs(chunks, grain.ahead) };
         let span = |chunk: u64| table.position(extent.content(&(chunk..chunk + 1)).start());
-        runs_by_place(chunks, grain.fewest, grain.ahead, span)
+        runs_by_place(chunks, FEWEST, grain.ahead, span)
     }
 
     /// Fetches a run of chunks for nobody in particular and waits until they are here, and kept where it was this that

@@ -35,16 +35,14 @@ pub(super) struct Grain {
     pub(super) demand: u64,
     /// When nobody does.
     pub(super) ahead: u64,
-    /// From how many on such a request is cut where a span ends.
-    pub(super) fewest: u64,
 }
 
 impl Grain {
     /// Of content that is the stored bytes.
-    pub(super) const STORED: Self = Self { demand: 1, ahead: 4, fewest: 4 };
+    pub(super) const STORED: Self = Self { demand: 1, ahead: 4 };
     /// Of what is decoded: a request begins and ends within a span, and what it fetches and decodes of that in vain is
     /// little beside 16 MiB.
-    pub(super) const DECODED: Self = Self { demand: 8, ahead: 16, fewest: 2 };
+    pub(super) const DECODED: Self = Self { demand: 8, ahead: 16 };
 }
 
 /// The turns of one loader.

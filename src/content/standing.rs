@@ -11,6 +11,7 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use tokio::sync::{mpsc, watch};
 
 use super::Integrity;
+use super::bound::DIGEST;
 use super::extent::Extent;
 use super::lanes::Lane;
 use super::loader::{Loader, Standing, Stratum};
@@ -23,8 +24,6 @@ use crate::range::ContentRange;
 const IDLE: Duration = Duration::from_secs(5);
 /// A proof that did not come about is tried again after so long, unless somebody waits for it.
 const RETRY: Duration = Duration::from_secs(30);
-/// The length of a chunk's digest.
-const DIGEST: u64 = 32;
 /// How often all that is missing of a layer is brought for who waits for its proof: each damaged chunk of the store is
 /// found out by the attempt to prove what was there.
 const ROUNDS: usize = 4;
