@@ -84,28 +84,32 @@ def written(bench):
 
 def into(bench, session):
     """The words of curl: each shard's URL, and the file for it."""
-    pairs = zip(bench.urls(), bench.model.shards)
+    pairs = zip(bench.urls(bench.redirect), bench.model.shards)
     return [word for url, shard in pairs for word in (url, "-o", os.path.join(session.mount, shard.name))]
 
 
 def known(bench):
-    """Every contender, in the order in which the table has them; curl to /dev/null first: it is what the others are held to."""
-    weightfs, registry, web = bench.weightfs, bench.registry, bench.web
+    """Every contender, in the order in which the table has them; curl to /dev/null first: it is what the others are held to.
+
+    All but one get blobs from the same server, so that what is compared is who reads. `weightfs-registry` has docker-registry do it.
+    """
+    weightfs, origin, web = bench.weightfs, bench.redirect, bench.web
     curl = ["curl", "-sSfL"]
-    nothing = [word for url in bench.urls() for word in (url, "-o", "/dev/null")]
+    nothing = [word for url in bench.urls(origin) for word in (url, "-o", "/dev/null")]
     files = lambda session: [os.path.join(session.mount, shard.name) for shard in bench.model.shards]
-    mount = lambda tag: lambda mnt, _: [weightfs, "mount", "--foreground", f"{registry.host}/{REPOSITORY}:{tag}", mnt]
+    mount = lambda at, tag: lambda mnt, _: [weightfs, "mount", "--foreground", f"{at.host}/{REPOSITORY}:{tag}", mnt]
     sums = lambda session: ["sh", "-c", 'for file; do sha256sum "$file" & done; wait', "sh", *files(session)]
     return [
-        Downloader("curl-null", registry, lambda _: [curl + nothing], needs="curl"),
-        Downloader("curl-file-sha256", registry,
+        Downloader("curl-null", origin, lambda _: [curl + nothing], needs="curl"),
+        Downloader("curl-file-sha256", origin,
                    lambda session: [curl + into(bench, session), ["sha256sum", *files(session)]], summed, "curl"),
-        Downloader("curl-Z4-files-sha256", registry,
+        Downloader("curl-Z4-files-sha256", origin,
                    lambda session: [curl + ["-Z", "--parallel-immediate", "--parallel-max", "4"] + into(bench, session),
                                     sums(session)], summed, "curl"),
-        Mounter("weightfs-plain", registry, mount("plain")),
-        Mounter("weightfs-packed", registry, mount("packed")),
-        Downloader("weightfs-pull", registry, pull(bench), written(bench)),
+        Mounter("weightfs-plain", origin, mount(origin, "plain")),
+        Mounter("weightfs-packed", origin, mount(origin, "packed")),
+        Mounter("weightfs-registry", bench.registry, mount(bench.registry, "packed")),
+        Downloader("weightfs-pull", origin, pull(bench), written(bench)),
         Mounter("rclone", web, lambda mnt, cache: [
             "rclone", "mount", ":http:", mnt, "--http-url", f"http://{web.host}/", "--read-only", "--vfs-cache-mode", "full",
             "--cache-dir", cache, "--config", "/dev/null", "--dir-cache-time", "1h", "--no-modtime"], "rclone"),
@@ -132,7 +136,7 @@ def by_nginx(bench):
 
 def pull(bench):
     def steps(session):
-        return [[bench.weightfs, "pull", f"{bench.registry.host}/{REPOSITORY}:packed", "--output", session.mount]]
+        return [[bench.weightfs, "pull", f"{bench.redirect.host}/{REPOSITORY}:packed", "--output", session.mount]]
     return steps
 
 

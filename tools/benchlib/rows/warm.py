@@ -6,7 +6,7 @@ from ..measure import drop_caches
 from ..session import Missing, Session
 
 WAYS = {"read": readers.in_order, "mmap": readers.touched, "copy": readers.copied}
-TIMES = 3  # of which the median counts: a gigabyte out of memory takes some ten milliseconds
+TIMES = 9  # of which the median counts: a gigabyte out of memory takes some ten milliseconds
 
 
 def median_of(seconds):
