@@ -16,7 +16,7 @@ use fuser::{
 use super::complaints::Complaints;
 use super::handles::{Handles, Ino, Opened};
 use super::native::{Native, Verdict};
-use super::{Options, ReadAround};
+use super::{Options, ReadAround, kernel};
 use crate::content::{Held, Wholeness};
 use crate::error::Error;
 use crate::fs::{Child, Model, Node, NodeId, NodeKind};
@@ -27,6 +27,9 @@ pub(super) const FOR_EVER: Duration = Duration::from_secs(1 << 30);
 /// What `stat` recommends to read at once: the largest request the kernel makes. Buffered readers size their
 /// buffers by it: llama.cpp parses a header of megabytes with a system call for each block.
 const BLKSIZE: u32 = 1 << 20;
+
+/// How much of a file that the kernel serves by itself is read ahead when it is opened.
+const AHEAD: u64 = 64 << 20;
 
 /// What files and folders look like, apart from what the tree says.
 #[derive(Clone, Copy, Debug)]
@@ -227,7 +230,12 @@ impl Answers {
             return reply.error(Errno::EIO);
         }
         let whole = if self.native.may_ask() { whole } else { nothing };
-        let register = |file: &File| self.native.heard(reply.open_backing(file), metrics);
+        let mut cold = None;
+        let register = |file: &File| {
+            let registered = self.native.heard(reply.open_backing(file), metrics);
+            cold = file.try_clone().ok().filter(|_| registered.is_ok());
+            registered
+        };
         let held = self.hold(id);
         if let Some(image) = held.as_ref().and_then(Held::image).filter(|_| self.native.is_unasked()) {
             // Whatever it has of the file so far: what was registered is let go of at once.
@@ -243,6 +251,14 @@ impl Answers {
                 metrics.passthrough_opens.add(1);
                 // FOPEN_KEEP_CACHE beside passthrough is refused by the kernel (EINVAL).
                 reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, &id);
+                // Chunks are written past the page cache: the first reader would wait for the disk by 128 KiB.
+                if let Some(file) = cold {
+                    let len = file.metadata().map_or(0, |meta| meta.len()).min(AHEAD);
+                    if !kernel::is_cached(&file, len / 2) || !kernel::is_cached(&file, len.saturating_sub(1))
+                    {
+                        kernel::read_ahead(&file, len, || true);
+                    }
+                }
             }
             // The kernel walks the path again, asks for the name anew and gets another number.
             Opened::Stale => reply.error(Errno::ESTALE),

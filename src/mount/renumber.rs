@@ -11,8 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::libc::off_t;
 use tokio::sync::{mpsc::UnboundedReceiver, watch};
 use tokio::time::Instant;
 
@@ -24,10 +22,6 @@ use crate::index::ExtentId;
 
 /// How often is looked for files that another process has completed or sealed, of which nothing is heard.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// How much of a file is read ahead at once. The kernel takes no more than the disk's own read-ahead, which is 128 KiB where
-/// nobody has set it, and leaves the rest of a larger wish out.
-const STEP: u64 = 128 << 10;
 
 /// How much of a file is read ahead at most: its next reader will be at it for a while then, and reads as fast as the disk does.
 const AHEAD: u64 = 256 << 20;
@@ -127,15 +121,8 @@ impl Offers {
     /// Has the kernel read the file into its cache, without waiting for the last of it.
     fn read_ahead(&mut self, file: &File) {
         let len = file.metadata().map_or(0, |meta| meta.len()).min(AHEAD).min(self.ahead);
-        let advise = |at: u64| {
-            let (at, step) = (off_t::try_from(at).ok()?, off_t::try_from(STEP).ok()?);
-            posix_fadvise(file, at, step, PosixFadviseAdvice::POSIX_FADV_WILLNEED).ok()
-        };
-        let mut at = 0;
-        while at < len && self.ended.has_changed().is_ok() && advise(at).is_some() {
-            at += STEP;
-        }
-        self.ahead = self.ahead.saturating_sub(at);
+        let read = kernel::read_ahead(file, len, || self.ended.has_changed().is_ok());
+        self.ahead = self.ahead.saturating_sub(read);
     }
 }
 
