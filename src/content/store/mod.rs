@@ -368,7 +368,7 @@ impl Store {
     pub fn keep_small(&self, who: &str, digest: &Digest, bytes: &Bytes) {
         let path = self.small_path(who, digest);
         if !path.exists() {
-            self.note(private::write_small(&path, bytes), "keep a small blob");
+            self.note(private::write_checked(&path, bytes), "keep a small blob");
         }
     }
 

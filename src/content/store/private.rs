@@ -80,6 +80,18 @@ pub(super) fn write_small(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_whole(path, |error| error, |mut file| file.write_all(bytes)).map(drop)
 }
 
+/// The same of bytes that are held to their digest whenever they are read, so that nobody waits for the disk: after a crash they
+/// may be others.
+///
+/// # Errors
+/// Whatever the file system says.
+pub(super) fn write_checked(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        make_dir(parent)?;
+    }
+    replace(path, |error| error, |mut file| file.write_all(bytes)).map(drop)
+}
+
 /// Has a file (0600) written by `write` so that a reader sees all of it or what was there before; gives it to be read.
 ///
 /// # Errors
@@ -89,12 +101,20 @@ pub(super) fn write_whole<E>(
     failed: impl Fn(io::Error) -> E,
     write: impl FnOnce(&File) -> Result<(), E>,
 ) -> Result<File, E> {
+    replace(path, &failed, |file| write(file).and_then(|()| file.sync_data().map_err(&failed)))
+}
+
+fn replace<E>(
+    path: &Path,
+    failed: impl Fn(io::Error) -> E,
+    write: impl FnOnce(&File) -> Result<(), E>,
+) -> Result<File, E> {
     let temporary = path.with_added_extension(unique());
     let written = || {
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
         let file = file.map_err(&failed)?;
         write(&file)?;
-        file.sync_data().and_then(|()| fs::rename(&temporary, path)).map_err(&failed)?;
+        fs::rename(&temporary, path).map_err(&failed)?;
         Ok(file)
     };
     written().inspect_err(|_| {
