@@ -43,6 +43,7 @@ impl Model {
         config: Config,
     ) -> Result<Self> {
         let asked = Asked { reference: reference.clone(), platform: config.platform.clone() };
+        repository.expect_reads();
         let found = pin::pin(&*repository, &asked, &store).await?;
         let own = repository;
         let Whole { artifact, repository } = assemble(own.clone(), &found, &store)

@@ -35,6 +35,10 @@ pub(crate) trait Around: Send + Sync + fmt::Debug {
         self.inner().pace()
     }
 
+    fn expect_reads(&self) {
+        self.inner().expect_reads();
+    }
+
     fn referrers<'a>(
         &'a self,
         subject: &'a Digest,
@@ -75,6 +79,10 @@ impl<T: Around> Repository for T {
 
     fn pace(&self) -> Pace {
         Around::pace(self)
+    }
+
+    fn expect_reads(&self) {
+        Around::expect_reads(self);
     }
 
     fn referrers<'a>(

@@ -107,6 +107,10 @@ pub trait Repository: Send + Sync + fmt::Debug {
     /// How much is best read ahead at once, as measured so far. Costs no request.
     fn pace(&self) -> Pace;
 
+    /// Hears that reads will follow in a moment, so that connections for them can be made meanwhile. Costs no request; nobody
+    /// waits for it. Must be called within a tokio runtime.
+    fn expect_reads(&self) {}
+
     /// The manifests of `artifact_type` that refer to the manifest `subject`, in the repository's order, at most
     /// [`REFERRERS_LIMIT`]; none where the repository keeps no such lists. Anybody who may push there may refer to anything, so
     /// they prove nothing, not even that they exist.

@@ -91,6 +91,12 @@ impl<R: Repository + 'static> Repository for Mirrored<R> {
         self.hosts.own.repository.pace()
     }
 
+    fn expect_reads(&self) {
+        if self.hosts.mirrors.is_empty() {
+            self.hosts.own.repository.expect_reads();
+        }
+    }
+
     fn distrust(&self, blob: &Blob) {
         self.hosts.distrust(&blob.digest);
     }

@@ -149,6 +149,20 @@ impl Direct {
         Ok((answer.into(), peer))
     }
 
+    /// Begins to make `count` connections to the host of `url`, for requests that come in a moment. One that can't be made is left
+    /// to these.
+    pub(super) fn prepare(&self, url: &Url, count: usize) {
+        let Ok(place) = place(url) else { return };
+        for _ in 0..count {
+            let (direct, url, place) = (self.clone(), url.clone(), place.clone());
+            tokio::spawn(async move {
+                if let Ok(line) = direct.connect(&url, &place).await {
+                    direct.keep(place, line);
+                }
+            });
+        }
+    }
+
     /// A connection that waits and is not closed.
     fn idle(&self, place: &Place) -> Option<Line> {
         let mut idle = self.0.idle.lock();

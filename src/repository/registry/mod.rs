@@ -68,6 +68,8 @@ const AUTH_ATTEMPTS: u32 = 3;
 /// How long a connection waits to be used again, and how many do of one host.
 const IDLE_TIME: Duration = Duration::from_secs(90);
 const IDLE_LINES: usize = 128;
+/// How many blobs are asked for side by side once a manifest is here: its config, and the head of its index.
+const FIRST_READS: usize = 2;
 
 /// What one request of a chain of redirects has come to.
 enum Step {
@@ -346,6 +348,12 @@ impl Repository for Registry {
 
     fn read_ahead<'a>(&'a self, blob: &'a Blob, range: StoredRange) -> BoxFuture<'a, Result<ByteStream>> {
         self.read(blob, range)
+    }
+
+    fn expect_reads(&self) {
+        if self.base.scheme() == "http" && !self.client.is_proxied(&self.base) {
+            self.direct.prepare(&self.base, FIRST_READS);
+        }
     }
 
     /// No opinion, but where ranges are ignored: what comes in one stream is best asked for in order.
