@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::bound::Digests;
 use super::instant::Trial;
-use super::prefetch::stream::{Plan, Streams};
+use super::prefetch::stream::{Onward, Plan, Streams};
 use super::prefetch::tensors::Tensors;
 use super::scatter::Scatter;
 use super::shelf::Shelf;
@@ -129,6 +129,11 @@ impl Extent {
             _ => None,
         };
         readers.streams.observe(range, self.grid.len(), tensors.as_deref())
+    }
+
+    /// Takes down that the reader of the file before this one is about to go on here.
+    pub(super) fn expect(&self, onward: Onward) {
+        self.readers.lock().streams.expect(onward, self.grid.len());
     }
 
     /// Takes what came for the page cache into account; whether it may be declined. What becomes of it is to be said then.

@@ -34,6 +34,12 @@ const LONG_PATIENCE: Duration = Duration::from_secs(60);
 pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// From how many chunks on a request ahead of a reader is cut where a span ends.
 const FEWEST: u64 = 2;
+/// How long a request that nobody waits for is held up for each of its chunks, where there is no room.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How many chunks of one request may wait to be kept.
+const KEEPING: usize = 2;
+/// Up to so many bytes a request is small: it is over before a far registry's next answer begins.
+const SMALL: u64 = 2 << 20;
 /// How often a claimed chunk is looked for. Claims have no notification; a look costs two system calls.
 const LOOK: Duration = Duration::from_millis(3);
 
@@ -88,14 +94,27 @@ impl Loader {
         range: ContentRange,
         lane: Lane,
     ) -> Result<()> {
+        self.fetch_missing_by(id, range, lane, u64::MAX).await
+    }
+
+    /// The same with requests of `request` bytes, where the repository is not served better by smaller ones.
+    pub(super) async fn fetch_missing_by(
+        self: &Arc<Self>,
+        id: ExtentId,
+        range: ContentRange,
+        lane: Lane,
+        request: u64,
+    ) -> Result<()> {
         let loader = Arc::clone(self);
         let missing = tokio::task::spawn_blocking(move || loader.missing(id, range, lane)).await;
         let mut under_way = FuturesUnordered::new();
         let mut outcome = Ok(());
         let pace = self.repository.pace();
-        for run in self.runs_ahead(id, &missing.unwrap_or_default()).await {
+        let request = request.min(pace.bytes);
+        let most = width(pace.requests, request);
+        for run in self.runs_ahead(id, &missing.unwrap_or_default(), request).await {
             // More than one prefetch may be at it: the lanes have fewer turns than all of them together.
-            while under_way.len() >= pace.requests {
+            while under_way.len() >= most {
                 match under_way.next().await.unwrap_or(Ok(())) {
                     // A chunk that is wrong keeps nobody from the others.
                     Err(error) if self.concerns_a_chunk(id.layer, &error) => {
@@ -114,11 +133,11 @@ impl Loader {
 
     /// What is asked for in one request each, of chunks that nobody waits for. Of a compressed layer a span each, since spans
     /// are decoded side by side and one of them is not.
-    async fn runs_ahead(self: &Arc<Self>, id: ExtentId, chunks: &[u64]) -> Vec<Range<u64>> {
+    async fn runs_ahead(self: &Arc<Self>, id: ExtentId, chunks: &[u64], request: u64) -> Vec<Range<u64>> {
         let grain = self.grain(id.layer);
         let table = match self.is_decoded(id.layer) && !chunks.is_empty() {
             true => self.table(id.layer).await.ok(),
-            false => return runs(chunks, (self.repository.pace().bytes / CHUNK).max(1)),
+            false => return runs(chunks, (request / CHUNK).max(1)),
         };
         let Some((table, extent)) = table.zip(self.extent(id)) else { return runs(chunks, grain.ahead) };
         let span = |chunk: u64| table.position(extent.content(&(chunk..chunk + 1)).start());
@@ -340,7 +359,8 @@ impl Request {
             return left;
         }
         let loader = Arc::clone(&self.loader);
-        let width = loader.repository.pace().requests;
+        let asked = (left.len() as u64).saturating_mul(CHUNK);
+        let width = width(loader.repository.pace().requests, asked);
         let _turn = loader.lanes.enter(self.lane, &self.urgency, width).await;
         let mut patience = Instant::now();
         while !left.is_empty() {
@@ -425,6 +445,7 @@ impl Request {
         pieces: &mut Pieces,
         keeping: &mut JoinSet<()>,
     ) -> Result<()> {
+        let last = run.end.saturating_sub(1);
         for chunk in run {
             let len = usize::try_from(extent.grid.range(chunk).len()).unwrap_or(usize::MAX);
             let bytes = self.next_chunk(pieces, len).await?;
@@ -437,11 +458,35 @@ impl Request {
                 verified => verified?,
             };
             self.loader.hand_out(key, &verified);
+            if self.lane == Lane::Ahead {
+                self.loader.board.expect_reader(key);
+            }
             self.flights.retain(|(flown, _)| *flown != key);
             let loader = Arc::clone(&self.loader);
             keeping.spawn_blocking(move || loader.keep(key, &verified));
+            if chunk != last && self.lane != Lane::Demand {
+                self.await_room(keeping).await;
+            }
         }
         Ok(())
+    }
+
+    /// Takes no more from the network than the disk takes on and readers take out of memory, so that what is in memory stays
+    /// little: unless somebody waits, and for a moment only, since the disk may hang and readers may have gone.
+    async fn await_room(&self, keeping: &mut JoinSet<()>) {
+        let room = async {
+            while keeping.len() >= KEEPING {
+                let _one = keeping.join_next().await;
+            }
+            if self.lane == Lane::Ahead {
+                self.loader.board.room().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.urgency.raised() => {}
+            _in_vain = tokio::time::timeout(PAUSE, room) => {}
+        }
     }
 
     async fn next_chunk(&self, pieces: &mut Pieces, len: usize) -> Result<Hashed> {
@@ -481,6 +526,11 @@ impl Request {
             self.loader.board.fail(key, &flight, error);
         }
     }
+}
+
+/// How many requests of `request` bytes may be under way where `requests` of the usual size may: twice as many small ones.
+fn width(requests: usize, request: u64) -> usize {
+    if request <= SMALL { requests * 2 } else { requests }
 }
 
 /// Claims what no other process has claimed; everything, where they have had their time or nothing is kept.

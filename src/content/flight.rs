@@ -59,13 +59,28 @@ pub(super) enum Place {
 
 /// The chunks under way and in memory.
 #[derive(Debug)]
-pub(super) struct Board(Mutex<Inner>);
+pub(super) struct Board {
+    inner: Mutex<Inner>,
+    /// Told when a chunk that was loaded ahead is read, or has left.
+    read: Notify,
+}
 
 #[derive(Debug)]
 struct Inner {
     flights: HashMap<Key, Arc<Flight>>,
-    memory: LruCache<Key, Bytes>,
+    /// In the order in which they came: what came first was most likely read first.
+    memory: LruCache<Key, Fresh>,
+    /// How many of these are unread.
+    unread: usize,
     closed: bool,
+}
+
+/// A chunk in memory.
+#[derive(Debug)]
+struct Fresh {
+    bytes: Bytes,
+    /// Whether it was loaded ahead of a reader who has not come to it yet.
+    unread: bool,
 }
 
 impl Urgency {
@@ -136,12 +151,41 @@ impl Board {
     pub(super) fn new(memory: u64) -> Self {
         let chunks = usize::try_from(memory / CHUNK).unwrap_or(usize::MAX).max(2);
         let chunks = NonZeroUsize::new(chunks).unwrap_or(NonZeroUsize::MIN);
-        Self(Mutex::new(Inner { flights: HashMap::new(), memory: LruCache::new(chunks), closed: false }))
+        let memory = LruCache::new(chunks);
+        let inner = Mutex::new(Inner { flights: HashMap::new(), memory, unread: 0, closed: false });
+        Self { inner, read: Notify::new() }
     }
 
     /// The chunk's bytes, if they are in memory.
     pub(super) fn peek(&self, key: Key) -> Option<Bytes> {
-        self.0.lock().memory.get(&key).cloned()
+        let mut inner = self.inner.lock();
+        let (bytes, was_unread) = inner.take(key)?;
+        drop(inner);
+        if was_unread {
+            self.read.notify_waiters();
+        }
+        Some(bytes)
+    }
+
+    /// Takes down that a chunk in memory was loaded ahead of a reader.
+    pub(super) fn expect_reader(&self, key: Key) {
+        let mut inner = self.inner.lock();
+        if inner.memory.peek_mut(&key).is_some_and(|fresh| !std::mem::replace(&mut fresh.unread, true)) {
+            inner.unread += 1;
+        }
+    }
+
+    /// Returns while less than three quarters of the memory are chunks that their readers have not come to yet: more of them
+    /// would have to be read from the disk when they do.
+    pub(super) async fn room(&self) {
+        loop {
+            let mut read = std::pin::pin!(self.read.notified());
+            read.as_mut().enable();
+            if self.inner.lock().has_room() {
+                return;
+            }
+            read.await;
+        }
     }
 
     /// Finds each chunk, or makes a flight that the caller must lead to an end. The new flights share `urgency`.
@@ -153,18 +197,20 @@ impl Board {
         keys: impl Iterator<Item = Key>,
         urgency: &Arc<Urgency>,
     ) -> Result<Vec<(Key, Place)>> {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         if inner.closed {
             return Err(closing());
         }
         let places = keys.map(|key| (key, inner.find(key, urgency))).collect();
+        drop(inner);
+        self.read.notify_waiters();
         Ok(places)
     }
 
     /// Hands the chunk to everybody who waits, and keeps it in memory. The flight stays until [`land`](Self::land).
     pub(super) fn publish(&self, key: Key, bytes: &Bytes) {
-        let mut inner = self.0.lock();
-        inner.memory.put(key, bytes.clone());
+        let mut inner = self.inner.lock();
+        inner.put(key, bytes.clone());
         if let Some(flight) = inner.flights.get(&key) {
             flight.outcome.send_replace(Outcome::Here(bytes.clone()));
         }
@@ -172,7 +218,7 @@ impl Board {
 
     /// Takes the flight off that has brought its chunk: it is in the store now, or will not be.
     pub(super) fn land(&self, key: Key) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         if inner.flights.get(&key).is_some_and(|flight| flight.is_here()) {
             inner.flights.remove(&key);
         }
@@ -180,7 +226,7 @@ impl Board {
 
     /// Takes a flight off that has brought nothing, unless somebody else has it in his hands; whether it did.
     pub(super) fn withdraw(&self, key: Key, flight: &Arc<Flight>) -> bool {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         match inner.flights.get(&key) {
             // The board's own and the caller's. Nobody comes by another while the board is locked.
             Some(aboard) if Arc::ptr_eq(aboard, flight) => {
@@ -196,24 +242,24 @@ impl Board {
 
     /// Whether the chunk is in memory or under way.
     pub(super) fn knows(&self, key: Key) -> bool {
-        let inner = self.0.lock();
+        let inner = self.inner.lock();
         inner.flights.contains_key(&key) || inner.memory.contains(&key)
     }
 
     /// Whether nothing is under way.
     #[cfg(test)]
     pub(super) fn is_quiet(&self) -> bool {
-        self.0.lock().flights.is_empty()
+        self.inner.lock().flights.is_empty()
     }
 
     /// Whether [`close`](Self::close) was called.
     pub(super) fn closed(&self) -> bool {
-        self.0.lock().closed
+        self.inner.lock().closed
     }
 
     /// Ends the flight in failure, unless it has brought its chunk. Another one of the same chunk is let be.
     pub(super) fn fail(&self, key: Key, flight: &Arc<Flight>, error: &Error) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         if inner.flights.get(&key).is_some_and(|aboard| Arc::ptr_eq(aboard, flight)) {
             inner.flights.remove(&key);
         }
@@ -222,7 +268,7 @@ impl Board {
 
     /// Forgets the chunks of a layer, in memory and under way; who waits for them is given `error`.
     pub(super) fn purge(&self, layer: usize, error: &Error) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         inner.flights.retain(|(id, _), flight| {
             if id.layer == layer {
                 flight.fail(error);
@@ -232,18 +278,23 @@ impl Board {
         let doomed: Vec<Key> =
             inner.memory.iter().map(|(key, _)| *key).filter(|(id, _)| id.layer == layer).collect();
         for key in doomed {
-            inner.memory.pop(&key);
+            inner.forget(key);
         }
+        drop(inner);
+        self.read.notify_waiters();
     }
 
     /// Fails everybody who waits, and everybody who asks from now on.
     pub(super) fn close(&self) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         inner.closed = true;
         for (_, flight) in inner.flights.drain() {
             flight.fail(&closing());
         }
         inner.memory.clear();
+        inner.unread = 0;
+        drop(inner);
+        self.read.notify_waiters();
     }
 }
 
@@ -276,9 +327,36 @@ impl Flight {
 }
 
 impl Inner {
+    /// The chunk for who reads it, and whether he is the first.
+    fn take(&mut self, key: Key) -> Option<(Bytes, bool)> {
+        let fresh = self.memory.peek_mut(&key)?;
+        let (bytes, was_unread) = (fresh.bytes.clone(), std::mem::take(&mut fresh.unread));
+        self.unread = self.unread.saturating_sub(usize::from(was_unread));
+        Some((bytes, was_unread))
+    }
+
+    fn put(&mut self, key: Key, bytes: Bytes) {
+        // What makes room, or what lay there before.
+        let left = self.memory.push(key, Fresh { bytes, unread: false });
+        self.leave(left.map(|(_, fresh)| fresh));
+    }
+
+    fn forget(&mut self, key: Key) {
+        let left = self.memory.pop(&key);
+        self.leave(left);
+    }
+
+    fn leave(&mut self, left: Option<Fresh>) {
+        self.unread = self.unread.saturating_sub(usize::from(left.is_some_and(|fresh| fresh.unread)));
+    }
+
+    fn has_room(&self) -> bool {
+        self.unread < (self.memory.cap().get() * 3 / 4).max(1)
+    }
+
     fn find(&mut self, key: Key, urgency: &Arc<Urgency>) -> Place {
-        if let Some(bytes) = self.memory.get(&key) {
-            return Place::Here(bytes.clone());
+        if let Some((bytes, _)) = self.take(key) {
+            return Place::Here(bytes);
         }
         if let Some(flight) = self.flights.get(&key) {
             return Place::Aboard(Arc::clone(flight));
@@ -355,6 +433,33 @@ mod tests {
         let _next = lead(&board);
         board.close();
         assert!(board.find(std::iter::once(KEY), &Arc::default()).is_err());
+    }
+
+    #[tokio::test]
+    async fn who_loads_ahead_waits_until_what_is_unread_leaves_room() {
+        let board = Arc::new(Board::new(8 * CHUNK));
+        let key = |chunk| (KEY.0, chunk);
+        for chunk in 0..6 {
+            board.room().await;
+            board.publish(key(chunk), &Bytes::from_static(b"x"));
+            board.expect_reader(key(chunk));
+        }
+        let waiting = tokio::spawn({
+            let board = Arc::clone(&board);
+            async move { board.room().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        board.peek(key(3)).unwrap();
+        waiting.await.unwrap();
+        // What came first leaves first, read or not, and counts no more.
+        for chunk in 6..12 {
+            board.publish(key(chunk), &Bytes::from_static(b"x"));
+        }
+        assert!(board.peek(key(3)).is_none() && board.peek(key(11)).is_some());
+        assert_eq!(board.inner.lock().unread, 2);
+        board.purge(0, &closing());
+        assert_eq!(board.inner.lock().unread, 0);
     }
 
     #[tokio::test]

@@ -98,6 +98,8 @@ pub struct Loader {
     pub(super) refused: Refused,
     /// Who is told of files that are sealed.
     pub(super) sealings: Mutex<Vec<mpsc::UnboundedSender<ExtentId>>>,
+    /// The file that is read after each, where there is one; found out when it is first asked.
+    pub(super) following: OnceLock<HashMap<ExtentId, ExtentId>>,
     /// Held by who looks for a file's tensors.
     pub(super) headers: tokio::sync::Mutex<()>,
     tasks: Mutex<JoinSet<()>>,
@@ -109,8 +111,9 @@ pub struct Loader {
 /// A layer at work: its files and what is known of its bytes.
 #[derive(Debug)]
 pub(super) struct Stratum {
-    /// Grows while the layer goes by for the first time; what is there stays where it is.
-    pub(super) extents: boxcar::Vec<Extent>,
+    /// Grows while the layer goes by for the first time; what is there stays where it is. Boxed, since there is room for 32 of
+    /// them in each, and a model may have thousands of layers of one file.
+    pub(super) extents: boxcar::Vec<Box<Extent>>,
     /// Of a compressed layer without an index: its going by.
     pub(super) stream: Option<Arc<Stream>>,
     pub(super) standing: watch::Sender<Standing>,
@@ -163,6 +166,7 @@ impl Loader {
             poisoned: Mutex::default(),
             refused: Refused::default(),
             sealings: Mutex::default(),
+            following: OnceLock::new(),
             headers: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
@@ -299,7 +303,10 @@ impl Loader {
             let bytes = match place {
                 Place::Here(bytes) => bytes,
                 Place::Aboard(flight) | Place::Lead(flight) => {
-                    flight.wait(self.config.read_deadline + GRACE).await?
+                    let bytes = flight.wait(self.config.read_deadline + GRACE).await?;
+                    // It counts as read.
+                    drop(self.board.peek((extent.id, chunk)));
+                    bytes
                 }
             };
             let part = cut(&bytes, extent.grid.range(chunk), range)
@@ -343,7 +350,7 @@ impl Loader {
     }
 
     pub(super) fn extent(&self, id: ExtentId) -> Option<&Extent> {
-        self.layers.get(id.layer)?.extents.get(id.extent)
+        self.layers.get(id.layer)?.extents.get(id.extent).map(|extent| &**extent)
     }
 
     pub(super) fn extents(&self, layer: usize) -> impl Iterator<Item = &Extent> {
@@ -374,7 +381,7 @@ impl Loader {
 impl Stratum {
     /// Its files, as far as they are known.
     pub(super) fn files(&self) -> impl Iterator<Item = &Extent> {
-        self.extents.iter().map(|(_, extent)| extent)
+        self.extents.iter().map(|(_, extent)| &**extent)
     }
 
     /// Whether it has files, or may turn out to have some.
@@ -403,9 +410,9 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
             let digests = binding.as_ref().map(|binding| binding.digests(first..chunks));
             let id = ExtentId { layer: number, extent };
             let path = paths.remove(&id).unwrap_or_else(|| layer.blob.digest.to_string());
-            Extent::new(id, path, layer.kept_as().clone(), *range, digests)
+            Box::new(Extent::new(id, path, layer.kept_as().clone(), *range, digests))
         });
-        let extents: boxcar::Vec<Extent> = extents.collect();
+        let extents: boxcar::Vec<Box<Extent>> = extents.collect();
         shelf.store.finish_poisoning(&shelf.who, layer.kept_as());
         let proved = binding.is_some() || shelf.proved(layer.kept_as());
         let standing = watch::Sender::new(if proved { Standing::Proved } else { Standing::Unproved });

@@ -27,7 +27,7 @@ use crate::oci::digest::Hasher;
 use crate::range::{ContentRange, StoredRange};
 
 /// How many chunks may wait to be hashed; a chunk beyond that is read back later.
-const QUEUE: usize = 16;
+const QUEUE: usize = 8;
 /// A file that twice could not be sealed is left alone for so long: each attempt may read all of it.
 const RETRY: Duration = Duration::from_secs(30);
 

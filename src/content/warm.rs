@@ -10,6 +10,8 @@ use bytes::Bytes;
 use super::extent::Extent;
 use super::lanes::Lane;
 use super::loader::{Loader, Standing, Stratum, Warm};
+use super::prefetch::opening::following;
+use super::prefetch::stream::Onward;
 use super::prefetch::tensors::Tensors;
 use super::prefetch::{gguf, opening};
 use crate::index::{CHUNK, EntryKind, ExtentId, Layer};
@@ -35,7 +37,7 @@ impl Loader {
         self.spawn(async move {
             loader.seal_what_is_complete().await;
             for (id, range) in opening::plan(&loader.index) {
-                loader.warm_logged(id, range, Lane::Ahead).await;
+                loader.warm_logged(id, range, Lane::Ahead, CHUNK).await;
             }
             if loader.config.warm == Warm::All {
                 let (named, files) = (loader.named(), loader.layers.iter().flat_map(Stratum::files));
@@ -44,7 +46,7 @@ impl Loader {
                 };
                 for extent in files.filter(|extent| is_shown(extent.id)) {
                     let whole = ContentRange::new(0, extent.grid.len());
-                    loader.warm_logged(extent.id, whole, Lane::Background).await;
+                    loader.warm_logged(extent.id, whole, Lane::Background, u64::MAX).await;
                 }
             }
         });
@@ -88,10 +90,13 @@ impl Loader {
             return plan.reads_on;
         }
         if let Some(ahead) = plan.ahead {
-            self.warm_later(extent.id, ahead, Lane::Ahead);
+            self.warm_later(extent.id, ahead, Lane::Ahead, plan.request);
+        }
+        if let Some(onward) = plan.onward {
+            self.begin_next(extent.id, onward);
         }
         if plan.rest {
-            self.warm_later(extent.id, ContentRange::new(0, extent.grid.len()), Lane::Background);
+            self.warm_later(extent.id, ContentRange::new(0, extent.grid.len()), Lane::Background, u64::MAX);
         }
         if extent.wants_tensors() {
             let (loader, id) = (Arc::clone(self), extent.id);
@@ -100,13 +105,23 @@ impl Loader {
         plan.reads_on
     }
 
-    fn warm_later(self: &Arc<Self>, id: ExtentId, range: ContentRange, lane: Lane) {
-        let loader = Arc::clone(self);
-        self.spawn(async move { loader.warm_logged(id, range, lane).await });
+    /// Loads the beginning of the file after `id`, whose reader is about to be there.
+    fn begin_next(self: &Arc<Self>, id: ExtentId, onward: Onward) {
+        let following = self.following.get_or_init(|| following(&self.index));
+        let next = following.get(&id).filter(|next| !self.comes_by_itself(next.layer));
+        let Some(next) = next.and_then(|next| self.extent(*next)) else { return };
+        next.expect(onward);
+        let start = ContentRange::new(0, onward.bytes.min(next.grid.len()));
+        self.warm_later(next.id, start, Lane::Ahead, onward.request);
     }
 
-    async fn warm_logged(self: &Arc<Self>, id: ExtentId, range: ContentRange, lane: Lane) {
-        if let Err(error) = self.fetch_missing(id, range, lane).await {
+    fn warm_later(self: &Arc<Self>, id: ExtentId, range: ContentRange, lane: Lane, request: u64) {
+        let loader = Arc::clone(self);
+        self.spawn(async move { loader.warm_logged(id, range, lane, request).await });
+    }
+
+    async fn warm_logged(self: &Arc<Self>, id: ExtentId, range: ContentRange, lane: Lane, request: u64) {
+        if let Err(error) = self.fetch_missing_by(id, range, lane, request).await {
             tracing::debug!(%error, "a prefetch failed; whoever reads will try again");
         }
     }

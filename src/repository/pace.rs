@@ -1,8 +1,8 @@
 //! How many range requests, and how large, serve reading ahead best: found by measuring.
 //!
 //! A few requests are enough on a near and slow line, a far and fast one wants many. So one more is tried from time to
-//! time and kept where more bytes a second came of it; and a request is made as long as its beginning is small beside
-//! it. Who asks for the pace is the loader, whose lanes keep to it; [`Limited`](super::Limited) measures.
+//! time and kept where more bytes a second came of it; and a request is made as long as it is over soon, since long ones cost
+//! a registry less. Who asks for the pace is the loader, whose lanes keep to it; [`Limited`](super::Limited) measures.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +16,6 @@ const FIRST_BYTES: u64 = 4 << 20;
 const MOST_BYTES: u64 = 16 << 20;
 /// How many requests are begun with.
 const FIRST_REQUESTS: usize = 4;
-/// How many times its wait for the first byte a request should last.
-const WORTH: f64 = 8.0;
 /// How long a request may last, so that what is given up half way is little.
 const LONGEST: f64 = 4.0;
 /// How long must have been measured with all requests under way before a number is judged.
@@ -60,8 +58,7 @@ struct State {
     ended: usize,
     trial: Option<Trial>,
     hold: u32,
-    /// Seconds to the first byte, and bytes a second after it, of one request; smoothed.
-    latency: Option<f64>,
+    /// Bytes a second of one request after its first byte; smoothed.
     alone: Option<f64>,
 }
 
@@ -75,7 +72,6 @@ struct Trial {
 /// One request that is measured. Dropped before its end, it counts for nothing.
 pub(super) struct Measured {
     pacer: Arc<Pacer>,
-    began: Instant,
     first: Option<Instant>,
     bytes: u64,
     done: bool,
@@ -96,7 +92,6 @@ impl Pacer {
             ended: 0,
             trial: None,
             hold: 0,
-            latency: None,
             alone: None,
         }))
     }
@@ -112,7 +107,7 @@ impl Pacer {
         state.catch_up();
         state.under_way += 1;
         drop(state);
-        Measured { pacer: Arc::clone(self), began: Instant::now(), first: None, bytes: 0, done: false }
+        Measured { pacer: Arc::clone(self), first: None, bytes: 0, done: false }
     }
 
     /// Takes down that the registry asks to slow down.
@@ -144,11 +139,10 @@ impl Measured {
         let mut state = self.pacer.0.lock();
         state.ended += 1;
         if let Some(first) = self.first {
-            let latency = first.duration_since(self.began).as_secs_f64();
             let rest = first.elapsed().as_secs_f64();
-            smooth(&mut state.latency, latency);
             smooth(&mut state.alone, self.bytes as f64 / rest.max(1e-4));
         }
+        state.size();
         state.judge();
     }
 }
@@ -187,7 +181,6 @@ impl State {
             return;
         }
         let rate = self.bytes as f64 / self.full.as_secs_f64();
-        self.size();
         let present = self.pace.requests;
         let more = present + (present / 2).max(1);
         match self.trial.take() {
@@ -208,16 +201,14 @@ impl State {
         tracing::debug!(pace = ?self.pace, rate, "the pace of reading ahead");
     }
 
-    /// Moves the size of a request a step towards what is worth its beginning.
+    /// Moves the size of a request a step towards what lasts no longer than it may.
     fn size(&mut self) {
-        let (Some(latency), Some(alone)) = (self.latency, self.alone) else { return };
-        let worth = (alone * latency * WORTH).min(alone * LONGEST);
+        let Some(most) = self.alone.map(|alone| alone * LONGEST) else { return };
         let present = self.pace.bytes as f64;
-        // Small requests are no aim: what begins fast costs the registry as much as what does not.
-        if worth >= present * 2.0 {
-            self.pace.bytes = (self.pace.bytes * 2).min(MOST_BYTES);
-        } else if alone * LONGEST < present || (worth * 2.0 < present && self.pace.bytes > FIRST_BYTES) {
+        if most < present {
             self.pace.bytes = (self.pace.bytes / 2).max(LEAST_BYTES);
+        } else if most >= present * 4.0 {
+            self.pace.bytes = (self.pace.bytes * 2).min(MOST_BYTES);
         }
     }
 }
@@ -262,7 +253,7 @@ mod tests {
         let pacer = Arc::new(Pacer::new(16));
         let pace = line(&pacer, 100e6, 100e6, Duration::from_millis(1)).await;
         assert!(pace.requests <= 6, "{pace:?}");
-        assert_eq!(pace.bytes, FIRST_BYTES);
+        assert_eq!(pace.bytes, MOST_BYTES);
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,9 @@
 //!
 //! Engines open the small JSON files whole, then the head of each weight file; readers of GGUF look at the last
 //! page first (docs/semantics.md has the order). So: small files whole, then the first chunk of each weight file,
-//! and the last one of a GGUF.
+//! and the last one of a GGUF. Weights are read file by file, in the order of their names.
+
+use std::collections::HashMap;
 
 use crate::index::{CHUNK, EntryKind, ExtentId, Grid, Index};
 use crate::range::ContentRange;
@@ -45,6 +47,25 @@ pub fn plan(index: &Index) -> Vec<(ExtentId, ContentRange)> {
     within(BUDGET, small.chain(heads)).collect()
 }
 
+/// The file that who reads a model in order reads after each: the next one with weights in the same folder, by name.
+#[must_use]
+pub fn following(index: &Index) -> HashMap<ExtentId, ExtentId> {
+    let folder = |path: &str| path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned());
+    let weights = index.entries.iter().filter_map(|entry| match entry.kind {
+        EntryKind::File { extent: Some(id), size } if size > SMALL && is_weight(&entry.path) => {
+            Some((folder(&entry.path), entry.path.as_str(), id))
+        }
+        _ => None,
+    });
+    let mut weights: Vec<_> = weights.collect();
+    weights.sort_unstable();
+    let pairs = weights.iter().zip(weights.iter().skip(1));
+    pairs
+        .filter(|((here, ..), (there, ..))| here == there)
+        .map(|((_, _, id), (_, _, next))| (*id, *next))
+        .collect()
+}
+
 /// The ranges that fit a budget, in order; one that does not is passed over.
 fn within(
     mut left: u64,
@@ -80,6 +101,18 @@ mod tests {
         let ranges: Vec<_> = plan.iter().map(|(id, range)| (id.extent, range.start(), range.end())).collect();
         let expected = [(2, 0, 700), (1, 0, CHUNK), (0, 0, CHUNK), (0, 10 * CHUNK, 10 * CHUNK + 5)];
         assert_eq!(ranges, expected);
+    }
+
+    #[test]
+    fn after_a_file_with_weights_comes_the_next_one_of_its_folder() {
+        let files = [
+            ("b-2.bin", 9 * CHUNK),
+            ("b-1.bin", 9 * CHUNK),
+            ("b-1.json", 9 * CHUNK),
+            ("x/b-3.bin", 9 * CHUNK),
+        ];
+        let id = |extent| ExtentId { layer: 0, extent };
+        assert_eq!(following(&index(&files)), HashMap::from([(id(1), id(0))]));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! exceeds a fixed multiple of what the stream has consumed, and stays within the tensor being read until the stream has shown that
 //! it goes on beyond: a reader who stops after one tensor has cost little more than the tensor.
 
+use crate::index::CHUNK;
 use crate::range::ContentRange;
 
 use super::tensors::Tensors;
@@ -32,6 +33,16 @@ const SMALL_TENSOR: u64 = 2 << 20;
 /// From here on a stream is taken for somebody who reads the file, and not for a fault with what the kernel reads
 /// around it.
 const READING: u64 = 4 << 20;
+/// How many times what was read at first is loaded ahead of who begins where a tensor does: nobody but who reads it in order begins
+/// there, since around a fault the kernel begins before it.
+const FROM_ITS_START: u64 = 8;
+/// A page, on which the kernel begins a read.
+const PAGE: u64 = 4096;
+/// The part of what a stream consumed that one request has, so that the first ones are small and come side by side, and later ones
+/// spare the registry.
+const REQUEST: u64 = 4;
+/// The part of its window that a stream has left in its file when the next file is begun with.
+const ONWARD: u64 = 2;
 /// How far the kernel reads past the last byte that an application asked for: two requests of 1 MiB. So many
 /// bytes of a tensor prove nothing about the reader.
 const READ_AROUND: u64 = 2 << 20;
@@ -60,6 +71,10 @@ struct Stream {
     planned: u64,
     /// When it last read, by `Streams::clock`.
     last: u64,
+    /// Whether it has come from the file before this one, and so is known to go on.
+    came_on: bool,
+    /// Whether the next file was begun with for it.
+    went_on: bool,
 }
 
 /// What to load, as ranges of the file.
@@ -67,13 +82,34 @@ struct Stream {
 pub struct Plan {
     /// Ahead of this reader, before anything else that nobody waits for.
     pub ahead: Option<ContentRange>,
+    /// How many bytes of that one request should have.
+    pub request: u64,
+    /// The reader is near the end of the file and likely to go on in the next one.
+    pub onward: Option<Onward>,
     /// Whether so much of the file was read that the rest should come too, when nothing else is to do.
     pub rest: bool,
     /// Whether this reader has read on for a while, so that he is likely to want what lies around his last read.
     pub reads_on: bool,
 }
 
+/// A reader who has read a file to its end, as he is expected in the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Onward {
+    /// How much to load of the next file's beginning.
+    pub bytes: u64,
+    /// How many bytes one request should have.
+    pub request: u64,
+    /// How much he has consumed.
+    consumed: u64,
+}
+
 impl Streams {
+    /// Expects the reader of the file before this one to go on here, where as much as he was given is loaded already.
+    pub fn expect(&mut self, onward: Onward, len: u64) {
+        let planned = onward.bytes.min(len);
+        self.put(Stream { consumed: onward.consumed, planned, came_on: true, ..Stream::at(0, self.clock) });
+    }
+
     /// Takes a read of `range` into account; `len` is the file's size.
     ///
     /// Costs a look at up to eight streams and, where tensors are known, a binary search.
@@ -87,6 +123,7 @@ impl Streams {
         stream.last = clock;
         let reads_on = stream.consumed > SCATTERED;
         let target = stream.target(len, tensors, eager);
+        let (request, onward) = (stream.request(), stream.onward(len));
         let from = stream.planned.max(stream.next);
         let ahead = (target > from && stream.is_worth_it(from, target, len, tensors))
             .then(|| ContentRange::new(from, target));
@@ -98,7 +135,7 @@ impl Streams {
         self.consumed = self.consumed.saturating_add(read_on);
         let rest = !self.rest_planned && self.consumed > len / 2;
         self.rest_planned |= rest;
-        Plan { ahead, rest, reads_on }
+        Plan { request: ahead.map_or(0, |_| request), ahead, onward, rest, reads_on }
     }
 
     fn stream_of(&mut self, range: ContentRange) -> &mut Stream {
@@ -108,15 +145,14 @@ impl Streams {
         };
         let found = match self.streams.iter().position(belongs) {
             Some(found) => found,
-            None => self.begin(range.start()),
+            None => self.put(Stream::at(range.start(), self.clock)),
         };
         // `found` is a position in `streams`: of an element just seen, or just put there.
         #[allow(clippy::indexing_slicing, reason = "found is a position just looked up or made")]
         &mut self.streams[found]
     }
 
-    fn begin(&mut self, at: u64) -> usize {
-        let fresh = Stream { start: at, next: at, consumed: 0, planned: at, last: self.clock };
+    fn put(&mut self, fresh: Stream) -> usize {
         if self.streams.len() < STREAMS {
             self.streams.push(fresh);
             return self.streams.len() - 1;
@@ -131,6 +167,27 @@ impl Streams {
 }
 
 impl Stream {
+    fn at(start: u64, last: u64) -> Self {
+        Self { start, next: start, consumed: 0, planned: start, last, came_on: false, went_on: false }
+    }
+
+    /// How many bytes one request ahead of it should have.
+    fn request(&self) -> u64 {
+        (self.consumed / REQUEST).clamp(CHUNK, BATCH)
+    }
+
+    /// What to begin with of the next file: once, when most of what is loaded ahead would lie behind this one's end.
+    fn onward(&mut self, len: u64) -> Option<Onward> {
+        let bytes = (self.consumed / 2).min(WINDOW) / ONWARD;
+        let is_near =
+            self.consumed > len / 2 && self.consumed >= READING && len.saturating_sub(self.next) <= bytes;
+        if self.went_on || !is_near {
+            return None;
+        }
+        self.went_on = true;
+        Some(Onward { bytes, request: self.request(), consumed: self.consumed })
+    }
+
     /// Whether what is to be loaded is worth requests of its own, or waits until there is more of it: far ahead of the
     /// reader nothing is urgent, and a registry is spared many small requests.
     fn is_worth_it(&self, from: u64, target: u64, len: u64, tensors: Option<&Tensors>) -> bool {
@@ -143,16 +200,30 @@ impl Stream {
     fn target(&self, len: u64, tensors: Option<&Tensors>, eager: u64) -> u64 {
         if self.consumed < SETTLED {
             let here = tensors.map(|tensors| tensors.around(self.next.saturating_sub(1), len));
-            return here.filter(|tensor| tensor.len() <= SMALL_TENSOR).map_or(self.next, ContentRange::end);
+            return here.map_or(self.next, |tensor| self.first_target(tensor));
         }
         let eager = if self.consumed >= READING { self.consumed.min(eager).min(WINDOW) } else { 0 };
         let window = |share: u64| self.next.saturating_add((self.consumed / share).min(WINDOW).max(eager));
-        let target = match tensors.map(|tensors| self.within_tensor(len, tensors)) {
+        let bounded = tensors.filter(|_| !self.came_on).map(|tensors| self.within_tensor(len, tensors));
+        let target = match bounded {
             Some(Some(bounded)) => bounded,
             Some(None) => window(2),
+            None if self.came_on => window(2),
             None => window(4),
         };
         target.min(len)
+    }
+
+    /// The target before the stream is told from a fault here or there.
+    fn first_target(&self, tensor: ContentRange) -> u64 {
+        let begins_there = tensor.start().checked_sub(self.start).is_some_and(|before| before < PAGE);
+        match tensor.len() {
+            ..=SMALL_TENSOR => tensor.end(),
+            _ if begins_there => {
+                self.next.saturating_add(self.consumed.saturating_mul(FROM_ITS_START)).min(tensor.end())
+            }
+            _ => self.next,
+        }
     }
 
     /// The target while the stream reads its first two tensors; `None` once it has gone on beyond them.
@@ -267,6 +338,54 @@ mod tests {
         assert!(plans.last().unwrap().len() >= BATCH);
         let first = plans.first().unwrap();
         assert!(first.start() <= 3 * MIB, "{first:?}: not put off at the beginning");
+    }
+
+    #[test]
+    fn who_begins_where_a_tensor_does_is_led_at_once_and_no_farther_than_it() {
+        let tensors = sixteen_mib_tensors();
+        let tensor = tensors.around(100 * MIB, LEN);
+        let page = tensor.start() / 4096 * 4096;
+        let mut streams = Streams::default();
+        let plan = streams.observe(ContentRange::new(page, page + MIB), LEN, Some(&tensors));
+        assert_eq!(plan.ahead, Some(ContentRange::new(page + MIB, page + 9 * MIB)));
+        assert_eq!(plan.request, MIB);
+        let around = ContentRange::new(page - 512 * 1024, page + 512 * 1024);
+        assert_eq!(Streams::default().observe(around, LEN, Some(&tensors)).ahead, None);
+    }
+
+    #[test]
+    fn requests_grow_with_what_was_read() {
+        let mut streams = Streams::default();
+        let observe = |at: u64| streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), LEN, None);
+        let requests: Vec<u64> =
+            (0..128).map(observe).filter(|plan| plan.ahead.is_some()).map(|plan| plan.request).collect();
+        assert!(requests.is_sorted() && requests.first() == Some(&MIB), "{requests:?}");
+        assert_eq!(requests.last(), Some(&BATCH));
+    }
+
+    #[test]
+    fn who_has_read_a_file_is_expected_in_the_next_one_and_led_on_there() {
+        let mut streams = Streams::default();
+        let plans =
+            (0..256).map(|at| streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), LEN, None));
+        let onward: Vec<Onward> = plans.filter_map(|plan| plan.onward).collect();
+        let [onward] = *onward else { panic!("{onward:?}") };
+        assert!(onward.bytes >= 16 * MIB && onward.bytes <= WINDOW / 2, "{onward:?}");
+        let tensors = sixteen_mib_tensors();
+        let mut next = Streams::default();
+        next.expect(onward, LEN);
+        let plan = next.observe(ContentRange::new(0, MIB), LEN, Some(&tensors));
+        let ahead = plan.ahead.unwrap();
+        assert_eq!((ahead.start(), plan.request), (onward.bytes, BATCH));
+        assert!(ahead.len() >= BATCH);
+    }
+
+    #[test]
+    fn who_has_read_little_of_a_file_is_not_expected_in_the_next_one() {
+        let mut streams = Streams::default();
+        let mut plans =
+            (200..256).map(|at| streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), LEN, None));
+        assert!(plans.all(|plan| plan.onward.is_none()));
     }
 
     #[test]

@@ -170,7 +170,7 @@ impl Driver<'_> {
             }
             let id = ExtentId { layer: self.layer, extent: number };
             let layer = self.stream.layer.descriptor.digest.clone();
-            let pushed = stratum.extents.push(Extent::new(id, path.to_owned(), layer, range, None));
+            let pushed = stratum.extents.push(Box::new(Extent::new(id, path.to_owned(), layer, range, None)));
             return if pushed == number { Ok(()) } else { Err(nonsense()) };
         };
         if known.range == range {
