@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub use self::environment::Environment;
 use self::values::{
     duration, existing_folder, folder, integrity, mounts, number, passthrough, plain_http, read_ahead,
-    read_around, redirect_to, requests, size, switch, umask, warm,
+    read_around, redirect_to, requests, size, switch, umask, view, warm,
 };
 use crate::content;
 use crate::content::store::StoreConfig;
@@ -191,6 +191,9 @@ keys! {
     "content.exclude", "WEIGHTFS_EXCLUDE", None, "none", "JSON array of patterns as `.gitignore` has them",
     "files that are left out, by their names without folders",
     |all, text| Exclude::parse(text).map(|value| all.content.exclude = value);
+    "content.view", "WEIGHTFS_VIEW", None, "`files`", "`files` or `blobs`",
+    "what a mount shows: the files of the model, or the blobs that it is made of, as `ALGORITHM/HEX` of their digests",
+    |all, text| view(text).map(|value| all.content.view = value);
     "content.warm", "WEIGHTFS_WARM", Some("--warm"), "`auto`", "`none`, `auto` or `all`",
     "what is loaded before it is asked for",
     |all, text| warm(text).map(|value| all.content.warm = value);
