@@ -243,6 +243,9 @@ keys! {
     "serve.csi_driver", "WEIGHTFS_CSI_DRIVER", Some("--csi-driver"), "`model.csi.modelpack.org`", "name",
     "what the driver is called there, and what the attributes of its volumes begin with",
     |all, text| name(text, 63).map(|value| all.serve.csi_driver = value);
+    "serve.artifact_store", "WEIGHTFS_ARTIFACT_STORE", Some("--artifact-store"), "none", "folder",
+    "an additional artifact store for CRI-O, in `artifacts` below it, of what `weightfs artifact add` registers",
+    |all, text| folder(text).map(|value| all.serve.artifact_store = Some(value));
     "serve.max_mounts", "WEIGHTFS_MAX_MOUNTS", None, "`256`", "number, `1` to `65536`",
     "how many mounts `weightfs serve` may have, each a process; further ones are refused",
     |all, text| mounts(text).map(|value| all.serve.max_mounts = value);
