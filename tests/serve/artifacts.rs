@@ -21,6 +21,9 @@ use crate::support::registry::{PASSWORD, Registry};
 use crate::support::scratch::{self, mount_points_below};
 use crate::support::wait;
 
+/// The media type of a list of manifests.
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
 /// A node with an artifact store.
 struct Store {
     node: Node,
@@ -336,6 +339,27 @@ fn what_containers_could_not_use_is_refused_or_warned_of_and_leaves_nothing() {
     let mut other = without.place.command();
     other.args(words).env("WEIGHTFS_STATE", without.place.folder("other-state"));
     without.place.finish(other, SOON).failed(10, &["another 'weightfs serve' has the artifact store"]);
+}
+
+#[test]
+fn of_a_list_the_manifest_for_this_machine_is_registered_and_settings_stay_until_it_is_removed() {
+    let (registry, store) = (registry(1..=1), Store::start());
+    let (manifest, digest) = (model(1).manifest, model(1).digest());
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let list = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{{"mediaType":"{}","digest":"{digest}","size":{},
+        "platform":{{"os":"linux","architecture":"{architecture}"}}}}]}}"#,
+        pack::MANIFEST,
+        manifest.len()
+    );
+    let list = Artifact { blobs: Vec::new(), manifest: list.into_bytes(), media_type: INDEX.to_owned() };
+    registry.push("models/1", "list", &list);
+    let reference = registry.reference("models/1:list");
+    assert_eq!(store.add(&reference)["digest"], digest);
+    store.assert_copied(&reference, &model(1));
+    store.artifact(&["add", &reference, "--warm", "all"]).failed(10, &["other settings", "remove it"]);
+    store.artifact(&["remove", &reference]).ok();
+    store.artifact(&["add", &reference, "--warm", "all"]).ok();
 }
 
 #[test]

@@ -167,6 +167,10 @@ fn a_pod_that_keeps_hundreds_of_reads_waiting_holds_up_nobody_elses() {
     assert_right(&third, 3);
     assert_eq!(node.metric("weightfs_answering_mounts"), 3, "the pages and the processes answer");
     assert!(node.listed(&own).is_some());
+    // Of the same model, in the same process.
+    let twin = node.target("twin");
+    client.publish(volume("csi-4", &twin, &slow.reference("models/1:v1"))).unwrap();
+    assert_eq!(fs::read(twin.join("config.json")).unwrap(), b"{\"number\":1}");
     assert_eq!(waiting.left(), WAITING, "all of them still wait");
     slow.weather(Weather::Clear);
     wait::until("nobody waits any more", SOON, || waiting.left() == 0);

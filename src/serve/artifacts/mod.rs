@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use self::layout::{Layout, Named};
 use super::book::{Origin, Volume};
 use super::plane::{Plane, blocking};
+use super::volumes::Published;
 use super::wish::{self, Wish};
 use crate::content::store::Asked;
 use crate::error::{Error, Kind, Result};
@@ -184,7 +185,13 @@ impl Artifacts {
     /// Has the volume that shows an artifact's blobs.
     async fn show(&self, named: &Named, wish: Wish) -> Result<()> {
         let dir = self.layout.mount_of(named);
-        self.plane.publish(&named.name, &dir, Origin::Artifact, wish).await?.ready().map(drop)
+        match self.plane.publish(&named.name, &dir, Origin::Artifact, wish).await? {
+            Published::Taken(_) => {
+                let error = Error::new(Kind::Busy, format!("{} is there with other settings", named.name));
+                Err(error.hint("remove it first"))
+            }
+            published => published.ready().map(drop),
+        }
     }
 
     /// Makes the folder say that the artifact is registered; gives what had its name before, if that was another.
@@ -233,14 +240,19 @@ impl Artifacts {
         // The task must not keep its own owner.
         let artifacts = Arc::downgrade(self);
         self.tasks.lock().spawn(async move {
-            let mut pause = FIRST;
+            let (mut pause, mut said) = (FIRST, String::new());
             while let Some(artifacts) = artifacts.upgrade() {
                 if artifacts.named.lock().await.get(&named.name) != Some(&named) {
                     return;
                 }
                 match artifacts.add_as_named(&named).await {
                     Ok(()) => return,
-                    Err(error) => tracing::warn!("{} cannot be read for now: {error}", named.name),
+                    // Said once: it may be tried for days.
+                    Err(error) if error.to_string() != said => {
+                        tracing::warn!("{} cannot be read for now: {error}", named.name);
+                        said = error.to_string();
+                    }
+                    Err(_) => {}
                 }
                 drop(artifacts);
                 tokio::time::sleep(pause).await;
