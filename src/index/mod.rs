@@ -2,7 +2,8 @@
 //!
 //! An [`Index`] has the entries of an artifact (names, sizes, links) and, for each layer, which stretches of
 //! its content are files. How it is found: [`find()`] takes it from the artifact's [bound](bound) index, and derives it for
-//! raw and tar layers from their descriptors and headers where there is none; [`find_blobs()`] lists the blobs themselves. How it is published: [`format`](mod@format).
+//! raw and tar layers from their descriptors and headers where there is none; [`find_blobs()`] lists the blobs
+//! themselves. How it is published: [`format`](mod@format).
 
 mod allowance;
 mod archive;

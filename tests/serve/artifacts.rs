@@ -243,7 +243,7 @@ fn an_artifact_whose_process_is_killed_is_repaired() {
 
 #[test]
 fn what_is_registered_is_there_again_after_the_machine_has_started_anew() {
-    let (registry, mut store) = (registry(1..=2), Store::start());
+    let (mut registry, mut store) = (registry(1..=2), Store::start());
     let references = [1, 2].map(|number| registry.reference(&format!("models/{number}:v1")));
     references.iter().for_each(|reference| drop(store.add(reference)));
     let servers = references.each_ref().map(|reference| store.server(reference));
@@ -255,7 +255,13 @@ fn what_is_registered_is_there_again_after_the_machine_has_started_anew() {
     scratch::detach_below(&store.dir);
     scratch::detach_below(&store.node.place.state());
     fs::remove_dir_all(store.node.place.state()).unwrap();
+    registry.stop();
     store.node.restart();
+    wait::until("it is said why there is no mount", 3 * SOON, || {
+        let all = store.list();
+        all.len() == 2 && all.iter().all(|one| one["trouble"].to_string().contains(&registry.host()))
+    });
+    registry.restart();
     for (number, reference) in (1..).zip(&references) {
         store.server(reference);
         store.assert_copied(reference, &model(number));

@@ -1,13 +1,13 @@
 //! The node's artifact store: a folder that CRI-O reads as one of its own, whose layers' blobs come when they are read.
 //!
-//! Each artifact that is registered is a volume of the [`Plane`], which shows its blobs; [`layout`] leads there. So what is true of
+//! Each artifact that is registered is a volume of the [`Plane`], which shows its blobs; `layout` leads there. So what is true of
 //! volumes is true here: one process for each artifact, adopted, started again, its volume repaired. Why it is links that
 //! lead there is decision 9.
 
 mod fitness;
 mod layout;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +59,8 @@ pub struct Artifacts {
     named: tokio::sync::Mutex<BTreeMap<String, Named>>,
     /// The names for which something is under way.
     claims: Mutex<HashSet<String>>,
+    /// Why mounts that are missing could not be had again so far, by name.
+    troubles: Mutex<HashMap<String, String>>,
     /// Who has mounts again that are missing; they end with this.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -81,8 +83,8 @@ impl Artifacts {
         .await?;
         let named = all.iter().map(|named| (named.name.clone(), named.clone())).collect();
         let named = tokio::sync::Mutex::new(named);
-        let artifacts =
-            Arc::new(Self { plane, layout, named, claims: Mutex::default(), tasks: Mutex::default() });
+        let (claims, troubles, tasks) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let artifacts = Arc::new(Self { plane, layout, named, claims, troubles, tasks });
         artifacts.drop_others(&all).await;
         let asked = artifacts.clone();
         let missing = move || all.into_iter().filter(|named| asked.is_missing(named)).collect::<Vec<_>>();
@@ -148,6 +150,7 @@ impl Artifacts {
         self.arrange(left).await?;
         all.remove(&name);
         drop(all);
+        self.troubles.lock().remove(&name);
         self.drop_volume(&name, &self.layout.mount_of(&named)).await?;
         Ok(true)
     }
@@ -167,9 +170,10 @@ impl Artifacts {
 
     async fn registered(&self, named: Named) -> Result<Registered> {
         let (plane, dir) = (self.plane.clone(), self.layout.mount_of(&named));
+        let why = self.troubles.lock().get(&named.name).cloned();
         blocking(move || {
             let shown = plane.volume_at(&dir).map(|volume| plane.shown(&volume));
-            let missing = || Some("its mount is missing, and is being had again".to_owned());
+            let missing = || Some(why.unwrap_or_else(|| "its mount is being had again".to_owned()));
             Ok(Registered {
                 reference: named.name,
                 digest: named.digest.to_string(),
@@ -240,25 +244,33 @@ impl Artifacts {
         // The task must not keep its own owner.
         let artifacts = Arc::downgrade(self);
         self.tasks.lock().spawn(async move {
-            let (mut pause, mut said) = (FIRST, String::new());
+            let mut pause = FIRST;
             while let Some(artifacts) = artifacts.upgrade() {
                 if artifacts.named.lock().await.get(&named.name) != Some(&named) {
                     return;
                 }
-                match artifacts.add_as_named(&named).await {
-                    Ok(()) => return,
-                    // Said once: it may be tried for days.
-                    Err(error) if error.to_string() != said => {
-                        tracing::warn!("{} cannot be read for now: {error}", named.name);
-                        said = error.to_string();
-                    }
-                    Err(_) => {}
+                let done = artifacts.add_as_named(&named).await;
+                artifacts.note_trouble(&named.name, done.as_ref().err());
+                if done.is_ok() {
+                    return;
                 }
                 drop(artifacts);
                 tokio::time::sleep(pause).await;
                 pause = pause.saturating_mul(2).min(LONGEST);
             }
         });
+    }
+
+    /// Says in the log why a mount can't be had, once: it may be tried for days.
+    fn note_trouble(&self, name: &str, error: Option<&Error>) {
+        let mut troubles = self.troubles.lock();
+        let former = match error {
+            Some(error) => troubles.insert(name.to_owned(), error.to_string()),
+            None => troubles.remove(name),
+        };
+        if let Some(error) = error.filter(|error| former.as_ref() != Some(&error.to_string())) {
+            tracing::warn!("{name} cannot be read for now: {error}");
+        }
     }
 
     async fn add_as_named(self: &Arc<Self>, named: &Named) -> Result<()> {
