@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub use self::environment::Environment;
 use self::values::{
     duration, existing_folder, folder, integrity, mounts, number, passthrough, plain_http, read_ahead,
-    read_around, redirect_to, requests, size, switch, umask, warm,
+    read_around, redirect_to, requests, size, switch, umask, view, warm,
 };
 use crate::content;
 use crate::content::store::StoreConfig;
@@ -191,6 +191,9 @@ keys! {
     "content.exclude", "WEIGHTFS_EXCLUDE", None, "none", "JSON array of patterns as `.gitignore` has them",
     "files that are left out, by their names without folders",
     |all, text| Exclude::parse(text).map(|value| all.content.exclude = value);
+    "content.view", "WEIGHTFS_VIEW", None, "`files`", "`files` or `blobs`",
+    "what a mount shows: the files of the model, or the blobs that it is made of, as `ALGORITHM/HEX` of their digests",
+    |all, text| view(text).map(|value| all.content.view = value);
     "content.warm", "WEIGHTFS_WARM", Some("--warm"), "`auto`", "`none`, `auto` or `all`",
     "what is loaded before it is asked for",
     |all, text| warm(text).map(|value| all.content.warm = value);
@@ -240,6 +243,9 @@ keys! {
     "serve.csi_driver", "WEIGHTFS_CSI_DRIVER", Some("--csi-driver"), "`model.csi.modelpack.org`", "name",
     "what the driver is called there, and what the attributes of its volumes begin with",
     |all, text| name(text, 63).map(|value| all.serve.csi_driver = value);
+    "serve.artifact_store", "WEIGHTFS_ARTIFACT_STORE", Some("--artifact-store"), "none", "folder",
+    "an additional artifact store for CRI-O, in `artifacts` below it, of what `weightfs artifact add` registers",
+    |all, text| folder(text).map(|value| all.serve.artifact_store = Some(value));
     "serve.max_mounts", "WEIGHTFS_MAX_MOUNTS", None, "`256`", "number, `1` to `65536`",
     "how many mounts `weightfs serve` may have, each a process; further ones are refused",
     |all, text| mounts(text).map(|value| all.serve.max_mounts = value);

@@ -44,6 +44,8 @@ pub(super) enum Command {
     Mount(Mount),
     /// Look after all mounts of a node: one process for each model, started again when it dies, asked for by 'mount' and others
     Serve(Box<super::serve::Serve>),
+    /// Have artifacts in the store that CRI-O reads (serve --artifact-store)
+    Artifact(Box<super::artifact::Artifact>),
     /// Take the mount at DIR away, also one whose process has died
     Unmount(Unmount),
     /// List the mounts of this user
@@ -260,6 +262,7 @@ impl CommandLine {
         match &self.command {
             Command::Mount(mount) => mount.set(&mut flags),
             Command::Serve(serve) => serve.set(&mut flags),
+            Command::Artifact(artifact) => artifact.set(&mut flags),
             Command::Unmount(unmount) => unmount.state.set(&mut flags),
             Command::List(list) => list.state.set(&mut flags),
             Command::Ls(ls) => ls.reading.set(&mut flags),

@@ -4,6 +4,7 @@
 //! here, as one line on standard error and an exit code by kind ([`Kind::exit_code`](crate::Kind::exit_code)).
 
 mod args;
+mod artifact;
 mod background;
 mod cache;
 mod cat;
@@ -69,6 +70,7 @@ fn run(line: &CommandLine, begun: Instant) -> Result<ExitCode> {
         Command::Mount(command) if command.foreground => mount::in_foreground(command, &settings, begun),
         Command::Mount(command) => mount::in_background(command, &settings, begun, line, &environment),
         Command::Serve(_) => serve::run(line, &settings, &environment),
+        Command::Artifact(command) => artifact::run(command, &settings, line, &environment),
         Command::Unmount(command) => unmount::run(command, &settings),
         Command::List(command) => list::run(command, &settings),
         Command::Ls(command) => ls::run(command, &settings),

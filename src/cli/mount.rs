@@ -70,10 +70,9 @@ fn by_the_plane(
     if line.common.config.is_some() || environment.names_a_file() {
         return Ok(None);
     }
-    let mut said = environment.said(&line.flags())?;
-    said.insert("mount.allow_other".to_owned(), settings.mount.allow_other.to_string());
     let reference = reference(&command.reference)?;
-    let secret = take_secret(&mut said, &reference)?;
+    let (mut said, secret) = said(&reference, line, environment)?;
+    said.insert("mount.allow_other".to_owned(), settings.mount.allow_other.to_string());
     if control::has_password(&said) {
         return Ok(None);
     }
@@ -84,6 +83,20 @@ fn by_the_plane(
         Some(other) => Err(Error::new(Kind::Protocol, format!("'weightfs serve' answered {other:?}"))),
         None => Ok(None),
     }
+}
+
+/// What is set where the plane is asked for `reference`, and the credentials among that.
+///
+/// # Errors
+/// `Invalid` where something can't be meant.
+pub(super) fn said(
+    reference: &Reference,
+    line: &CommandLine,
+    environment: &Environment,
+) -> Result<(Overrides, Option<Secret>)> {
+    let mut said = environment.said(&line.flags())?;
+    let secret = take_secret(&mut said, reference)?;
+    Ok((said, secret))
 }
 
 /// The credentials among the settings that are for the reference's repository, in the form of a pull secret: the plane notes

@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::serve::csi::{self, Names};
 use crate::serve::notify::Notifier;
 use crate::serve::page::{self, Door};
-use crate::serve::{Config, Listen, Overrides, Plane, Settled, configuration, control, listen};
+use crate::serve::{Artifacts, Config, Listen, Overrides, Plane, Settled, configuration, control, listen};
 
 /// How long what is being answered may take once the process is asked to end.
 const LAST_ANSWERS: Duration = Duration::from_secs(8);
@@ -39,6 +39,9 @@ pub(super) struct Serve {
     /// What the driver is called (CSI), and what the attributes of its volumes begin with [model.csi.modelpack.org]
     #[arg(long, value_name = "NAME")]
     csi_driver: Option<String>,
+    /// Keep an artifact store for CRI-O below this folder, of what 'artifact add' registers
+    #[arg(long, value_name = "DIR")]
+    artifact_store: Option<String>,
     #[command(flatten)]
     reading: Reading,
     #[command(flatten)]
@@ -53,6 +56,7 @@ impl Serve {
         set(flags, "serve.csi", self.csi.as_ref());
         set(flags, "serve.node_id", self.node_id.as_ref());
         set(flags, "serve.csi_driver", self.csi_driver.as_ref());
+        set(flags, "serve.artifact_store", self.artifact_store.as_ref());
         self.reading.set(flags);
         self.state.set(flags);
     }
@@ -116,7 +120,11 @@ impl Ways {
         let (end, _) = watch::channel(false);
         let (ready, sockets) = (Arc::new(AtomicBool::new(false)), Vec::new());
         let mut ways = Self { plane: plane.clone(), tasks: JoinSet::new(), end, ready, sockets };
-        ways.open_control(settings.serve.control(&settings.state.live))?;
+        let artifacts = match &settings.serve.artifact_store {
+            Some(dir) => Some(Artifacts::open(plane.clone(), dir).await?),
+            None => None,
+        };
+        ways.open_control(artifacts, settings.serve.control(&settings.state.live))?;
         if let Some(place) = &settings.serve.csi {
             ways.open_csi(place, Names { driver: settings.serve.csi_driver.clone(), node: node(settings)? })?;
         }
@@ -127,10 +135,10 @@ impl Ways {
         Ok(ways)
     }
 
-    fn open_control(&mut self, place: PathBuf) -> Result<()> {
+    fn open_control(&mut self, artifacts: Option<Arc<Artifacts>>, place: PathBuf) -> Result<()> {
         let listener = listen::listen(&place)?;
         self.sockets.push(place);
-        self.tasks.spawn(control::serve(self.plane.clone(), listener, self.ended()));
+        self.tasks.spawn(control::serve(self.plane.clone(), artifacts, listener, self.ended()));
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::content::{Integrity, Warm};
+use crate::index::View;
 use crate::mount::{Passthrough, ReadAround};
 use crate::repository::{PlainHttp, RedirectTo};
 
@@ -90,6 +91,14 @@ pub(super) fn warm(text: &str) -> Result<Warm, String> {
         "auto" => Ok(Warm::Auto),
         "all" => Ok(Warm::All),
         _ => Err(format!("{text:?} is none of none, auto, all")),
+    }
+}
+
+pub(super) fn view(text: &str) -> Result<View, String> {
+    match text {
+        "files" => Ok(View::Files),
+        "blobs" => Ok(View::Blobs),
+        _ => Err(format!("{text:?} is neither files nor blobs")),
     }
 }
 

@@ -52,7 +52,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::index::Trust;
+use crate::index::{Trust, View};
 use crate::metrics::Metrics;
 use crate::oci::Platform;
 use crate::oci::exclude::Exclude;
@@ -93,6 +93,8 @@ pub struct Config {
     pub platform: Option<Platform>,
     /// Which files are left out of the tree, and are not loaded before they are asked for.
     pub exclude: Exclude,
+    /// What is shown of the artifact.
+    pub view: View,
     /// Where is counted what happens; the repository's may be the same.
     pub metrics: Arc<Metrics>,
 }
@@ -118,6 +120,7 @@ impl Default for Config {
             trust_index: Trust::default(),
             platform: None,
             exclude: Exclude::default(),
+            view: View::default(),
             metrics: Arc::default(),
         }
     }

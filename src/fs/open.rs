@@ -15,7 +15,9 @@ use crate::content::store::Asked;
 use crate::content::{Config, Integrity, Loader, Store};
 use crate::error::Result;
 use crate::index::find::Known;
-use crate::index::{Attached, Coding, EntryKind, Guides, Index, Sources, Trust, bound, diff_ids};
+use crate::index::{
+    Attached, Coding, EntryKind, Guides, Index, Sources, Trust, View, bound, diff_ids, find_blobs,
+};
 use crate::oci::artifact::{ModelLayer, Packaging};
 use crate::oci::exclude::Exclude;
 use crate::oci::{Artifact, Digest, Reference};
@@ -46,7 +48,7 @@ impl Model {
         repository.expect_reads();
         let found = pin::pin(&*repository, &asked, &store).await?;
         let own = repository;
-        let Whole { artifact, repository } = assemble(own.clone(), &found, &store)
+        let Whole { artifact, repository } = whole(own.clone(), &found, &store, config.view)
             .await
             .map_err(|error| error.context(format!("cannot open {reference}")))?;
         let mut warnings = Vec::new();
@@ -60,11 +62,13 @@ impl Model {
         let indexes = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
         let Indexes { mut index, bound, attached } = indexes;
         let has_bound = bound.is_some();
-        warnings.extend(diff_ids::note(&mut index, &artifact, &pin::diff_ids(description.as_ref())));
-        if config.integrity == Integrity::Strict {
-            forget_unproved(&mut index);
+        if config.view == View::Files {
+            warnings.extend(diff_ids::note(&mut index, &artifact, &pin::diff_ids(description.as_ref())));
+            if config.integrity == Integrity::Strict {
+                forget_unproved(&mut index);
+            }
+            leave_out(&mut index, &config.exclude);
         }
-        leave_out(&mut index, &config.exclude);
         let tree = Tree::build(&index, &mut warnings)?;
         index.warnings.append(&mut warnings);
         let index = Arc::new(index);
@@ -87,6 +91,19 @@ impl Model {
         let unanswered = found.unanswered;
         let config = description;
         Ok(Self { reference, digest, artifact, config, index, tree, loader, ignoring, unanswered, metrics })
+    }
+}
+
+/// All that is shown of what was found, and who gives it.
+async fn whole(
+    repository: Arc<dyn Repository>,
+    found: &pin::Found,
+    store: &Arc<Store>,
+    view: View,
+) -> Result<Whole> {
+    match view {
+        View::Files => assemble(repository, found, store).await,
+        View::Blobs => Ok(Whole { artifact: found.artifact.as_blobs(), repository }),
     }
 }
 
@@ -113,6 +130,11 @@ async fn find(
 ) -> Result<Indexes> {
     let kept = pin::kept_head(repository, store, artifact).await;
     let opened = bound::open(repository, artifact, kept).await?;
+    if config.view == View::Blobs {
+        let head = opened.as_ref().map(|opened| &opened.head);
+        let index = find_blobs(repository, artifact, head).await?;
+        return Ok(Indexes { index, bound: opened, attached: None });
+    }
     let bound = opened.as_ref().map(|opened| opened.head.clone());
     let attached = if config.trust_index == Trust::Never {
         Attached::Nowhere

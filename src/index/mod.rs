@@ -2,11 +2,13 @@
 //!
 //! An [`Index`] has the entries of an artifact (names, sizes, links) and, for each layer, which stretches of
 //! its content are files. How it is found: [`find()`] takes it from the artifact's [bound](bound) index, and derives it for
-//! raw and tar layers from their descriptors and headers where there is none. How it is published: [`format`](mod@format).
+//! raw and tar layers from their descriptors and headers where there is none; [`find_blobs()`] lists the blobs
+//! themselves. How it is published: [`format`](mod@format).
 
 mod allowance;
 mod archive;
 mod attached;
+mod blobs;
 pub mod bound;
 mod cover;
 pub mod diff_ids;
@@ -28,6 +30,7 @@ mod window;
 
 pub use allowance::{Allowance, Headers};
 pub use attached::{ARTIFACT_TYPE, Kept, Trust, mention as mention_attached, open as attached_of};
+pub use blobs::{View, find_blobs};
 pub use cover::of as cover_of;
 pub use digest::ChunkDigest;
 pub use find::{Attached, Sources, find, find_in, find_with};

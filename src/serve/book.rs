@@ -41,6 +41,8 @@ pub enum Origin {
     Csi,
     /// Who typed `weightfs mount`: the folder stays.
     Command,
+    /// The node's store of artifacts: the folder is the plane's, as the orchestrator's are.
+    Artifact,
 }
 
 /// A mount shown at a folder.

@@ -16,7 +16,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::book::{Origin, Overrides};
+use super::artifacts::{Artifacts, Registered};
+use super::book::{Origin, Overrides, Volume};
 use super::listen::accept;
 use super::plane::{Plane, blocking};
 use super::start::{Mounted, kind};
@@ -78,6 +79,27 @@ pub enum Question {
     },
     /// What is shown where.
     List {},
+    /// To have an artifact in the node's artifact store.
+    #[serde(rename = "artifact-add")]
+    AddArtifact {
+        /// Which.
+        reference: String,
+        /// As of [`Mount`](Self::Mount).
+        #[serde(default)]
+        settings: Overrides,
+        /// As of [`Mount`](Self::Mount).
+        #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "exposed")]
+        secret: Option<Secret>,
+    },
+    /// To have it there no longer.
+    #[serde(rename = "artifact-remove")]
+    RemoveArtifact {
+        /// Which.
+        reference: String,
+    },
+    /// What the store has.
+    #[serde(rename = "artifact-list")]
+    ListArtifacts {},
 }
 
 /// What is answered.
@@ -88,10 +110,16 @@ pub enum Answer {
     Mounted(Mounted),
     /// It is gone from the folder.
     Unmounted,
-    /// The plane shows nothing at this folder.
+    /// The plane shows nothing at this folder, or has no such artifact.
     Nothing,
     /// All volumes.
     Volumes(Vec<Shown>),
+    /// The artifact is in the store.
+    Artifact(Registered),
+    /// It is in the store no longer.
+    Removed,
+    /// All artifacts of the store.
+    Artifacts(Vec<Registered>),
     /// It was not done.
     Failed {
         /// The exit code of the kind of error.
@@ -102,7 +130,12 @@ pub enum Answer {
 }
 
 /// Answers at `listener` until `end`, and then those who have asked already.
-pub async fn serve(plane: Arc<Plane>, listener: UnixListener, end: impl Future<Output = ()> + Send) {
+pub async fn serve(
+    plane: Arc<Plane>,
+    artifacts: Option<Arc<Artifacts>>,
+    listener: UnixListener,
+    end: impl Future<Output = ()> + Send,
+) {
     let (mut tasks, places) = (JoinSet::new(), Arc::new(Semaphore::new(AT_ONCE)));
     tokio::pin!(end);
     loop {
@@ -111,20 +144,20 @@ pub async fn serve(plane: Arc<Plane>, listener: UnixListener, end: impl Future<O
             () = &mut end => break,
         };
         while tasks.try_join_next().is_some() {}
-        let (plane, places) = (plane.clone(), places.clone());
+        let (plane, artifacts, places) = (plane.clone(), artifacts.clone(), places.clone());
         tasks.spawn(async move {
             let _place = places.acquire().await;
-            attend(&plane, stream).await;
+            attend(&plane, artifacts.as_ref(), stream).await;
         });
     }
     drop(listener);
     let _ = tokio::time::timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
 }
 
-async fn attend(plane: &Arc<Plane>, mut stream: UnixStream) {
+async fn attend(plane: &Arc<Plane>, artifacts: Option<&Arc<Artifacts>>, mut stream: UnixStream) {
     let asked = tokio::time::timeout(WIRE, hear(&mut stream)).await;
     let answer = match asked {
-        Ok(Ok(question)) => answer(plane, question).await.unwrap_or_else(|error| failed(&error)),
+        Ok(Ok(question)) => answer(plane, artifacts, question).await.unwrap_or_else(|error| failed(&error)),
         Ok(Err(error)) => failed(&error),
         Err(_) => return,
     };
@@ -150,7 +183,11 @@ async fn hear(stream: &mut UnixStream) -> Result<Question> {
     })
 }
 
-async fn answer(plane: &Arc<Plane>, question: Question) -> Result<Answer> {
+async fn answer(
+    plane: &Arc<Plane>,
+    artifacts: Option<&Arc<Artifacts>>,
+    question: Question,
+) -> Result<Answer> {
     match question {
         Question::List {} => {
             let plane = plane.clone();
@@ -159,22 +196,38 @@ async fn answer(plane: &Arc<Plane>, question: Question) -> Result<Answer> {
         Question::Unmount { dir, lazy } => {
             let how = if lazy { Detach::Lazy } else { Detach::Unused };
             let Some(volume) = plane.volume_at(&dir) else { return Ok(Answer::Nothing) };
+            refuse_artifacts(&volume)?;
             plane.unpublish(&volume.id, &dir, how).await?;
             Ok(Answer::Unmounted)
         }
         Question::Mount { reference, dir, settings, secret } => {
             refuse_secrets(&settings)?;
             let wish = Wish { reference: reference.parse()?, settings, secret };
-            // Seen through also where who asked goes away: it would be begun anew by the next one otherwise.
             let plane = plane.clone();
-            let done = tokio::spawn(async move {
-                plane.publish(&dir.display().to_string(), &dir, Origin::Command, wish).await
-            });
-            let done =
-                done.await.map_err(|error| Error::from_source(Kind::Kernel, "mounting failed", error))?;
-            mounted(done?)
+            let id = dir.display().to_string();
+            mounted(seen_through(async move { plane.publish(&id, &dir, Origin::Command, wish).await }).await?)
         }
+        Question::AddArtifact { reference, settings, secret } => {
+            refuse_secrets(&settings)?;
+            let wish = Wish { reference: reference.parse()?, settings, secret };
+            let artifacts = store(artifacts)?.clone();
+            seen_through(async move { artifacts.add(wish).await }).await.map(Answer::Artifact)
+        }
+        Question::RemoveArtifact { reference } => {
+            let (reference, artifacts) = (reference.parse()?, store(artifacts)?.clone());
+            let removed = seen_through(async move { artifacts.remove(&reference).await }).await?;
+            Ok(if removed { Answer::Removed } else { Answer::Nothing })
+        }
+        Question::ListArtifacts {} => store(artifacts)?.list().await.map(Answer::Artifacts),
     }
+}
+
+/// Does the work in a task of its own, also where who asked goes away: it would be begun anew by the next one otherwise.
+async fn seen_through<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|error| Err(Error::from_source(Kind::Kernel, "it was interrupted", error)))
 }
 
 /// Whether the settings name a proxy with a password.
@@ -198,31 +251,30 @@ fn refuse_secrets(settings: &Overrides) -> Result<()> {
 }
 
 fn mounted(published: Published) -> Result<Answer> {
-    match published {
-        Published::Ready(Shown { reference, dir, digest, pid, .. }) => {
-            // The plane asks the registry itself before, and has its processes' warnings in their logs.
-            let (unanswered, warnings) = (None, Vec::new());
-            Ok(Answer::Mounted(Mounted {
-                reference,
-                dir,
-                digest,
-                pid: pid.unwrap_or(0),
-                unanswered,
-                warnings,
-            }))
-        }
-        Published::Pending => Err(Error::new(Kind::Busy, "something is under way for this folder already")),
-        Published::Taken(what) => Err(Error::new(Kind::Busy, format!("the folder has {what} already"))),
-        Published::Foreign => {
-            let error = Error::new(Kind::Busy, "somebody else's mount stands at the folder");
-            Err(error.hint("unmount it first"))
-        }
-        Published::Full(most) => {
-            let error =
-                Error::new(Kind::Busy, format!("there are {most} mounts already, as many as there may be"));
-            Err(error.hint("unmount one, or let the plane have more with serve.max_mounts"))
-        }
+    let Shown { reference, dir, digest, pid, .. } = published.ready()?;
+    // The plane asks the registry itself before, and has its processes' warnings in their logs.
+    let (unanswered, warnings) = (None, Vec::new());
+    Ok(Answer::Mounted(Mounted { reference, dir, digest, pid: pid.unwrap_or(0), unanswered, warnings }))
+}
+
+/// The store of artifacts, where the plane has one.
+///
+/// # Errors
+/// `Invalid` where it has none.
+fn store(artifacts: Option<&Arc<Artifacts>>) -> Result<&Arc<Artifacts>> {
+    artifacts.ok_or_else(|| {
+        let error = Error::new(Kind::Invalid, "'weightfs serve' has no artifact store");
+        error.hint("start it with --artifact-store DIR")
+    })
+}
+
+/// A volume of the artifact store is looked after by that alone.
+fn refuse_artifacts(volume: &Volume) -> Result<()> {
+    if volume.origin != Origin::Artifact {
+        return Ok(());
     }
+    let error = Error::new(Kind::Busy, format!("the artifact store shows {} there", volume.id));
+    Err(error.hint(format!("run 'weightfs artifact remove {}'", volume.id)))
 }
 
 /// Asks the plane whose control socket is at `path`; `None` where nobody listens there. Blocks: seconds at most, and minutes
@@ -234,7 +286,8 @@ pub fn ask(path: &Path, question: &Question) -> Result<Option<Answer>> {
     let Ok((_open, inside)) = short(path) else { return Ok(None) };
     let Ok(mut stream) = Stream::connect(inside) else { return Ok(None) };
     let doing = || format!("cannot ask 'weightfs serve' at {}", path.display());
-    let patience = if matches!(question, Question::Mount { .. }) { REMOTE } else { LOCAL };
+    let asks_a_registry = matches!(question, Question::Mount { .. } | Question::AddArtifact { .. });
+    let patience = if asks_a_registry { REMOTE } else { LOCAL };
     stream.set_read_timeout(Some(patience)).storage(doing)?;
     let mut line = serde_json::to_vec(question).map_err(std::io::Error::from).storage(doing)?;
     line.push(b'\n');

@@ -69,6 +69,8 @@ pub struct Listening {
     pub node_id: Option<String>,
     /// What the driver is called there.
     pub csi_driver: String,
+    /// The folder of the node's artifact store; `None`: there is none.
+    pub artifact_store: Option<PathBuf>,
     /// How many mounts there may be, each a process with descriptors and memory of its own. Default 256.
     pub max_mounts: usize,
 }
@@ -76,7 +78,16 @@ pub struct Listening {
 impl Default for Listening {
     fn default() -> Self {
         let csi_driver = DRIVER.to_owned();
-        Self { control: None, metrics: None, csi: None, node_id: None, csi_driver, max_mounts: 256 }
+        let artifact_store = None;
+        Self {
+            control: None,
+            metrics: None,
+            csi: None,
+            node_id: None,
+            csi_driver,
+            artifact_store,
+            max_mounts: 256,
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! [`csi`] and [`page`] are the ways to it. Every model is still mounted by [`Mount::open`](crate::mount::Mount::open), in a process of
 //! its own.
 
+pub mod artifacts;
 mod book;
 pub mod control;
 pub mod csi;
@@ -21,6 +22,7 @@ mod view;
 mod volumes;
 mod wish;
 
+pub use artifacts::{Artifacts, Registered};
 pub use book::{Origin, Overrides, Volume};
 pub use listen::{Listen, Listening};
 pub use plane::{Config, Plane, Settle, configuration};

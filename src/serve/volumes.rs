@@ -33,6 +33,29 @@ pub enum Published {
     Full(usize),
 }
 
+impl Published {
+    /// The volume, where there is one now.
+    ///
+    /// # Errors
+    /// `Busy`, with why there is none.
+    pub fn ready(self) -> Result<Shown> {
+        match self {
+            Self::Ready(shown) => Ok(shown),
+            Self::Pending => Err(Error::new(Kind::Busy, "something is under way for this folder already")),
+            Self::Taken(what) => Err(Error::new(Kind::Busy, format!("the folder has {what} already"))),
+            Self::Foreign => {
+                let error = Error::new(Kind::Busy, "somebody else's mount stands at the folder");
+                Err(error.hint("unmount it first"))
+            }
+            Self::Full(most) => {
+                let doing = format!("there are {most} mounts already, as many as there may be");
+                let way_out = "unmount one, or let the plane have more with serve.max_mounts";
+                Err(Error::new(Kind::Busy, doing).hint(way_out))
+            }
+        }
+    }
+}
+
 impl Plane {
     /// Shows what is wished for at the folder `dir`, once its mount answers. The registry is asked with the wish's credentials,
     /// each time, also where the mount is here already. Once more changes nothing but repairs what is broken.
@@ -172,7 +195,7 @@ impl Plane {
             self.volumes.lock().extend(volume.map(|volume| (target.to_owned(), volume)));
             return Err(error);
         }
-        if origin == Origin::Csi
+        if origin != Origin::Command
             && let Err(error) = std::fs::remove_dir(target)
             && error.kind() != std::io::ErrorKind::NotFound
         {

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::sync::Arc;
 
 use super::book::{Overrides, Spec};
 use crate::content::StoreConfig;
@@ -60,12 +61,7 @@ pub(super) struct Pin {
 /// Those of the repository and of reading a manifest; `Invalid` where the credentials can't be read, without anything of them;
 /// `Unsupported` for a kit that is built upon one of another repository.
 pub(super) async fn pin(wish: &Wish, settled: Settled, key: &[u8; 32]) -> Result<Pin> {
-    let mut config = settled.repository;
-    let secret = wish.secret.as_ref().map(|secret| reduced(secret, &wish.reference.place)).transpose()?;
-    if let Some(secret) = &secret {
-        config.credentials = only(secret, &config.credentials)?;
-    }
-    let repository = repository::connect_to_origin(&wish.reference, &config)?;
+    let (repository, secret) = connect(wish, settled.repository)?;
     let asked = Asked { reference: wish.reference.clone(), platform: settled.platform };
     let (pinned, artifact) = fs::resolve(&*repository, &asked).await?;
     let below = parents(&*repository, &wish.reference.place, &artifact).await?;
@@ -75,6 +71,21 @@ pub(super) async fn pin(wish: &Wish, settled: Settled, key: &[u8; 32]) -> Result
     let digest = pinned.digest.to_string();
     let spec = Spec { id, reference: reference.to_string(), digest, settings: settled.settings };
     Ok(Pin { spec, secret, size: size(&artifact) })
+}
+
+/// The registry itself, asked with the credentials of the wish; and what of these is for the reference's repository.
+///
+/// # Errors
+/// `Invalid` where the credentials can't be read, without anything of them; those of connecting.
+pub(super) fn connect(
+    wish: &Wish,
+    mut config: repository::Config,
+) -> Result<(Arc<dyn Repository>, Option<Secret>)> {
+    let secret = wish.secret.as_ref().map(|secret| reduced(secret, &wish.reference.place)).transpose()?;
+    if let Some(secret) = &secret {
+        config.credentials = only(secret, &config.credentials)?;
+    }
+    Ok((repository::connect_to_origin(&wish.reference, &config)?, secret))
 }
 
 /// The kits that `artifact` is built upon. All of them have to be in its own repository: that is where the registry has just said

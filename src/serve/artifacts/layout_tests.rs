@@ -1,0 +1,106 @@
+//! The store's folder by itself.
+
+use super::*;
+use crate::oci::manifest::OCI_MANIFEST;
+
+/// An artifact whose layers are `blobs`, its manifest kept.
+fn kept(layout: &Layout, name: &str, blobs: &[&[u8]]) -> Named {
+    let layers: Vec<_> = blobs
+        .iter()
+        .map(|blob| {
+            format!(r#"{{"mediaType":"x.raw","digest":"{}","size":{}}}"#, Digest::of(blob), blob.len())
+        })
+        .collect();
+    let bytes = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","annotations":{{"name":"{name}"}},"layers":[{}]}}"#,
+        layers.join(",")
+    );
+    let digest = Digest::of(bytes.as_bytes());
+    layout.keep_manifest(&digest, bytes.as_bytes()).unwrap();
+    let settings = Overrides::from([("content.view".to_owned(), "blobs".to_owned())]);
+    let size = bytes.len().try_into().unwrap();
+    Named { name: name.to_owned(), digest, media_type: OCI_MANIFEST.to_owned(), size, settings }
+}
+
+fn blob(layout: &Layout, content: &[u8]) -> PathBuf {
+    layout.folder.join("blobs").join(path_of(&Digest::of(content)))
+}
+
+/// Below which volume the blob is looked for.
+fn shown_by(layout: &Layout, content: &[u8]) -> Option<PathBuf> {
+    let target = std::fs::read_link(blob(layout, content)).ok()?;
+    let path = layout.folder.join("blobs/sha256").join(target);
+    path.parent().and_then(Path::parent).map(|mount| {
+        let name = mount.file_name().unwrap();
+        layout.mounts().join(name)
+    })
+}
+
+#[test]
+fn what_is_registered_is_found_again_with_its_settings_and_other_tools_can_read_it() {
+    let place = tempfile::tempdir().unwrap();
+    let layout = Layout::open(place.path()).unwrap();
+    let all = [kept(&layout, "r.io/a/b:v1", &[b"one"]), kept(&layout, "r.io/a/b:v2", &[b"two"])];
+    layout.arrange(&all).unwrap();
+    drop(layout);
+    let layout = Layout::open(place.path()).unwrap();
+    assert_eq!(layout.named().unwrap(), all);
+    assert!(layout.has_manifest(&all[0]));
+    let folder = place.path().join("artifacts");
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("index.json")).unwrap()).unwrap();
+    assert_eq!(index["manifests"][1]["annotations"][TAG], "r.io/a/b:v2");
+    assert_eq!(index["manifests"][1]["mediaType"], OCI_MANIFEST);
+    assert_eq!(std::fs::read(folder.join("oci-layout")).unwrap(), MARKER);
+    assert!(folder.join("index.lock").is_file());
+}
+
+#[test]
+fn a_layer_of_two_artifacts_stays_as_long_as_either_does() {
+    let place = tempfile::tempdir().unwrap();
+    let layout = Layout::open(place.path()).unwrap();
+    let (first, second) =
+        (kept(&layout, "a", &[b"shared", b"one"]), kept(&layout, "b", &[b"shared", b"two"]));
+    layout.arrange(&[first.clone(), second.clone()]).unwrap();
+    assert_eq!(shown_by(&layout, b"shared"), Some(layout.mount_of(&first)));
+    assert_eq!(shown_by(&layout, b"two"), Some(layout.mount_of(&second)));
+    layout.arrange(std::slice::from_ref(&second)).unwrap();
+    assert_eq!(shown_by(&layout, b"shared"), Some(layout.mount_of(&second)));
+    assert_eq!(shown_by(&layout, b"one"), None);
+    assert!(!layout.has_manifest(&first) && layout.has_manifest(&second));
+    layout.arrange(&[]).unwrap();
+    assert!(list(&layout.folder.join("blobs/sha256")).unwrap().is_empty());
+    assert!(layout.named().unwrap().is_empty());
+}
+
+#[test]
+fn what_is_missing_is_put_back_and_a_damaged_manifest_is_known_as_such() {
+    let place = tempfile::tempdir().unwrap();
+    let layout = Layout::open(place.path()).unwrap();
+    let named = kept(&layout, "a", &[b"one"]);
+    layout.arrange(std::slice::from_ref(&named)).unwrap();
+    std::fs::remove_file(blob(&layout, b"one")).unwrap();
+    std::fs::write(blob(&layout, b"stray"), "left over").unwrap();
+    layout.arrange(std::slice::from_ref(&named)).unwrap();
+    assert_eq!(shown_by(&layout, b"one"), Some(layout.mount_of(&named)));
+    assert!(!blob(&layout, b"stray").exists());
+    std::fs::write(layout.folder.join("blobs").join(path_of(&named.digest)), "{}").unwrap();
+    assert!(!layout.has_manifest(&named));
+}
+
+#[test]
+fn a_store_of_somebody_elses_and_one_that_is_in_use_are_refused() {
+    let (place, used) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = place.path().join("artifacts");
+    std::fs::create_dir(&folder).unwrap();
+    // As CRI-O makes it where it starts first.
+    std::fs::write(folder.join("index.json"), r#"{"schemaVersion":2,"manifests":null}"#).unwrap();
+    drop(Layout::open(place.path()).unwrap());
+    std::fs::remove_dir(folder.join("mounts")).unwrap();
+    let entry = format!(r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{}","size":1}}"#, Digest::of(b"x"));
+    std::fs::write(folder.join("index.json"), format!(r#"{{"schemaVersion":2,"manifests":[{entry}]}}"#))
+        .unwrap();
+    assert_eq!(Layout::open(place.path()).unwrap_err().kind(), Kind::Invalid);
+    let _first = Layout::open(used.path()).unwrap();
+    assert_eq!(Layout::open(used.path()).unwrap_err().kind(), Kind::Busy);
+}
