@@ -29,7 +29,7 @@ pub(super) const FOR_EVER: Duration = Duration::from_secs(1 << 30);
 const BLKSIZE: u32 = 1 << 20;
 
 /// How much of a file that the kernel serves by itself is read ahead when it is opened.
-const AHEAD: u64 = 64 << 20;
+const AHEAD: u64 = 32 << 20;
 
 /// What files and folders look like, apart from what the tree says.
 #[derive(Clone, Copy, Debug)]
