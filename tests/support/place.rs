@@ -126,7 +126,8 @@ impl Place {
         folder
     }
 
-    /// The program with this place in its environment, and nothing of the user's.
+    /// The program with this place in its environment, and nothing of the user's but what `WEIGHTFS_TEST_SETTINGS` says: words such as
+    /// `WEIGHTFS_PASSTHROUGH=off`, so that any test can be run with other settings than the defaults.
     pub fn command(&self) -> Command {
         let mut command = Command::new(PROGRAM);
         let theirs = |name: &std::ffi::OsStr| {
@@ -146,6 +147,8 @@ impl Place {
             .env("XDG_RUNTIME_DIR", self.home.path().join("runtime"))
             .env("DOCKER_CONFIG", self.docker())
             .stdin(Stdio::null());
+        let settings = std::env::var("WEIGHTFS_TEST_SETTINGS").unwrap_or_default();
+        command.envs(settings.split_whitespace().filter_map(|setting| setting.split_once('=')));
         command
     }
 
