@@ -222,6 +222,10 @@ fn mounted(published: Published) -> Result<Answer> {
                 Error::new(Kind::Busy, format!("there are {most} mounts already, as many as there may be"));
             Err(error.hint("unmount one, or let the plane have more with serve.max_mounts"))
         }
+        Published::NoRoom { size, room } => {
+            let doing = format!("the model has {size} bytes, and the store may have {room}");
+            Err(Error::new(Kind::Storage, doing))
+        }
     }
 }
 
