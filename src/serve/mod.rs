@@ -6,6 +6,7 @@
 //! its own.
 
 mod book;
+mod claims;
 pub mod control;
 pub mod csi;
 pub mod dynamic;

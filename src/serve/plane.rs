@@ -13,11 +13,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::book::{Book, Spec, Volume};
+use super::claims::Claimed;
 use super::host::{self, Host, Running};
 use super::process::Process;
 use super::start::Start;
 use super::state::{State, StateConfig};
-use super::volumes::Claimed;
 use super::wish::Settled;
 use super::{Overrides, exposition::Tally};
 use crate::error::{Error, Kind, Result};

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::book::{Origin, Overrides, Volume};
+use super::claims::Claim;
 use super::plane::{Plane, Using, blocking};
 use super::report::{Phase, Progress, Report};
 use super::view::Shown;
@@ -21,9 +20,6 @@ use crate::repository::Secret;
 
 /// How long the end of a mount is waited for that has lost its last volume.
 const LEAVING: Duration = Duration::from_secs(5);
-
-/// How long who is about to show something may take to let go of it: longer than the local work that is seen through.
-const LETTING_GO: Duration = Duration::from_secs(10);
 
 /// How long the registry and the mount's process are waited for where nothing else is said: longer than their own deadlines.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -382,38 +378,6 @@ impl Plane {
         Ok(())
     }
 
-    fn claim(self: &Arc<Self>, target: &Path) -> Option<Claim> {
-        self.claim_or_see(target).ok()
-    }
-
-    /// The claim of who takes the volume at `target` away: whoever is about to show something there gives it up. `None` where
-    /// that takes too long.
-    async fn take_over(self: &Arc<Self>, target: &Path) -> Option<Claim> {
-        let taking = async {
-            loop {
-                match self.claim_or_see(target) {
-                    Ok(claim) => return claim,
-                    Err(other) => {
-                        other.given_up.send_replace(true);
-                        let _ = other.over.subscribe().wait_for(|over| *over).await;
-                    }
-                }
-            }
-        };
-        tokio::time::timeout(LETTING_GO, taking).await.ok()
-    }
-
-    /// The claim, or that of who has one.
-    fn claim_or_see(self: &Arc<Self>, target: &Path) -> std::result::Result<Claim, Arc<Claimed>> {
-        let mut claims = self.claims.lock();
-        if let Some(other) = claims.get(target) {
-            return Err(other.clone());
-        }
-        let claimed = Arc::new(Claimed::default());
-        claims.insert(target.to_owned(), claimed.clone());
-        Ok(Claim { plane: self.clone(), target: target.to_owned(), claimed })
-    }
-
     /// Forgets what was written of a volume, unless it is shown somewhere else too.
     async fn forget_report(self: &Arc<Self>, id: &str) {
         if self.volumes.lock().values().any(|volume| volume.id == id) {
@@ -471,35 +435,5 @@ impl Volume {
     /// Whether its pod chooses its models.
     pub(super) fn is_dynamic(&self) -> bool {
         self.reference.is_empty()
-    }
-}
-
-/// What is under way for a folder.
-#[derive(Debug, Default)]
-pub(super) struct Claimed {
-    /// Whether somebody wants it given up.
-    given_up: watch::Sender<bool>,
-    over: watch::Sender<bool>,
-}
-
-/// The word that something is under way for a folder.
-#[derive(Debug)]
-struct Claim {
-    plane: Arc<Plane>,
-    target: PathBuf,
-    claimed: Arc<Claimed>,
-}
-
-impl Claim {
-    /// Returns when somebody wants the volume taken away.
-    async fn given_up(&self) {
-        let _ = self.claimed.given_up.subscribe().wait_for(|wanted| *wanted).await;
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.plane.claims.lock().remove(&self.target);
-        self.claimed.over.send_replace(true);
     }
 }

@@ -86,19 +86,14 @@ impl No {
 
 impl From<Refused> for No {
     fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Invalid(why) => Self::invalid(why),
-            Refused::Taken(by) => {
-                let message = format!("mount_id is taken by {by}, or with other patterns");
-                Self::new(StatusCode::CONFLICT, "CONFLICT", message)
-            }
-            Refused::NoRoom(why) => Self::new(StatusCode::NOT_ACCEPTABLE, "INSUFFICIENT_DISK_QUOTA", why),
-            Refused::Full(most) => {
-                let message = format!("the volume has {most} models, as many as it may have");
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED", message)
-            }
-            Refused::Failed(error) => error.into(),
-        }
+        let (status, code) = match refused {
+            Refused::Failed(error) => return error.into(),
+            Refused::Invalid(_) => (StatusCode::BAD_REQUEST, "INVALID_ARGUMENT"),
+            Refused::Taken(_) => (StatusCode::CONFLICT, "CONFLICT"),
+            Refused::NoRoom(_) => (StatusCode::NOT_ACCEPTABLE, "INSUFFICIENT_DISK_QUOTA"),
+            Refused::Full(_) => (StatusCode::TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED"),
+        };
+        Self::new(status, code, refused.to_string())
     }
 }
 

@@ -60,6 +60,17 @@ pub(super) enum Refused {
     Failed(Error),
 }
 
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Invalid(why) | Self::NoRoom(why) => f.write_str(why),
+            Self::Taken(by) => write!(f, "mount_id is taken by {by}, or with other patterns"),
+            Self::Full(most) => write!(f, "the volume has {most} models, as many as it may have"),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
         Self::Failed(error)
@@ -201,7 +212,7 @@ impl Models {
             Err(refused) => Err(refused),
         };
         let Err(refused) = done else { return };
-        tracing::warn!(id, reference = wanted.reference, "not shown: {refused:?}");
+        tracing::warn!(id, reference = wanted.reference, "not shown: {refused}");
         let phase = match &refused {
             Refused::Failed(error) => Phase::of_failure(error),
             _ => Phase::PullFailed,
