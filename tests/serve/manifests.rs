@@ -74,7 +74,8 @@ fn manifests_for_model_csi_driver_work_unchanged() {
         ..volume("pvc-0d1c", target, "")
     };
     type Ask<'a> = &'a dyn Fn(&Path, Pairs<'_>) -> NodePublishVolumeRequest;
-    let forms: [(&str, Ask<'_>, Vec<(&str, &str)>); 8] = [
+    type Form<'a> = (&'a str, Ask<'a>, Vec<(&'a str, &'a str)>);
+    let forms: [Form<'_>; 8] = [
         ("a pod's volume, as in its first steps", &inline, vec![named]),
         ("one by the name of the specification's examples", &inline, vec![("modelRef", reference)]),
         ("one that must fit", &inline, vec![named, fits]),
