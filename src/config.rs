@@ -249,6 +249,9 @@ keys! {
     "serve.max_mounts", "WEIGHTFS_MAX_MOUNTS", None, "`256`", "number, `1` to `65536`",
     "how many mounts `weightfs serve` may have, each a process; further ones are refused",
     |all, text| mounts(text).map(|value| all.serve.max_mounts = value);
+    "serve.max_models", "WEIGHTFS_MAX_MODELS", None, "`32`", "number, `1` to `65536`",
+    "how many models a pod may have at once in a dynamic volume; further ones are refused",
+    |all, text| mounts(text).map(|value| all.serve.max_models = value);
     "log.filter", "WEIGHTFS_LOG", Some("-v"), "`warn`; the log of a mount: `warn,weightfs=info`",
     "`error` to `trace`, or a list as `warn,weightfs=debug`", "what is logged",
     |all, text| { all.log = Some(text.to_owned()); Ok(()) };

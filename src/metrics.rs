@@ -127,3 +127,40 @@ gauges! {
     MOUNT_LOCAL_BYTES, "mount_local_bytes", "bytes", "Those of them that are on this machine.";
     MOUNT_VOLUMES, "mount_volumes", "volumes", "Volumes that show a mount.";
 }
+
+/// The names that model-csi-driver has for what both count, so that what watches it goes on: `model_csi_…`. Name, kind, help; what is
+/// done is the label `op`.
+pub mod model_csi {
+    /// A name of theirs.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Theirs {
+        /// The whole name.
+        pub name: &'static str,
+        /// `counter`, `gauge` or `histogram`.
+        pub kind: &'static str,
+        /// What it is.
+        pub help: &'static str,
+    }
+
+    macro_rules! theirs {
+        ($($place:ident, $name:literal, $kind:literal, $help:literal;)*) => {
+            $(#[doc = $help] pub const $place: Theirs = Theirs { name: concat!("model_csi_", $name), kind: $kind, help: $help };)*
+
+            /// All of them.
+            pub const THEIRS: &[Theirs] = &[$($place),*];
+        };
+    }
+
+    theirs! {
+        NODE_SUCCEEDED, "node_op_succeed", "counter", "Requests of the kubelet that were done, by what was asked.";
+        NODE_FAILED, "node_op_failed", "counter", "Requests of the kubelet that were not done, by what was asked.";
+        NODE_LATENCY, "node_op_latency_in_seconds", "histogram", "How long those took that were done, in seconds.";
+        CONTROLLER_SUCCEEDED, "controller_op_succeed", "counter", "Requests of a provisioner that were done, by what was asked.";
+        CONTROLLER_FAILED, "controller_op_failed", "counter", "Requests of a provisioner that were not done, by what was asked.";
+        CONTROLLER_LATENCY, "controller_op_latency_in_seconds", "histogram", "How long those took that were done, in seconds.";
+        PVC_MODELS, "node_mounted_pvc_models", "gauge", "Volumes of claims that show a model.";
+        INLINE_MODELS, "node_mounted_inline_models", "gauge", "Volumes of single pods that show a model.";
+        DYNAMIC_MODELS, "node_mounted_dynamic_models", "gauge", "Models that are shown in dynamic volumes.";
+        MOUNT_ITEM, "mount_item", "gauge", "One for each model that a pod is shown: at /metrics/detail.";
+    }
+}

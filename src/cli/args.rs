@@ -48,6 +48,9 @@ pub(super) enum Command {
     Artifact(Box<super::artifact::Artifact>),
     /// Take the mount at DIR away, also one whose process has died
     Unmount(Unmount),
+    /// The process of a dynamic volume, as 'serve' starts it
+    #[command(hide = true)]
+    Volume(super::volume::Volume),
     /// List the mounts of this user
     List(List),
     /// List the files of the model REF without mounting it
@@ -275,7 +278,7 @@ impl CommandLine {
             Command::Cache(cache) => cache.set(&mut flags),
             Command::Login(login) => login.set(&mut flags),
             Command::Logout(logout) => logout.set(&mut flags),
-            Command::Demo(_) => {}
+            Command::Demo(_) | Command::Volume(_) => {}
         }
         let filter = match self.common.verbose {
             0 => None,

@@ -10,7 +10,8 @@ use std::process::ExitCode;
 use super::args::{self, CommandLine};
 use super::logging::{self, Usual};
 use super::mount;
-use crate::config::Environment;
+use super::volume::{self, Volume};
+use crate::config::{Environment, Settings};
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::serve::State;
 use crate::serve::start::{Mounted, Start, Word};
@@ -42,6 +43,7 @@ pub(super) fn serve(line: &CommandLine) -> ExitCode {
     let mut told = false;
     let done = match &line.command {
         args::Command::Mount(command) => serve_mount(line, command, &mut told),
+        args::Command::Volume(command) => serve_volume(line, command, &mut told),
         _ => Err(Error::new(Kind::Invalid, "only a mount stays behind")),
     };
     match done {
@@ -72,15 +74,28 @@ fn close_inherited() {
 
 fn serve_mount(line: &CommandLine, command: &args::Mount, told: &mut bool) -> Result<()> {
     let settings = super::settings(line, &Environment::of_process())?;
-    let dir = crate::mount::resolve(&command.dir)?;
-    let log = State::open(&settings.state)?.log(&dir);
-    logging::to_file(&log, settings.log.as_deref(), Usual::Deeds)?;
-    mount::serve(command, &settings, mount::Place::Background, |mounted| {
-        // Where nobody listens any more, nobody wants the mount.
-        say(&Word::Mounted(mounted.clone()))?;
-        *told = true;
-        let_go()
-    })
+    log_for(&crate::mount::resolve(&command.dir)?, &settings)?;
+    mount::serve(command, &settings, mount::Place::Background, |mounted| tell(mounted, told))
+}
+
+fn serve_volume(line: &CommandLine, command: &Volume, told: &mut bool) -> Result<()> {
+    let settings = super::settings(line, &Environment::of_process())?;
+    log_for(&crate::mount::resolve(&command.dir())?, &settings)?;
+    volume::serve(command, &settings, |mounted| tell(mounted, told))
+}
+
+/// Logs to the file of what is mounted at `dir`.
+fn log_for(dir: &Path, settings: &Settings) -> Result<()> {
+    let log = State::open(&settings.state)?.log(dir);
+    logging::to_file(&log, settings.log.as_deref(), Usual::Deeds)
+}
+
+/// Says that the mount answers.
+fn tell(mounted: &Mounted, told: &mut bool) -> Result<()> {
+    // Where nobody listens any more, nobody wants the mount.
+    say(&Word::Mounted(mounted.clone()))?;
+    *told = true;
+    let_go()
 }
 
 fn say(word: &Word) -> Result<()> {

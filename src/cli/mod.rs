@@ -23,6 +23,7 @@ mod pull;
 mod serve;
 mod unmount;
 mod verify;
+mod volume;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -84,6 +85,7 @@ fn run(line: &CommandLine, begun: Instant) -> Result<ExitCode> {
         Command::Login(command) => login::run(command, &settings),
         Command::Logout(command) => login::run_logout(command, &settings),
         Command::Demo(command) => demo::run(command, &environment),
+        Command::Volume(_) => Err(Error::new(Kind::Invalid, "only 'weightfs serve' starts a dynamic volume")),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

@@ -22,7 +22,7 @@ use crate::serve::start::Mounted;
 use crate::serve::{Overrides, Process, Record, State};
 
 /// How long threads that still work may take when the process ends.
-const LAST_WORK: Duration = Duration::from_secs(1);
+pub(super) const LAST_WORK: Duration = Duration::from_secs(1);
 
 /// Where a mount is noted and logged.
 #[derive(Clone, Copy, Debug)]
@@ -172,7 +172,7 @@ pub(super) fn serve(
 
 /// Lets this process open as many files as it may: an open file of the mount holds several of the store, and 1024, as
 /// usual, is soon used up. Before threads start, so that none sees the old limit.
-fn raise_descriptor_limit() {
+pub(super) fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {

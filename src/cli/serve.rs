@@ -92,6 +92,9 @@ async fn serve(line: &CommandLine, settings: &Settings, environment: &Environmen
     })
     .await?;
     let ways = Ways::open(&plane, settings).await?;
+    // Who asks meanwhile is answered; who waits for all to be as it was waits until then.
+    plane.adopted().await;
+    ways.ready.store(true, Ordering::Relaxed);
     notifier.ready();
     print::line(format_args!("serving at {}", settings.serve.control(&settings.state.live).display()))?;
     while asked.next().await == Wanted::Configuration {
@@ -109,7 +112,7 @@ struct Ways {
     plane: Arc<Plane>,
     tasks: JoinSet<()>,
     end: watch::Sender<bool>,
-    /// Whether all of them listen.
+    /// Whether all of them listen, and what a former plane has left is looked after.
     ready: Arc<AtomicBool>,
     sockets: Vec<PathBuf>,
 }
@@ -131,7 +134,6 @@ impl Ways {
         if let Some(place) = &settings.serve.metrics {
             ways.open_pages(place).await?;
         }
-        ways.ready.store(true, Ordering::Relaxed);
         Ok(ways)
     }
 

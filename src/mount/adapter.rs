@@ -17,14 +17,13 @@ use fuser::{
 };
 
 use super::answers::{Answers, By, FOR_EVER};
-use super::handles::Ino;
 use crate::fs::NodeKind;
 
 /// The longest name of one file, as the tree allows it and as `statfs` says.
 const NAME_LIMIT: usize = 255;
 
 /// The block that `statfs` counts in.
-const BLOCK: u32 = 4096;
+pub(super) const BLOCK: u32 = 4096;
 
 /// The largest request, in bytes, whatever `fs.fuse.max_pages_limit` would allow: it bounds a reply's memory.
 const REQUEST: u32 = 1 << 20;
@@ -60,6 +59,26 @@ fn by(flags: OpenFlags, owner: Option<LockOwner>) -> By {
     if is_direct { By::Program } else { By::Cache }
 }
 
+/// Agrees with the kernel upon what the session can.
+pub(super) fn negotiate(config: &mut KernelConfig) {
+    for capability in CAPABILITIES {
+        if config.add_capabilities(capability).is_err() {
+            tracing::debug!(?capability, "not in this kernel");
+        }
+    }
+    // Each fails only for values out of range, which these are not.
+    let _ = config.set_max_background(BACKGROUND);
+    let _ = config.set_congestion_threshold(BACKGROUND);
+    let _ = config.set_max_write(REQUEST);
+    // 1 is what passthrough needs; with 2 the mount could not be the lower layer of an overlay.
+    let _ = config.set_max_stack_depth(1);
+}
+
+/// Offers to give the kernel complete files; whether it knows what that is.
+pub(super) fn offer_passthrough(config: &mut KernelConfig) -> bool {
+    config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+}
+
 /// What `fuser` asks. Everything that writes is EROFS, should it get past the kernel's read-only mount.
 #[derive(Debug)]
 pub(super) struct Adapter {
@@ -76,20 +95,10 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        for capability in CAPABILITIES {
-            if config.add_capabilities(capability).is_err() {
-                tracing::debug!(?capability, "not in this kernel");
-            }
-        }
-        if self.answers.native.may_ask() && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err() {
+        negotiate(config);
+        if self.answers.native.may_ask() && !offer_passthrough(config) {
             self.answers.native.unknown();
         }
-        // Each fails only for values out of range, which these are not.
-        let _ = config.set_max_background(BACKGROUND);
-        let _ = config.set_congestion_threshold(BACKGROUND);
-        let _ = config.set_max_write(REQUEST);
-        // 1 is what passthrough needs; with 2 the mount could not be the lower layer of an overlay.
-        let _ = config.set_max_stack_depth(1);
         Ok(())
     }
 
@@ -110,7 +119,7 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match self.answers.node(ino) {
-            Some((_, node)) => reply.attr(&FOR_EVER, &self.answers.attributes(Ino(ino.0), node)),
+            Some((_, node)) => reply.attr(&FOR_EVER, &self.answers.attributes(ino, node)),
             None => reply.error(Errno::ENOENT),
         }
     }

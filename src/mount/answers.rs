@@ -16,6 +16,7 @@ use fuser::{
 use super::complaints::Complaints;
 use super::handles::{Handles, Ino, Opened};
 use super::native::{Native, Verdict};
+use super::numbers::Base;
 use super::{Options, ReadAround, kernel};
 use crate::content::{Held, Wholeness};
 use crate::error::Error;
@@ -33,7 +34,7 @@ const AHEAD: u64 = 32 << 20;
 
 /// What files and folders look like, apart from what the tree says.
 #[derive(Clone, Copy, Debug)]
-struct Looks {
+pub(super) struct Looks {
     /// The owner shown.
     uid: u32,
     /// The group shown.
@@ -43,11 +44,38 @@ struct Looks {
 }
 
 impl Looks {
-    fn of(options: &Options) -> Self {
+    /// As the options of the mount have it.
+    pub(super) fn of(options: &Options) -> Self {
         Self {
             uid: options.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
             gid: options.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
             umask: options.umask,
+        }
+    }
+
+    /// The attributes of something that others may read, of that many bytes.
+    pub(super) fn show(&self, ino: INodeNo, kind: FileType, size: u64, time: SystemTime) -> FileAttr {
+        let (mode, kept) = match kind {
+            FileType::Symlink => (0o777, 0o777),
+            FileType::Directory => (0o555, 0o777 & !self.umask),
+            _ => (0o444, 0o777 & !self.umask),
+        };
+        FileAttr {
+            ino,
+            size,
+            blocks: size.div_ceil(512),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm: u16::try_from(mode & kept).unwrap_or(0),
+            nlink: 1,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            blksize: BLKSIZE,
+            flags: 0,
         }
     }
 }
@@ -58,6 +86,8 @@ pub(super) struct Answers {
     /// What is mounted.
     pub(super) model: Arc<Model>,
     looks: Looks,
+    /// What its numbers have in common.
+    base: Base,
     /// What is open.
     pub(super) handles: Handles<Option<Held>, BackingId>,
     /// Whether the kernel takes complete files.
@@ -76,12 +106,17 @@ pub(super) enum By {
 }
 
 impl Answers {
-    /// Answers from `model`; nothing is open yet.
+    /// Answers from `model`, which has the superblock for itself; nothing is open yet.
     pub(super) fn new(model: Arc<Model>, options: &Options) -> Self {
-        let handles = Handles::new(model.tree.len());
+        Self::within(Base::default(), model, options)
+    }
+
+    /// The same, for a model whose numbers have `base` in common.
+    pub(super) fn within(base: Base, model: Arc<Model>, options: &Options) -> Self {
+        let handles = Handles::new(model.tree.len(), base);
         let native = Verdict::new(options.passthrough);
         let (looks, read_around) = (Looks::of(options), options.read_around);
-        Self { model, looks, handles, native, read_around, complaints: Complaints::default() }
+        Self { model, looks, base, handles, native, read_around, complaints: Complaints::default() }
     }
 
     /// What an open file keeps; `None` for what has no content. Blocks for a moment on the local disk.
@@ -128,50 +163,35 @@ impl Answers {
     /// Every number that the kernel may know for a file of this layer.
     pub(super) fn inodes_of(&self, layer: usize) -> impl Iterator<Item = INodeNo> {
         let files = self.model.tree.nodes().filter(move |(_, node)| extent_layer(node) == Some(layer));
-        files.flat_map(|(id, _)| {
+        files.flat_map(move |(id, _)| {
             let present = self.handles.generations().present(id);
-            (0..=present).map(move |generation| INodeNo(Ino::new(id, generation).0))
+            (0..=present).map(move |generation| self.base.outer(Ino::new(id, generation)))
         })
     }
 
     pub(super) fn node(&self, ino: INodeNo) -> Option<(NodeId, &Node)> {
-        let id = self.model.tree.at(Ino(ino.0).position()?)?;
+        let id = self.model.tree.at(self.base.inner(ino).position()?)?;
         self.model.tree.node(id).map(|node| (id, node))
     }
 
-    pub(super) fn attributes(&self, ino: Ino, node: &Node) -> FileAttr {
-        let (kind, size, mode) = match &node.kind {
-            NodeKind::File { size, .. } => (FileType::RegularFile, *size, 0o444),
-            NodeKind::Directory(_) => (FileType::Directory, 0, 0o555),
-            NodeKind::Symlink(target) => {
-                (FileType::Symlink, target.len().try_into().unwrap_or(u64::MAX), 0o777)
-            }
+    /// The number that a lookup answers now.
+    pub(super) fn number(&self, id: NodeId) -> INodeNo {
+        self.base.outer(self.handles.generations().ino(id))
+    }
+
+    pub(super) fn attributes(&self, ino: INodeNo, node: &Node) -> FileAttr {
+        let (kind, size) = match &node.kind {
+            NodeKind::File { size, .. } => (FileType::RegularFile, *size),
+            NodeKind::Directory(_) => (FileType::Directory, 0),
+            NodeKind::Symlink(target) => (FileType::Symlink, target.len().try_into().unwrap_or(u64::MAX)),
         };
-        let kept = if kind == FileType::Symlink { 0o777 } else { 0o777 & !self.looks.umask };
-        let time = time(node.mtime);
-        FileAttr {
-            ino: INodeNo(ino.0),
-            size,
-            blocks: size.div_ceil(512),
-            atime: time,
-            mtime: time,
-            ctime: time,
-            crtime: time,
-            kind,
-            perm: u16::try_from(mode & kept).unwrap_or(0),
-            nlink: node.nlink(),
-            uid: self.looks.uid,
-            gid: self.looks.gid,
-            rdev: 0,
-            blksize: BLKSIZE,
-            flags: 0,
-        }
+        FileAttr { nlink: node.nlink(), ..self.looks.show(ino, kind, size, time(node.mtime)) }
     }
 
     /// The attributes under the number that a lookup answers now.
     pub(super) fn present(&self, id: NodeId) -> Option<FileAttr> {
         let node = self.model.tree.node(id)?;
-        Some(self.attributes(self.handles.generations().ino(id), node))
+        Some(self.attributes(self.number(id), node))
     }
 
     /// `.` and `..` and the children from `offset` on, each with the offset of what comes after it.
@@ -241,7 +261,7 @@ impl Answers {
             // Whatever it has of the file so far: what was registered is let go of at once.
             self.native.learn(&reply.open_backing(image));
         }
-        let opened = self.handles.open(Ino(ino.0), held, whole, register);
+        let opened = self.handles.open(self.base.inner(ino), held, whole, register);
         match opened {
             Opened::Cached(handle) => {
                 metrics.cached_opens.add(1);

@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, Result, StorageContext};
 const PATH_LIMIT: usize = 4095;
 
 /// How many mounts over one another are taken away before giving up.
-const STACKED: usize = 16;
+pub(super) const STACKED: usize = 16;
 
 /// What stands at the folder of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,12 +122,13 @@ fn bind_at(source: &Path, target: &Path) -> Result<()> {
     private
 }
 
-fn through(folder: &OwnedFd) -> PathBuf {
+/// A path to a folder that is held open, whatever becomes of its name.
+pub(super) fn through(folder: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()))
 }
 
 /// The folder at `target`, made where none is; not through any link.
-fn folder(target: &Path) -> Result<OwnedFd> {
+pub(super) fn folder(target: &Path) -> Result<OwnedFd> {
     let doing = || format!("cannot open the folder {}", target.display());
     let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
         return Err(Error::new(Kind::Invalid, format!("{} is no folder to mount at", target.display())));

@@ -12,13 +12,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
+use super::numbers::Base;
 use crate::fs::NodeId;
 
 /// How many low bits of a node number say which node; the rest is the generation.
-const NODE_BITS: u32 = 40;
+pub(super) const NODE_BITS: u32 = 40;
 
 /// The last generation: node numbers stay positive as the signed integers that some programs read them into.
-const LAST_GENERATION: u32 = (1 << (63 - NODE_BITS)) - 1;
+pub(super) const LAST_GENERATION: u32 = (1 << (63 - NODE_BITS)) - 1;
 
 /// A node as the kernel names it: the node's position and one, and above them the generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,12 +53,15 @@ pub(super) struct Generations {
     first: Vec<AtomicU32>,
     /// Of nodes that have come since; only those that are not at 0.
     later: Mutex<HashMap<usize, u32>>,
+    /// The last one that there is a number for.
+    last: u32,
 }
 
 impl Generations {
     /// All at 0, for `nodes` nodes and for any that come. Costs 4 bytes a node.
-    pub(super) fn new(nodes: usize) -> Self {
-        Self { first: (0..nodes).map(|_| AtomicU32::new(0)).collect(), later: Mutex::default() }
+    pub(super) fn new(nodes: usize, base: Base) -> Self {
+        let first = (0..nodes).map(|_| AtomicU32::new(0)).collect();
+        Self { first, later: Mutex::default(), last: base.last_generation() }
     }
 
     /// The number that a lookup of the node answers now.
@@ -74,7 +78,7 @@ impl Generations {
     /// Retires the number, so that lookups answer another, unless there are no more; one that is retired already stays so.
     fn retire(&self, ino: Ino) {
         let Some(position) = ino.position() else { return };
-        let next = ino.generation().saturating_add(1).min(LAST_GENERATION);
+        let next = ino.generation().saturating_add(1).min(self.last);
         match self.first.get(position) {
             Some(generation) => drop(generation.fetch_max(next, Ordering::AcqRel)),
             None => {
@@ -125,10 +129,15 @@ enum Way<B> {
 }
 
 impl<H, B> Handles<H, B> {
-    /// No handle yet, for a tree of `nodes` nodes, which may grow.
-    pub(super) fn new(nodes: usize) -> Self {
+    /// No handle yet, for a tree of `nodes` nodes, which may grow, whose numbers have `base` in common.
+    pub(super) fn new(nodes: usize, base: Base) -> Self {
         let table = Table { next: 1, open: HashMap::new(), nodes: HashMap::new() };
-        Self { table: Mutex::new(table), generations: Generations::new(nodes) }
+        Self { table: Mutex::new(table), generations: Generations::new(nodes, base) }
+    }
+
+    /// Whether nothing is open.
+    pub(super) fn is_idle(&self) -> bool {
+        self.table.lock().open.is_empty()
     }
 
     /// The present generations.
@@ -177,7 +186,7 @@ impl<H, B> Handles<H, B> {
     pub(super) fn renumber(&self, ino: Ino) -> bool {
         let table = self.table.lock();
         let renumbers =
-            ino.generation() < LAST_GENERATION && table.nodes.get(&ino).is_some_and(Live::is_cached);
+            ino.generation() < self.generations.last && table.nodes.get(&ino).is_some_and(Live::is_cached);
         if renumbers {
             self.generations.retire(ino);
         }
@@ -266,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_node_with_live_cached_handles_stays_cached_until_the_last_is_released() {
-        let table = Table::new(2);
+        let table = Table::new(2, Base::default());
         let first = open(&table, FIRST, None);
         let second = open(&table, FIRST, some_file());
         assert!(matches!(second, Opened::Cached(_)));
@@ -279,7 +288,7 @@ mod tests {
 
     #[test]
     fn all_passthrough_handles_of_a_node_share_one_registered_file() {
-        let table = Table::new(2);
+        let table = Table::new(2, Base::default());
         let (Opened::Native(first, one), Opened::Native(second, two)) =
             (open(&table, FIRST, some_file()), open(&table, FIRST, some_file()))
         else {
@@ -294,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_file_the_kernel_does_not_take_is_served_by_replies() {
-        let table = Table::new(2);
+        let table = Table::new(2, Base::default());
         let opened =
             table.open(FIRST, some_file(), |held| held.as_ref(), |_| Err(io::Error::from_raw_os_error(1)));
         assert!(matches!(opened, Opened::Cached(_)));
@@ -302,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_file_that_lost_its_trust_under_passthrough_handles_gets_another_number() {
-        let table = Table::new(2);
+        let table = Table::new(2, Base::default());
         let node = Ino::new(NodeId::ROOT, 0);
         let native = open(&table, node, some_file());
         assert!(matches!(open(&table, node, None), Opened::Stale));
@@ -316,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_node_that_came_after_the_mount_was_made_has_generations_too() {
-        let table = Table::new(0);
+        let table = Table::new(0, Base::default());
         let node = Ino::new(NodeId::ROOT, 0);
         assert_eq!(table.generations().ino(NodeId::ROOT), node);
         let _native = open(&table, node, some_file());
@@ -327,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_file_that_became_whole_under_handles_served_by_replies_gets_another_number_once() {
-        let table = Table::new(2);
+        let table = Table::new(2, Base::default());
         let old = Ino::new(NodeId::ROOT, 0);
         assert!(!table.renumber(old), "nobody has it open");
         let first = open(&table, old, None);
@@ -346,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_handle_is_released_once() {
-        let table = Table::new(2);
+        let table = Table::new(2, Base::default());
         let opened = open(&table, FIRST, some_file());
         assert!(table.release(handle(&opened)).is_some());
         assert!(table.release(handle(&opened)).is_none());

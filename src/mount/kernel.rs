@@ -51,6 +51,8 @@ pub(super) struct Device(String);
 pub(super) struct MountEntry {
     /// The device number of the mounted superblock.
     pub(super) device: Device,
+    /// Which of its folders is.
+    pub(super) root: PathBuf,
     /// Where it is mounted.
     pub(super) point: PathBuf,
     /// The file system's type with its subtype: `fuse.weightfs`.
@@ -84,6 +86,15 @@ pub(super) fn has_ours(dir: &Path) -> Result<bool> {
     Ok(entries(&table()?).any(|entry| entry.point == dir && entry.is_ours()))
 }
 
+/// The mount that the folder `dir`, an absolute path without links, is in.
+///
+/// # Errors
+/// As [`mounted_at`].
+pub(super) fn mounted_around(dir: &Path) -> Result<Option<MountEntry>> {
+    let table = table()?;
+    Ok(dir.ancestors().find_map(|at| topmost(&table, at)))
+}
+
 fn table() -> Result<Vec<u8>> {
     let table = "/proc/self/mountinfo";
     std::fs::read(table).storage(|| format!("cannot read {table}"))
@@ -102,11 +113,12 @@ fn topmost(table: &[u8], dir: &Path) -> Option<MountEntry> {
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = text(fields.nth(2)?);
-    let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let root = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
+    let point = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let fstype = text(rest.next()?);
     let source = text(&unescape(rest.next()?));
-    Some(MountEntry { device: Device(device), point, fstype, source })
+    Some(MountEntry { device: Device(device), root, point, fstype, source })
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -1,21 +1,26 @@
 //! Floor 5: the kernel's door: FUSE adapter, session, passthrough. All `unsafe` is here.
 //!
 //! [`Mount::open`] mounts a [`Model`](crate::fs::Model) at a folder and answers the kernel until the mount ends;
-//! [`unmount`] takes a mount away from outside. Knows what the kernel asks, not where bytes come from.
+//! [`Gallery::open`] mounts a folder in which models come and go. [`unmount`] takes a mount away from outside. Knows what the kernel asks, not where bytes come from.
 
 mod adapter;
 mod answers;
 mod attach;
 pub mod bind;
 mod complaints;
+pub mod frame;
+mod gallery;
 mod handles;
 mod kernel;
 pub mod mapped;
 mod native;
+mod numbers;
 mod renumber;
 mod session;
+mod status;
 mod watch;
 
+pub use gallery::Gallery;
 pub use kernel::resolve;
 pub use mapped::Mapping;
 pub use native::{Native, Passthrough};
@@ -92,6 +97,20 @@ pub struct Status {
     pub native: Native,
     /// Name and value of each counter in `metrics`.
     pub metrics: std::collections::BTreeMap<String, u64>,
+    /// The models of a mount that shows several, which all of the above is about; empty for a mount of one.
+    #[serde(default)]
+    pub models: Vec<Shown>,
+}
+
+/// A model among several.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Shown {
+    /// The folder that it is in.
+    pub name: String,
+    /// The reference that it was opened by.
+    pub reference: String,
+    /// The manifest's digest.
+    pub digest: String,
 }
 
 /// Whether to wait for a mount to be unused.

@@ -161,6 +161,15 @@ pub struct Native {
 }
 
 impl Native {
+    /// Adds those of another model.
+    pub(super) fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.total += other.total;
+        for (reason, count) in other.why_not {
+            *self.why_not.entry(reason).or_default() += count;
+        }
+    }
+
     /// Counts a file that is served by itself, or why it is not.
     pub(super) fn count(&mut self, why_not: Option<&str>) {
         self.total += 1;

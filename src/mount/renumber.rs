@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{INodeNo, Notifier};
+use fuser::Notifier;
 use tokio::sync::{mpsc::UnboundedReceiver, watch};
 use tokio::time::Instant;
 
@@ -100,7 +100,7 @@ impl Offers {
         }
         answers.model.metrics.renumbered_files.add(1);
         for (folder, name) in answers.model.tree.names(id) {
-            let folder = INodeNo(answers.handles.generations().ino(folder).0);
+            let folder = answers.number(folder);
             // Until the kernel has forgotten the name it opens the file under the old number, which is right too.
             if let Err(error) = self.notifier.inval_entry(folder, name.as_ref()) {
                 tracing::warn!(%error, path = answers.model.tree.path(id), "the kernel does not forget an old number");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Notifier, Session, SessionACL};
+use fuser::{Filesystem, Notifier, Session, SessionACL};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
@@ -16,17 +16,16 @@ use super::attach::{self, Audience};
 use super::kernel::{self, Device};
 use super::renumber::{self, Offers};
 use super::{Detach, Options, Passthrough, Status};
-use crate::content::Standing;
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::fs::Model;
 
 /// How long ending the loader, and how long detaching may take: together with [`LAST_REQUESTS`] less than the 10 s
 /// that supervisors give a process after SIGTERM.
-const CLOSING: Duration = Duration::from_secs(3);
+pub(super) const CLOSING: Duration = Duration::from_secs(3);
 
 /// How long the session may take to end once the mount is detached. With files still open it goes on; who unmounts
 /// because the process ends need not wait for them.
-const LAST_REQUESTS: Duration = Duration::from_secs(2);
+pub(super) const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
 /// How many dead mounts over one another are cleared before giving up.
 const STACKED: usize = 16;
@@ -58,7 +57,9 @@ impl Mount {
         let passthrough = options.passthrough;
         let (dir, source, options) = (dir.to_owned(), model.reference.to_string(), options.clone());
         let begun = blocking(move || begin(&dir, &source, &options, adapter)).await?;
-        let mount = begun.serve(model, answers, passthrough)?;
+        let Served { dir, device, ended, notifier } = begun.serve()?;
+        let mount = Self { model, answers, dir, device, ended };
+        mount.notify(notifier, passthrough)?;
         mount.model.loader.warm();
         mount.model.mention_ignored_index();
         Ok(mount)
@@ -80,36 +81,7 @@ impl Mount {
     /// the model, so it blocks.
     #[must_use]
     pub fn status(&self) -> Status {
-        let share = self.model.loader.share();
-        let counters = self.model.metrics.snapshot().into_iter();
-        Status {
-            reference: self.model.reference.to_string(),
-            digest: self.model.digest.to_string(),
-            kept: share.kept,
-            total: share.total,
-            integrity: self.model.integrity().to_owned(),
-            standing: self.model.standing().to_owned(),
-            poisoned: self.poisoned(),
-            refused: self.model.refused(),
-            native: self.answers.count_native(),
-            metrics: counters.map(|counter| (counter.name.to_owned(), counter.value)).collect(),
-        }
-    }
-
-    fn poisoned(&self) -> Vec<String> {
-        let layers = self.model.index.layers.iter().enumerate();
-        let poisoned: Vec<bool> =
-            layers.map(|(layer, _)| self.model.loader.standing(layer) == Standing::Poisoned).collect();
-        if !poisoned.contains(&true) {
-            return Vec::new();
-        }
-        let files = self.model.tree.nodes().filter_map(|(id, _)| {
-            let extent = self.model.extent(id)?;
-            let layer = self.model.index.layers.get(extent.layer)?;
-            let bad = poisoned.get(extent.layer).copied().unwrap_or(false);
-            bad.then(|| format!("{} ({})", self.model.tree.path(id), layer.blob.digest))
-        });
-        files.collect()
+        self.answers.status()
     }
 
     /// Waits until the mount has ended, by whoever's hand (umount, fusermount3 -u, [`unmount`](Self::unmount)).
@@ -142,16 +114,11 @@ impl Mount {
     /// Starts the threads that tell the kernel what it does not know: each by itself, since a notification waits for whatever
     /// requests hold locked in the kernel.
     fn notify(&self, notifier: Notifier, passthrough: Passthrough) -> Result<()> {
-        let runtime = tokio::runtime::Handle::current();
-        let poisonings = self.model.loader.poisonings();
-        let (answers, ended) = (Arc::clone(&self.answers), self.ended.clone());
-        let (on, told) = (runtime.clone(), notifier.clone());
-        thread("weightfs-inval", move || {
-            on.block_on(async { invalidate_poisoned(poisonings, ended, &answers, &told).await });
-        })?;
+        watch_poisonings(Arc::clone(&self.answers), notifier.clone(), self.ended.clone())?;
         if passthrough != Passthrough::Swap {
             return Ok(());
         }
+        let runtime = tokio::runtime::Handle::current();
         let (answers, ended) = (Arc::clone(&self.answers), self.ended.clone());
         let (dir, sealings) = (self.dir.clone(), self.model.loader.sealings());
         thread("weightfs-renum", move || {
@@ -194,16 +161,28 @@ pub fn unmount(dir: &Path, how: Detach) -> Result<()> {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(Error::from_source(Kind::Kernel, "mounting was interrupted", error)))
 }
 
 /// A mount whose INIT is answered, and that nobody serves yet. Dropped, it ends: nobody would ever answer it.
-struct Begun {
+pub(super) struct Begun<F: Filesystem> {
     // Before `left`: the connection is closed, and then the mount taken away.
-    session: Session<Adapter>,
+    session: Session<F>,
     left: Left,
+}
+
+/// A mount that is served, until it is taken away.
+pub(super) struct Served {
+    /// As the mount table names it.
+    pub(super) dir: PathBuf,
+    pub(super) device: Device,
+    /// Closed once the session has ended.
+    pub(super) ended: watch::Receiver<()>,
+    pub(super) notifier: Notifier,
 }
 
 /// A mount that would be left behind dead: dropped before it is served, it is detached.
@@ -224,7 +203,16 @@ impl Drop for Left {
     }
 }
 
-fn begin(dir: &Path, source: &str, options: &Options, adapter: Adapter) -> Result<Begun> {
+/// Mounts at `dir` and answers the kernel's first request; nobody answers more until it is served. Blocks.
+///
+/// # Errors
+/// Those of [`Mount::open`].
+pub(super) fn begin<F: Filesystem>(
+    dir: &Path,
+    source: &str,
+    options: &Options,
+    adapter: F,
+) -> Result<Begun<F>> {
     let dir = vacant(dir)?;
     let (audience, acl) = match options.allow_other {
         true => (Audience::Everyone, SessionACL::All),
@@ -309,18 +297,20 @@ fn check_empty_folder(dir: &Path) -> Result<()> {
     }
 }
 
-impl Begun {
-    fn serve(self, model: Arc<Model>, answers: Arc<Answers>, passthrough: Passthrough) -> Result<Mount> {
+impl<F: Filesystem> Begun<F> {
+    /// Answers from now on.
+    ///
+    /// # Errors
+    /// `Kernel` where no thread can be started; the mount is gone then.
+    pub(super) fn serve(self) -> Result<Served> {
         let Self { session, mut left } = self;
         let notifier = session.notifier();
         let (alive, ended) = watch::channel(());
+        let served = Served { dir: left.dir.clone(), device: left.device.clone(), ended, notifier };
         let (dir, device) = (left.dir.clone(), left.device.clone());
-        let mount = Mount { model, answers: Arc::clone(&answers), dir, device, ended };
-        let (dir, device) = (mount.dir.clone(), mount.device.clone());
         thread("weightfs-fuse", move || run(session, &dir, &device, alive))?;
-        mount.notify(notifier, passthrough)?;
         left.served = true;
-        Ok(mount)
+        Ok(served)
     }
 }
 
@@ -330,7 +320,7 @@ fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
 }
 
 /// Answers until the mount ends, and takes it away should it still stand (the connection was aborted).
-fn run(session: Session<Adapter>, dir: &Path, device: &Device, alive: watch::Sender<()>) {
+fn run<F: Filesystem>(session: Session<F>, dir: &Path, device: &Device, alive: watch::Sender<()>) {
     if let Err(error) = session.run() {
         tracing::error!(%error, "the FUSE session failed");
     }
@@ -341,7 +331,7 @@ fn run(session: Session<Adapter>, dir: &Path, device: &Device, alive: watch::Sen
 }
 
 /// Detaches the mount with this device at `dir`; one that somebody else has made there since stays.
-fn detach_own(dir: &Path, device: &Device) -> Result<()> {
+pub(super) fn detach_own(dir: &Path, device: &Device) -> Result<()> {
     if !kernel::mounted_at(dir)?.is_some_and(|entry| entry.device == *device) {
         return Ok(());
     }
@@ -349,6 +339,22 @@ fn detach_own(dir: &Path, device: &Device) -> Result<()> {
         Err(error) if error.kind() == Kind::Busy => kernel::detach(dir, Detach::Lazy),
         done => done,
     }
+}
+
+/// Starts the thread that takes poisoned files out of the kernel's cache. Must be called within a tokio runtime.
+///
+/// # Errors
+/// `Kernel` where it cannot be started.
+pub(super) fn watch_poisonings(
+    answers: Arc<Answers>,
+    notifier: Notifier,
+    ended: watch::Receiver<()>,
+) -> Result<()> {
+    let runtime = tokio::runtime::Handle::current();
+    let poisonings = answers.model.loader.poisonings();
+    thread("weightfs-inval", move || {
+        runtime.block_on(async { invalidate_poisoned(poisonings, ended, &answers, &notifier).await });
+    })
 }
 
 /// Takes the pages of poisoned files out of the kernel's cache, so that every read and every live mapping asks again

@@ -5,6 +5,9 @@
 
 use globset::{GlobBuilder, GlobMatcher};
 
+/// What model-csi-driver's `exclude-model-weights` leaves out.
+pub const WEIGHTS: [&str; 2] = ["*.safetensors", "model.safetensors.index.json"];
+
 /// How many patterns there may be.
 const LIMIT: usize = 256;
 

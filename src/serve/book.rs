@@ -3,18 +3,21 @@
 //! A folder below the state folder, private as that is, with a file for each mount and for each volume. It lives as long as
 //! what it tells of, until the machine starts anew; files are put in place whole. Used by the plane alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::dynamic::Folders;
+use super::put::{Readers, clear_drafts, names_in, put, put_json, remove};
 use super::state::{id, private};
 use crate::error::{Error, Kind, Result, StorageContext};
+use crate::mount::Detach;
+use crate::mount::bind;
 use crate::repository::Secret;
 
 /// Settings by the names that the configuration file has for them, as text, that count before those of the plane itself.
@@ -31,6 +34,9 @@ pub(super) struct Spec {
     pub(super) digest: String,
     /// What is set for it alone.
     pub(super) settings: Overrides,
+    /// The dynamic volume that it is; `None` for a mount of one model. Such a volume has neither reference nor digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) volume: Option<String>,
 }
 
 /// Who asked for a volume.
@@ -56,7 +62,7 @@ pub struct Volume {
     pub target: PathBuf,
     /// The mount's name.
     pub mount: String,
-    /// The reference as it was asked for.
+    /// The reference as it was asked for; empty for a dynamic volume, whose pod chooses its models.
     pub reference: String,
     /// What was set for it.
     pub settings: Overrides,
@@ -68,6 +74,8 @@ pub struct Volume {
 #[derive(Debug)]
 pub(super) struct Book {
     folder: PathBuf,
+    /// Where is written how volumes are.
+    reports: PathBuf,
     /// What names of mounts are made with.
     key: [u8; 32],
     /// Held as long as the plane is: there is one for a state folder.
@@ -81,7 +89,7 @@ impl Book {
     /// `Busy` where another plane has it; `Storage`, and `Denied` where another user may write to it.
     pub(super) fn open(live: &Path) -> Result<Self> {
         let folder = folder(live);
-        for part in ["hosts", "mounts", "volumes", "secrets"] {
+        for part in PARTS {
             private(&folder.join(part))?;
         }
         private(&folder)?;
@@ -91,7 +99,9 @@ impl Book {
         match lock.try_lock() {
             Ok(()) => {
                 let key = key(&folder.join("key"))?;
-                Ok(Self { folder, key, _lock: lock })
+                let reports = live.join("volumes");
+                private(&reports)?;
+                Ok(Self { folder, reports, key, _lock: lock })
             }
             Err(std::fs::TryLockError::WouldBlock) => {
                 let error =
@@ -108,8 +118,16 @@ impl Book {
     }
 
     /// Where a mount's process mounts.
-    pub(super) fn host(&self, mount: &str) -> PathBuf {
-        self.folder.join("hosts").join(mount)
+    pub(super) fn host(&self, spec: &Spec) -> PathBuf {
+        match spec.volume {
+            None => self.folder.join("hosts").join(&spec.id),
+            Some(_) => self.dynamic(&spec.id).models(),
+        }
+    }
+
+    /// What a dynamic volume's process has.
+    pub(super) fn dynamic(&self, mount: &str) -> Folders {
+        Folders::at(&self.folder.join("dynamic").join(mount))
     }
 
     /// Where the configuration is kept that counts, as it was read last.
@@ -122,7 +140,7 @@ impl Book {
     /// # Errors
     /// `Storage`.
     pub(super) fn keep_configuration(&self, text: &str) -> Result<()> {
-        put(&self.folder.join("config.toml"), text.as_bytes())
+        put(&self.folder.join("config.toml"), text.as_bytes(), Readers::Owner)
     }
 
     fn mount(&self, id: &str) -> PathBuf {
@@ -148,9 +166,59 @@ impl Book {
     /// `Storage`.
     pub(super) fn note_mount(&self, spec: &Spec, secret: Option<&Secret>) -> Result<()> {
         if let Some(secret) = secret.filter(|_| self.secret_of(&spec.id).is_none()) {
-            put(&self.secret(&spec.id), secret.expose().as_bytes())?;
+            self.renew(&spec.id, secret)?;
         }
         put_json(&self.mount(&spec.id), spec)
+    }
+
+    /// Keeps other credentials for a mount, of the same identity: its process finds them when it needs some.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub(super) fn renew(&self, mount: &str, secret: &Secret) -> Result<()> {
+        put(&self.secret(mount), secret.expose().as_bytes(), Readers::Owner)
+    }
+
+    /// Removes what somebody who died has left: drafts, credentials and folders of no mount, and what was written of no volume.
+    ///
+    /// # Errors
+    /// `Storage` where the folder can't be read.
+    pub(super) fn clear_leftovers(&self) -> Result<()> {
+        for part in PARTS {
+            clear_drafts(&self.folder.join(part));
+        }
+        clear_drafts(&self.folder);
+        let mounts: HashSet<String> = self.mounts()?.into_iter().map(|spec| spec.id).collect();
+        let volumes: HashSet<String> = self.volumes()?.into_iter().map(|volume| volume.id).collect();
+        let of_nobody = |path: &Path, known: &HashSet<String>| {
+            path.file_stem().and_then(|name| name.to_str()).is_none_or(|name| !known.contains(name))
+        };
+        for path in names_in(&self.folder.join("secrets")).iter().filter(|path| of_nobody(path, &mounts)) {
+            remove(path);
+        }
+        for path in names_in(&self.folder.join("hosts")).iter().filter(|path| of_nobody(path, &mounts)) {
+            bind::unbind(path, Detach::Lazy)?;
+            remove_folder(path);
+        }
+        for path in names_in(&self.folder.join("dynamic")).iter().filter(|path| of_nobody(path, &mounts)) {
+            Folders::at(path).clear();
+        }
+        for path in names_in(&self.reports).iter().filter(|path| of_nobody(path, &volumes)) {
+            clear_report(path);
+        }
+        Ok(())
+    }
+
+    /// Where is written how a volume is, for who looks for it by its id; `None` for an id that is no name of a folder.
+    pub(super) fn report(&self, volume: &str) -> Option<PathBuf> {
+        is_plain(volume).then(|| self.reports.join(volume).join(REPORT))
+    }
+
+    /// Removes what was written of a volume.
+    pub(super) fn forget_report(&self, volume: &str) {
+        if is_plain(volume) {
+            clear_report(&self.reports.join(volume));
+        }
     }
 
     /// Forgets a mount and its credentials.
@@ -190,6 +258,32 @@ impl Book {
     }
 }
 
+/// What a volume's report is called.
+pub(super) const REPORT: &str = "status.json";
+
+/// The folders below that of the book.
+const PARTS: [&str; 5] = ["hosts", "mounts", "volumes", "secrets", "dynamic"];
+
+/// Whether an id is plain letters and digits with `-` and `_`, as those are that orchestrators give.
+pub(super) fn is_plain(id: &str) -> bool {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_');
+    !id.is_empty() && id.len() <= 128 && id.chars().all(plain)
+}
+
+fn clear_report(folder: &Path) {
+    clear_drafts(folder);
+    remove(&folder.join(REPORT));
+    remove_folder(folder);
+}
+
+fn remove_folder(path: &Path) {
+    if let Err(error) = std::fs::remove_dir(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::debug!(%error, "the folder {} stays", path.display());
+    }
+}
+
 fn folder(live: &Path) -> PathBuf {
     live.join("node")
 }
@@ -202,7 +296,7 @@ fn key(path: &Path) -> Result<[u8; 32]> {
     }
     let mut key = [0; 32];
     File::open("/dev/urandom").and_then(|mut chance| chance.read_exact(&mut key)).storage(doing)?;
-    put(path, &key)?;
+    put(path, &key, Readers::Owner)?;
     Ok(key)
 }
 
@@ -221,34 +315,6 @@ fn all<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>> {
         }
     }
     Ok(found)
-}
-
-fn put_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let bytes = serde_json::to_vec(value).map_err(std::io::Error::from);
-    put(path, &bytes.storage(|| format!("cannot write {}", path.display()))?)
-}
-
-/// Puts a file in place as a whole, for its owner alone.
-fn put(path: &Path, bytes: &[u8]) -> Result<()> {
-    let doing = || format!("cannot write {}", path.display());
-    // Two may write the same file at once, each whole.
-    static DRAFTS: AtomicU64 = AtomicU64::new(0);
-    let draft = path.with_extension(format!("{}.new", DRAFTS.fetch_add(1, Ordering::Relaxed)));
-    let no_link = nix::fcntl::OFlag::O_NOFOLLOW.bits();
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(true).write(true).mode(0o600).custom_flags(no_link);
-    let mut file = options.open(&draft).storage(doing)?;
-    file.write_all(bytes).storage(doing)?;
-    std::fs::rename(&draft, path).storage(doing)
-}
-
-fn remove(path: &Path) {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(%error, "{} stays", path.display());
-        }
-        _ => {}
-    }
 }
 
 #[cfg(test)]
@@ -270,7 +336,8 @@ mod tests {
     }
 
     fn spec(id: &str) -> Spec {
-        Spec { id: id.into(), reference: "r".into(), digest: "d".into(), settings: Overrides::new() }
+        let settings = Overrides::new();
+        Spec { id: id.into(), reference: "r".into(), digest: "d".into(), settings, volume: None }
     }
 
     #[test]
@@ -318,6 +385,32 @@ mod tests {
         let live = tempfile::tempdir().unwrap();
         let _first = Book::open(live.path()).unwrap();
         assert_eq!(Book::open(live.path()).unwrap_err().kind(), Kind::Busy);
+    }
+
+    #[test]
+    fn what_somebody_who_died_has_left_is_cleared_away() {
+        let live = tempfile::tempdir().unwrap();
+        let book = Book::open(live.path()).unwrap();
+        let secret = Secret::new("{}".to_owned());
+        book.note_mount(&spec("m"), Some(&secret)).unwrap();
+        book.note_volume(&volume("/a")).unwrap();
+        book.renew("gone", &secret).unwrap();
+        let node = live.path().join("node");
+        let left = ["mounts/x.7.0.new", "secrets/m.7.1.new", "config.7.2.new"].map(|name| node.join(name));
+        left.iter().for_each(|path| std::fs::write(path, "{").unwrap());
+        std::fs::create_dir(node.join("hosts/gone")).unwrap();
+        std::fs::create_dir(node.join("hosts/m")).unwrap();
+        for id in ["pvc-1", "pvc-2"] {
+            let report = book.report(id).unwrap();
+            std::fs::create_dir(report.parent().unwrap()).unwrap();
+            std::fs::write(report, "{}").unwrap();
+        }
+        book.clear_leftovers().unwrap();
+        assert!(left.iter().all(|path| !path.exists()));
+        assert!(book.secret_of("gone").is_none() && book.secret_of("m").is_some());
+        assert!(!node.join("hosts/gone").exists() && node.join("hosts/m").exists());
+        assert!(book.report("pvc-1").unwrap().exists() && !book.report("pvc-2").unwrap().exists());
+        assert_eq!(book.report("../x"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::fmt::Write;
 
 use parking_lot::Mutex;
 
+use super::operations::Operations;
 use super::plane::Plane;
 use super::volumes::Published;
 use crate::error::Result;
@@ -23,6 +24,8 @@ type Counts = BTreeMap<String, u64>;
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) node: NodeMetrics,
+    /// What the kubelet and a provisioner have asked.
+    pub(super) operations: Operations,
     mounts: Mutex<Mounts>,
 }
 
@@ -92,7 +95,8 @@ impl Plane {
     /// All metrics as text. Asks every mount's process, as [`survey`](Self::survey) does, so it blocks.
     #[must_use]
     pub fn exposition(&self) -> String {
-        let (survey, volumes) = (self.survey(), self.list());
+        let survey = self.survey();
+        let volumes = self.list_with(&survey);
         let said = survey
             .iter()
             .filter_map(|(host, status)| Some((host.spec.id.clone(), status.as_ref()?.metrics.clone())));
@@ -112,7 +116,8 @@ impl Plane {
             gauge(&mut text, of, &[(String::new(), u64::try_from(count).unwrap_or(u64::MAX))]);
         }
         let labels = |host: &super::host::Host| {
-            format!("{{reference={},digest={}}}", quoted(&host.spec.reference), quoted(&host.spec.digest))
+            let (mount, reference) = (quoted(&host.spec.id), quoted(host.name()));
+            format!("{{mount={mount},reference={reference},digest={}}}", quoted(&host.spec.digest))
         };
         let each = |value: &dyn Fn(&Status) -> u64| -> Vec<(String, u64)> {
             let said =
@@ -126,6 +131,8 @@ impl Plane {
             (labels(host), u64::try_from(of_it).unwrap_or(u64::MAX))
         });
         gauge(&mut text, MOUNT_VOLUMES, &shown.collect::<Vec<_>>());
+        self.tally.operations.write(&mut text);
+        self.write_models(&mut text, &survey);
         text
     }
 }
@@ -149,7 +156,7 @@ fn gauge(text: &mut String, of: Gauge, values: &[(String, u64)]) {
 }
 
 /// A label's value: backslash, quotation mark and line break are the three that are escaped.
-fn quoted(value: &str) -> String {
+pub(super) fn quoted(value: &str) -> String {
     let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     format!("\"{value}\"")
 }

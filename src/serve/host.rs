@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use super::book::Spec;
+use super::dynamic::Folders;
 use super::plane::Plane;
 use super::process::Process;
 use crate::error::{Error, Kind, Result};
@@ -45,6 +46,8 @@ pub(super) struct Host {
     pub(super) spec: Spec,
     /// Where.
     pub(super) dir: PathBuf,
+    /// What is around it, of a dynamic volume.
+    pub(super) folders: Option<Folders>,
     standing: watch::Sender<Standing>,
     /// Ends the pause of a task that waits to try again.
     awake: Notify,
@@ -58,7 +61,13 @@ impl Host {
     pub(super) fn new(spec: Spec, dir: PathBuf) -> Arc<Self> {
         let (standing, _) = watch::channel(Standing::Starting(None));
         let (awake, uses, restarts) = (Notify::new(), AtomicUsize::new(0), AtomicU64::new(0));
-        Arc::new(Self { spec, dir, standing, awake, uses, restarts })
+        let folders = spec.volume.as_ref().and_then(|_| Folders::around(&dir));
+        Arc::new(Self { spec, dir, folders, standing, awake, uses, restarts })
+    }
+
+    /// What is mounted, for people: the reference with its digest, or the dynamic volume's id.
+    pub(super) fn name(&self) -> &str {
+        self.spec.volume.as_deref().unwrap_or(&self.spec.reference)
     }
 
     /// The process that answers.
@@ -165,7 +174,7 @@ pub(super) async fn attend(plane: Arc<Plane>, host: Arc<Host>, adopted: Option<R
             None => match plane.launch(&host).await {
                 Ok(started) => started,
                 Err(error) => {
-                    tracing::warn!(reference = host.spec.reference, "cannot mount: {error}");
+                    tracing::warn!(reference = host.name(), "cannot mount: {error}");
                     host.fail(error);
                     pause = longer(pause);
                     rest(&host, pause).await;
@@ -221,7 +230,7 @@ fn fall(host: &Host) -> bool {
     let why = Error::new(Kind::Kernel, "the process that serves it has ended");
     let wanted = host.change(|_| Some(Standing::Starting(Some(why))));
     if wanted {
-        tracing::warn!(reference = host.spec.reference, "a mount's process has ended; it is started again");
+        tracing::warn!(reference = host.name(), "a mount's process has ended; it is started again");
         host.restarts.fetch_add(1, Ordering::Relaxed);
     }
     wanted
@@ -249,8 +258,13 @@ mod tests {
     use crate::serve::Overrides;
 
     fn host() -> Arc<Host> {
-        let spec =
-            Spec { id: "m".into(), reference: "r".into(), digest: "d".into(), settings: Overrides::new() };
+        let spec = Spec {
+            id: "m".into(),
+            reference: "r".into(),
+            digest: "d".into(),
+            settings: Overrides::new(),
+            volume: None,
+        };
         Host::new(spec, "/nowhere".into())
     }
 

@@ -73,12 +73,15 @@ pub struct Listening {
     pub artifact_store: Option<PathBuf>,
     /// How many mounts there may be, each a process with descriptors and memory of its own. Default 256.
     pub max_mounts: usize,
+    /// How many models a dynamic volume may have at once. Default 32.
+    pub max_models: usize,
 }
 
 impl Default for Listening {
     fn default() -> Self {
         let csi_driver = DRIVER.to_owned();
         let artifact_store = None;
+        let (max_mounts, max_models) = (256, 32);
         Self {
             control: None,
             metrics: None,
@@ -86,7 +89,8 @@ impl Default for Listening {
             node_id: None,
             csi_driver,
             artifact_store,
-            max_mounts: 256,
+            max_mounts,
+            max_models,
         }
     }
 }
@@ -121,6 +125,18 @@ impl Listening {
 /// # Errors
 /// `Busy` where somebody answers there, `Invalid` where something that is no socket has its place, `Storage`.
 pub fn listen(path: &Path) -> Result<UnixListener> {
+    listen_as(path, 0o600)
+}
+
+/// The same, for all who get to the folder.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_to_all(path: &Path) -> Result<UnixListener> {
+    listen_as(path, 0o666)
+}
+
+fn listen_as(path: &Path, mode: u32) -> Result<UnixListener> {
     let doing = || format!("cannot listen at {}", path.display());
     let (_open, inside) = short(path)?;
     match std::fs::symlink_metadata(&inside) {
@@ -134,7 +150,7 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
         Err(_) => {}
     }
     let listener = UnixListener::bind(&inside).storage(doing)?;
-    std::fs::set_permissions(&inside, Permissions::from_mode(0o600)).storage(doing)?;
+    std::fs::set_permissions(&inside, Permissions::from_mode(mode)).storage(doing)?;
     Ok(listener)
 }
 

@@ -7,15 +7,21 @@
 
 pub mod artifacts;
 mod book;
+mod claims;
 pub mod control;
 pub mod csi;
+pub mod dynamic;
 mod exposition;
 mod host;
 pub mod listen;
 pub mod notify;
+mod operations;
 pub mod page;
 mod plane;
 pub mod process;
+mod put;
+pub mod report;
+mod showing;
 pub mod start;
 pub mod state;
 mod view;
@@ -29,5 +35,5 @@ pub use plane::{Config, Plane, Settle, configuration};
 pub use process::Process;
 pub use state::{Record, State, StateConfig};
 pub use view::{Condition, Shown};
-pub use volumes::Published;
+pub use volumes::{Published, Renewal, Room, Terms, Wanted};
 pub use wish::{Settled, Wish};

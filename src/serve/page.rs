@@ -1,4 +1,4 @@
-//! The pages of the plane: `/metrics` for Prometheus, `/healthz` and `/readyz` for who watches it, `/mounts` for people.
+//! The pages of the plane: `/metrics` and `/metrics/detail` for Prometheus, `/healthz` and `/readyz` for who watches it, `/mounts` for people.
 //!
 //! Reached on this machine alone, or through a socket of the plane's user. Everything is read-only; nothing shows a secret.
 
@@ -75,6 +75,7 @@ struct Pages {
     plane: Arc<Plane>,
     ready: Arc<AtomicBool>,
     metrics: Dear,
+    detail: Dear,
     mounts: Dear,
 }
 
@@ -117,8 +118,15 @@ pub async fn serve(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readiness))
         .route("/metrics", get(metrics))
+        .route("/metrics/detail", get(detail))
         .route("/mounts", get(mounts))
-        .with_state(Pages { plane, ready, metrics: Dear::default(), mounts: Dear::default() });
+        .with_state(Pages {
+            plane,
+            ready,
+            metrics: Dear::default(),
+            detail: Dear::default(),
+            mounts: Dear::default(),
+        });
     let served = match door {
         Door::Loopback(listener) => axum::serve(listener, router).with_graceful_shutdown(end).await,
         Door::Socket(listener) => axum::serve(listener, router).with_graceful_shutdown(end).await,
@@ -138,6 +146,12 @@ async fn readiness(State(shown): State<Pages>) -> Response {
 async fn metrics(State(shown): State<Pages>) -> Response {
     let plane = shown.plane.clone();
     let text = shown.metrics.text(move || Ok(plane.exposition().into())).await;
+    answer(PROMETHEUS, text)
+}
+
+async fn detail(State(shown): State<Pages>) -> Response {
+    let plane = shown.plane.clone();
+    let text = shown.detail.text(move || Ok(plane.detail().into())).await;
     answer(PROMETHEUS, text)
 }
 
@@ -174,9 +188,10 @@ async fn mounts(State(shown): State<Pages>) -> Response {
 }
 
 fn rows(plane: &Plane) -> Vec<Row> {
-    let volumes = plane.list();
-    let rows = plane.survey().into_iter().map(|(host, status)| Row {
-        reference: host.spec.reference.clone(),
+    let survey = plane.survey();
+    let volumes = plane.list_with(&survey);
+    let rows = survey.into_iter().map(|(host, status)| Row {
+        reference: host.name().to_owned(),
         digest: host.spec.digest.clone(),
         dir: host.dir.clone(),
         pid: host.process().map(|process| process.pid),

@@ -4,7 +4,7 @@
 //! processes that live on, starts the others again, and repairs what they are shown at. Nothing here prints or knows who
 //! asks; [`control`](super::control) and CSI do.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::book::{Book, Spec, Volume};
+use super::claims::Claimed;
 use super::host::{self, Host, Running};
 use super::process::Process;
 use super::start::Start;
@@ -20,12 +21,14 @@ use super::state::{State, StateConfig};
 use super::wish::Settled;
 use super::{Overrides, exposition::Tally};
 use crate::error::{Error, Kind, Result};
-use crate::mount::Detach;
 use crate::mount::bind::{self, Seen};
 use crate::repository::Secret;
 
 /// How long a mount's process may take to open its model: longer than its own deadlines together.
 const OPENING: Duration = Duration::from_secs(300);
+
+/// How long a process that lives may take to be looked after.
+const ADOPTING: Duration = Duration::from_secs(5);
 
 /// The setting that names a mount's own credentials.
 const ONLY_PULL_SECRET: &str = "registry.only_pull_secret";
@@ -68,10 +71,12 @@ pub struct Plane {
     pub(super) hosts: Mutex<HashMap<String, Arc<Host>>>,
     pub(super) volumes: Mutex<BTreeMap<PathBuf, Volume>>,
     /// The folders for which something is under way.
-    pub(super) claims: Mutex<HashSet<PathBuf>>,
+    pub(super) claims: Mutex<HashMap<PathBuf, Arc<Claimed>>>,
     /// Who looks whether something is bound and binds it is alone in that.
     pub(super) binding: Mutex<()>,
     pub(super) tally: Tally,
+    /// Processes of a former plane that live, until they are taken up.
+    adopting: Mutex<Vec<Arc<Host>>>,
 }
 
 impl Plane {
@@ -84,6 +89,8 @@ impl Plane {
         let plane = blocking(move || {
             let (state, book) = (State::open(&config.state)?, Book::open(&config.state.live)?);
             book.keep_configuration(&config.text)?;
+            book.clear_leftovers()?;
+            state.clear_drafts();
             let volumes = book.volumes()?.into_iter().map(|volume| (volume.target.clone(), volume)).collect();
             Ok(Arc::new(Self {
                 config,
@@ -94,6 +101,7 @@ impl Plane {
                 claims: Mutex::default(),
                 binding: Mutex::default(),
                 tally: Tally::default(),
+                adopting: Mutex::default(),
             }))
         })
         .await?;
@@ -105,14 +113,28 @@ impl Plane {
         Ok(plane)
     }
 
+    /// Returns once every process that a former plane has left is looked after, and shown where it should be.
+    pub async fn adopted(self: &Arc<Self>) {
+        let adopting = std::mem::take(&mut *self.adopting.lock());
+        for host in adopting {
+            // One that has ended meanwhile is started again beside.
+            if let Ok(Ok(())) = tokio::time::timeout(ADOPTING, host.serving()).await {
+                self.bind_all(&host).await;
+            }
+        }
+    }
+
     fn take_up(self: &Arc<Self>, spec: Spec) {
-        let dir = self.book.host(&spec.id);
+        let dir = self.book.host(&spec);
         let host = Host::new(spec, dir);
         self.hosts.lock().insert(host.spec.id.clone(), host.clone());
         if !self.is_used(&host.spec.id) {
             host.retire();
         }
         let adopted = self.adopt(&host);
+        if adopted.is_some() && host.is_wanted() {
+            self.adopting.lock().push(host.clone());
+        }
         tokio::spawn(host::attend(self.clone(), host, adopted));
     }
 
@@ -184,7 +206,7 @@ impl Plane {
         if hosts.len() >= self.config.max_mounts {
             return Seat::Full;
         }
-        let host = Host::new(spec.clone(), self.book.host(&spec.id));
+        let host = Host::new(spec.clone(), self.book.host(spec));
         host.uses.fetch_add(1, Ordering::Relaxed);
         hosts.insert(spec.id.clone(), host.clone());
         Seat::New(host)
@@ -221,15 +243,11 @@ impl Plane {
             Ok(())
         })
         .await;
-        let (plane, id, dir) = (self.clone(), host.spec.id.clone(), host.dir.clone());
+        let (plane, left) = (self.clone(), host.clone());
         let _ = blocking(move || {
-            if let Err(error) = bind::unbind(&dir, Detach::Lazy) {
-                tracing::warn!("{error}");
-            }
-            if let Err(error) = std::fs::remove_dir(&dir) {
-                tracing::debug!(%error, "the folder {} stays", dir.display());
-            }
-            plane.book.forget_mount(&id);
+            left.clear();
+            plane.state.forget_log(&left.dir);
+            plane.book.forget_mount(&left.spec.id);
             Ok(())
         })
         .await;
@@ -267,9 +285,11 @@ impl Plane {
             settings.insert(ONLY_PULL_SECRET.to_owned(), secret.display().to_string());
         }
         let variables = (self.config.settle)(&settings)?.variables;
-        bind::unbind(&host.dir, Detach::Lazy)?;
-        super::state::private(&host.dir)?;
-        let words = ["mount".into(), host.spec.reference.clone().into(), host.dir.clone().into_os_string()];
+        host.make_room()?;
+        let words = match (&host.spec.volume, &host.folders) {
+            (Some(id), Some(folders)) => ["volume".into(), id.into(), folders.base().into()],
+            _ => ["mount".into(), host.spec.reference.clone().into(), host.dir.clone().into_os_string()],
+        };
         let words = words.to_vec();
         let log = self.state.log(&host.dir);
         Start { program: self.config.program.clone(), words, variables, log, limit: Some(OPENING) }.run()
@@ -288,14 +308,14 @@ impl Plane {
         }
     }
 
-    pub(super) async fn bind(self: &Arc<Self>, host: &Host, volume: &Volume) -> Result<()> {
-        let (plane, source, volume) = (self.clone(), host.dir.clone(), volume.clone());
+    pub(super) async fn bind(self: &Arc<Self>, host: &Arc<Host>, volume: &Volume) -> Result<()> {
+        let (plane, shown, volume) = (self.clone(), host.clone(), volume.clone());
         blocking(move || {
             let _alone = plane.binding.lock();
             // One that was taken away meanwhile is not brought back, nor what another has taken the place of.
             let stands = plane.volumes.lock().get(&volume.target).is_some_and(|known| *known == volume);
             match stands {
-                true => bind::bind(&source, &volume.target),
+                true => shown.show(&volume.target),
                 false => Ok(()),
             }
         })

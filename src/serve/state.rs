@@ -20,6 +20,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 
 use super::process::Process;
+use super::put::{names_in, remove};
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::mount::{Mount, Status};
 use crate::oci::Digest;
@@ -29,6 +30,9 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// The largest status that is read: more than the names of ten thousand poisoned files.
 const STATUS_LIMIT: usize = 16 << 20;
+
+/// What says how a mount is.
+pub type Says = dyn Fn() -> Status + Send + Sync;
 
 /// Where running mounts are noted, and where their logs go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +82,29 @@ impl State {
     /// The log of what is mounted at `dir`, which is absolute and without links.
     pub fn log(&self, dir: &Path) -> PathBuf {
         self.logs.join(format!("{}.log", id(dir)))
+    }
+
+    /// Removes the log of what was mounted at `dir`, and the one that is kept beside it.
+    pub(super) fn forget_log(&self, dir: &Path) {
+        let log = self.log(dir);
+        let mut old = log.clone().into_os_string();
+        old.push(".1");
+        remove(&log);
+        remove(Path::new(&old));
+    }
+
+    /// Removes what processes that have died were about to note. Called while no mount of the plane begins.
+    pub(super) fn clear_drafts(&self) {
+        for path in names_in(&self.live) {
+            // `ID.PID.new`: of one that lives it is put in place at any moment.
+            let pid = path.file_name().and_then(|name| name.to_str()).and_then(|name| {
+                let mut parts = name.strip_suffix(".new")?.rsplit('.');
+                parts.next()?.parse().ok()
+            });
+            if pid.is_some_and(|pid| !Process::of(pid).runs()) {
+                remove(&path);
+            }
+        }
     }
 
     fn record_path(&self, dir: &Path) -> PathBuf {
@@ -139,6 +166,14 @@ impl State {
     /// # Errors
     /// `Storage` where the socket can't be made.
     pub fn answer(&self, mount: Arc<Mount>, record: &Record) -> Result<tokio::task::JoinHandle<()>> {
+        self.answer_with(Arc::new(move || mount.status()), record)
+    }
+
+    /// The same, of what says its status itself, which may block.
+    ///
+    /// # Errors
+    /// As [`answer`](Self::answer).
+    pub fn answer_with(&self, says: Arc<Says>, record: &Record) -> Result<tokio::task::JoinHandle<()>> {
         let name = format!("{}.sock", id(&record.dir));
         let doing = || format!("cannot make the socket {}", self.live.join(&name).display());
         let _ = std::fs::remove_file(self.live.join(&name));
@@ -147,7 +182,7 @@ impl State {
         Ok(tokio::spawn(async move {
             loop {
                 match listener.accept().await {
-                    Ok((stream, _)) => drop(tokio::spawn(tell(stream, mount.clone()))),
+                    Ok((stream, _)) => drop(tokio::spawn(tell(stream, says.clone()))),
                     Err(error) => {
                         tracing::warn!(%error, "nobody can ask for the status for a moment");
                         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -208,8 +243,8 @@ fn hear(mut stream: UnixStream, end: Instant) -> io::Result<Vec<u8>> {
     }
 }
 
-async fn tell(mut stream: tokio::net::UnixStream, mount: Arc<Mount>) {
-    let Ok(status) = tokio::task::spawn_blocking(move || mount.status()).await else { return };
+async fn tell(mut stream: tokio::net::UnixStream, says: Arc<Says>) {
+    let Ok(status) = tokio::task::spawn_blocking(move || says()).await else { return };
     let Ok(mut line) = serde_json::to_vec(&status) else { return };
     line.push(b'\n');
     let told = tokio::time::timeout(ANSWER, stream.write_all(&line)).await;

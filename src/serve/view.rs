@@ -2,6 +2,7 @@
 //!
 //! A part of the [`Plane`]. Read by who asks for a volume's condition, by `list` and by the pages.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::host::Host;
 use super::plane::Plane;
 use super::state::Record;
 use crate::mount::Status;
-use crate::mount::bind::{self, Seen};
+use crate::mount::bind::Seen;
 
 /// How many mounts' processes are asked beside one another.
 const ASKED_AT_ONCE: usize = 32;
@@ -43,12 +44,35 @@ pub struct Condition {
     pub status: Option<Status>,
 }
 
+/// What is wrong with a mount as its process says, or since it says nothing.
+fn wrong(status: Option<&Status>) -> Option<String> {
+    match status {
+        None => Some("the process that serves it does not answer".to_owned()),
+        Some(status) if status.standing == "poisoned" => {
+            Some("bytes of it are not what its manifest says; reading them fails".to_owned())
+        }
+        Some(_) => None,
+    }
+}
+
 impl Plane {
-    /// All volumes. Reads the mount table for each, so it blocks.
+    /// All volumes. Asks the processes that serve them and reads the mount table for each, so it blocks, two seconds as a rule.
     #[must_use]
     pub fn list(&self) -> Vec<Shown> {
+        self.list_with(&self.survey())
+    }
+
+    /// The same, where the processes have been asked already.
+    pub(super) fn list_with(&self, survey: &[(Arc<Host>, Option<Status>)]) -> Vec<Shown> {
+        let said: HashMap<&str, Option<&Status>> =
+            survey.iter().map(|(host, status)| (&*host.spec.id, status.as_ref())).collect();
         let volumes: Vec<Volume> = self.volumes.lock().values().cloned().collect();
-        volumes.iter().map(|volume| self.shown(volume)).collect()
+        let shown = volumes.iter().map(|volume| {
+            let shown = self.shown(volume);
+            let wrong = || said.get(&*volume.mount).and_then(|status| wrong(*status));
+            Shown { trouble: shown.trouble.clone().or_else(wrong), ..shown }
+        });
+        shown.collect()
     }
 
     /// The volume at the folder `dir`, by either of its names.
@@ -63,13 +87,8 @@ impl Plane {
     pub fn condition(&self, volume: &Volume) -> Condition {
         let host = self.hosts.lock().get(&volume.mount).cloned();
         let status = host.as_ref().and_then(|host| self.status_of(host));
-        let wrong = || {
-            let status = status.as_ref()?;
-            (status.standing == "poisoned")
-                .then(|| "bytes of it are not what its manifest says; reading them fails".to_owned())
-        };
-        let silent = || status.is_none().then(|| "the process that serves it does not answer".to_owned());
-        Condition { trouble: self.trouble(volume).or_else(silent).or_else(wrong), status }
+        let wrong = || wrong(status.as_ref());
+        Condition { trouble: self.trouble(volume).or_else(wrong), status }
     }
 
     fn trouble(&self, volume: &Volume) -> Option<String> {
@@ -79,7 +98,7 @@ impl Plane {
         if let Some(trouble) = host.trouble() {
             return Some(trouble);
         }
-        match bind::seen(&host.dir, &volume.target) {
+        match host.seen(&volume.target) {
             Ok(Seen::Bound) => None,
             Ok(Seen::Nothing) => Some(format!("it is not mounted at {}", volume.target.display())),
             Ok(Seen::Stale) => Some(format!("a mount that has ended stands at {}", volume.target.display())),
@@ -95,7 +114,7 @@ impl Plane {
             dir: volume.target.clone(),
             reference: volume.reference.clone(),
             digest: host.as_ref().map(|host| host.spec.digest.clone()).unwrap_or_default(),
-            host: self.book.host(&volume.mount),
+            host: host.as_ref().map(|host| host.dir.clone()).unwrap_or_default(),
             pid: host.and_then(|host| host.process()).map(|process| process.pid),
             trouble: self.trouble(volume),
         }

@@ -6,17 +6,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::book::{Origin, Volume};
-use super::plane::{Plane, blocking};
+use super::book::{Origin, Overrides, Volume};
+use super::claims::Claim;
+use super::plane::{Plane, Using, blocking};
+use super::report::{Phase, Progress, Report};
 use super::view::Shown;
-use super::wish::{Pin, Wish, pin};
-use crate::content::Store;
+use super::wish::{self, Pin, Wish, pin};
+use crate::content::{Store, StoreConfig};
 use crate::error::{Error, Kind, Result};
-use crate::mount::Detach;
 use crate::mount::bind::{self, Seen};
+use crate::mount::{Detach, frame};
+use crate::repository::Secret;
 
 /// How long the end of a mount is waited for that has lost its last volume.
 const LEAVING: Duration = Duration::from_secs(5);
+
+/// How long the registry and the mount's process are waited for where nothing else is said: longer than their own deadlines.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// What the ids of volumes begin with that belong to one pod and name their model themselves.
+pub(super) const INLINE: &str = "csi-";
 
 /// What came of a wish.
 #[derive(Clone, Debug)]
@@ -31,6 +40,77 @@ pub enum Published {
     Foreign,
     /// There are as many mounts already as there may be: how many.
     Full(usize),
+    /// All of the model had to fit into the store, and does not.
+    NoRoom {
+        /// Bytes of the model, as the registry keeps them.
+        size: u64,
+        /// How many the store may have.
+        room: u64,
+    },
+}
+
+/// What is to be shown.
+#[derive(Clone, Debug)]
+pub enum Wanted {
+    /// A model.
+    Model(Wish),
+    /// A dynamic volume, whose models its pod chooses.
+    Dynamic {
+        /// What is set for it.
+        settings: Overrides,
+        /// The only credentials that its models may be had with; `None`: those of the plane's own configuration.
+        secret: Option<Secret>,
+    },
+}
+
+impl Wanted {
+    fn reference(&self) -> String {
+        match self {
+            Self::Model(wish) => wish.reference.to_string(),
+            Self::Dynamic { .. } => String::new(),
+        }
+    }
+
+    fn settings(&self) -> &Overrides {
+        match self {
+            Self::Model(Wish { settings, .. }) | Self::Dynamic { settings, .. } => settings,
+        }
+    }
+}
+
+/// How something is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// How long the registry and the mount's process are waited for, all in all.
+    pub limit: Duration,
+    /// Whether all of a model has to fit into the store.
+    pub room: Room,
+    /// What other credentials come to than those that the volume is shown with already.
+    pub renewal: Renewal,
+}
+
+/// Whether all of a model has to fit into what the store may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// It has to.
+    Needed,
+    /// It need not: what does not fit is fetched again.
+    NotNeeded,
+}
+
+/// What other credentials for a volume come to, that the registry has accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// Another mount: they may be another's.
+    AnotherMount,
+    /// They take the place of the former: they are the same one's, and renewed from time to time.
+    InPlace,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { limit: LONGEST, room: Room::NotNeeded, renewal: Renewal::AnotherMount }
+    }
 }
 
 impl Published {
@@ -52,6 +132,10 @@ impl Published {
                 let way_out = "unmount one, or let the plane have more with serve.max_mounts";
                 Err(Error::new(Kind::Busy, doing).hint(way_out))
             }
+            Self::NoRoom { size, room } => {
+                let doing = format!("the model has {size} bytes, and the store may have {room}");
+                Err(Error::new(Kind::Storage, doing))
+            }
         }
     }
 }
@@ -60,11 +144,8 @@ impl Plane {
     /// Shows what is wished for at the folder `dir`, once its mount answers. The registry is asked with the wish's credentials,
     /// each time, also where the mount is here already. Once more changes nothing but repairs what is broken.
     ///
-    /// Who gives the wait up leaves what was begun to the next one who asks: spawn it.
-    ///
     /// # Errors
-    /// Those of the registry and of mounting; `Invalid` for a folder that can't be meant; `Busy` where somebody else mounts there
-    /// meanwhile.
+    /// Those of [`publish_on`](Self::publish_on).
     pub async fn publish(
         self: &Arc<Self>,
         id: &str,
@@ -72,47 +153,94 @@ impl Plane {
         origin: Origin,
         wish: Wish,
     ) -> Result<Published> {
+        self.publish_on(id, dir, origin, Wanted::Model(wish), Terms::default()).await
+    }
+
+    /// The same, of whatever is wanted, on these terms.
+    ///
+    /// Who gives the wait up leaves what was begun to the next one who asks: spawn it.
+    ///
+    /// # Errors
+    /// Those of the registry and of mounting; `Deadline` where that takes longer than the terms say; `Invalid` for a folder that
+    /// can't be meant; `Busy` where somebody else mounts there meanwhile, or has the volume taken away.
+    pub async fn publish_on(
+        self: &Arc<Self>,
+        id: &str,
+        dir: &Path,
+        origin: Origin,
+        wanted: Wanted,
+        terms: Terms,
+    ) -> Result<Published> {
         let asked = dir.to_owned();
         let target = blocking(move || bind::target(&asked)).await?;
-        let Some(_claim) = self.claim(&target) else { return Ok(Published::Pending) };
+        let Some(claim) = self.claim(&target) else { return Ok(Published::Pending) };
         let volume = Volume {
             id: id.to_owned(),
             asked: dir.to_owned(),
             target,
             mount: String::new(),
-            reference: wish.reference.to_string(),
-            settings: wish.settings.clone(),
+            reference: wanted.reference(),
+            settings: wanted.settings().clone(),
             origin,
         };
         let known = self.volumes.lock().get(&volume.target).cloned();
         if let Some(known) = known.as_ref().filter(|known| !is_same(known, &volume)) {
             return Ok(Published::Taken(format!("volume {:?}, {}", known.id, known.reference)));
         }
-        let place = volume.target.clone();
-        if blocking(move || bind::seen(&place, &place)).await? == Seen::Foreign {
+        let (plane, place) = (self.clone(), known.clone().unwrap_or_else(|| volume.clone()));
+        if blocking(move || plane.stands_at(&place)).await? == Seen::Foreign {
             return Ok(Published::Foreign);
         }
-        let done = self.publish_at(volume, known, wish).await;
+        let is_new = known.is_none();
+        if is_new {
+            self.report(&volume, Phase::Pulling, Progress::default()).await;
+        }
+        let done = self.publish_at(volume.clone(), known, wanted, terms, &claim).await;
+        let failed = match &done {
+            Ok(Published::Ready(_)) => None,
+            Ok(_) => Some(Phase::PullFailed),
+            Err(error) => Some(Phase::of_failure(error)),
+        };
+        if let Some(phase) = failed.filter(|_| is_new) {
+            self.report(&volume, phase, Progress::default()).await;
+        }
         self.tally.count(&done);
         done
+    }
+
+    /// What stands at a volume's folder.
+    fn stands_at(&self, volume: &Volume) -> Result<Seen> {
+        let host = self.hosts.lock().get(&volume.mount).cloned();
+        match host {
+            Some(host) => host.seen(&volume.target),
+            None => bind::seen(&volume.target, &volume.target),
+        }
     }
 
     async fn publish_at(
         self: &Arc<Self>,
         mut volume: Volume,
         known: Option<Volume>,
-        mut wish: Wish,
+        wanted: Wanted,
+        terms: Terms,
+        claim: &Claim,
     ) -> Result<Published> {
-        // What a volume shows does not change with a tag.
-        if let Some(digest) = known.as_ref().and_then(|known| self.digest_of(&known.mount)) {
-            wish.reference.digest = digest.parse().ok();
-        }
-        let settled = self.settle(&wish.settings).await?;
-        let Pin { spec, secret, .. } = pin(&wish, settled, self.book.key()).await?;
-        let Some(using) = self.join(spec, secret).await? else {
-            return Ok(Published::Full(self.max_mounts()));
+        let (what, plane) = (format!("volume {:?}", volume.id), self.clone());
+        let late = || {
+            let error =
+                Error::new(Kind::Deadline, format!("{what} takes longer than {:?} to be had", terms.limit));
+            error.hint("ask again; the registry may be slow, or away")
         };
-        using.host.serving().await?;
+        let given_up = || Error::new(Kind::Busy, format!("{what} is taken away again"));
+        let prepared = tokio::select! {
+            prepared = plane.prepare(&volume, known.as_ref(), wanted, terms) => prepared?,
+            () = claim.given_up() => return Err(given_up()),
+            () = tokio::time::sleep(terms.limit) => return Err(late()),
+        };
+        let (using, progress) = match prepared {
+            Prepared::Mount(using, progress) => (using, progress),
+            Prepared::Not(published) => return Ok(published),
+        };
         volume.mount.clone_from(&using.host.spec.id);
         self.note(volume.clone()).await?;
         if let Err(error) = self.bind(&using.host, &volume).await {
@@ -121,6 +249,7 @@ impl Plane {
             }
             return Err(error);
         }
+        self.report(&volume, Phase::Mounted, progress).await;
         if let Some(known) = known.filter(|known| known.mount != volume.mount) {
             self.release(&known.mount);
         }
@@ -128,16 +257,82 @@ impl Plane {
         blocking(move || Ok(Published::Ready(plane.shown(&volume)))).await
     }
 
-    /// Whether all of what is wished for fits into what the store may have: how many bytes the model has, as the registry keeps
-    /// them, and how many there may be. Asks the registry, as [`publish`](Self::publish) does.
-    ///
-    /// # Errors
-    /// Those of the registry, and of opening the store.
-    pub async fn measure(self: &Arc<Self>, wish: &Wish) -> Result<(u64, u64)> {
-        let settled = self.settle(&wish.settings).await?;
-        let store = settled.store.clone();
-        let room = blocking(move || Ok(Store::open(&store)?.budget().limit())).await?;
-        Ok((pin(wish, settled, self.book.key()).await?.size, room))
+    /// The mount that a volume shows, once it answers. Given up it leaves nothing behind.
+    async fn prepare(
+        self: &Arc<Self>,
+        volume: &Volume,
+        known: Option<&Volume>,
+        wanted: Wanted,
+        terms: Terms,
+    ) -> Result<Prepared> {
+        let (spec, secret, progress) = match wanted {
+            Wanted::Model(mut wish) => {
+                // What a volume shows does not change with a tag.
+                if let Some(digest) = known.and_then(|known| self.digest_of(&known.mount)) {
+                    wish.reference.digest = digest.parse().ok();
+                }
+                let settled = self.settle(&wish.settings).await?;
+                let store = settled.store.clone();
+                let Pin { spec, secret, size, progress } = pin(&wish, settled, self.book.key()).await?;
+                if let Some(room) = room_for(size, store, terms.room).await? {
+                    return Ok(Prepared::Not(Published::NoRoom { size, room }));
+                }
+                (spec, secret, progress)
+            }
+            Wanted::Dynamic { settings, secret } => {
+                let settled = self.settle(&settings).await?;
+                let (id, target) = (&volume.id, &volume.target);
+                let spec = wish::dynamic(id, target, settled.settings, secret.as_ref(), self.book.key())?;
+                (spec, secret, Progress::default())
+            }
+        };
+        let renewed = known.filter(|_| terms.renewal == Renewal::InPlace).map(|known| &*known.mount);
+        let using = match renewed.and_then(|mount| self.hold(mount)) {
+            Some(using) if using.host.spec.digest == spec.digest => {
+                self.renew(&using, secret).await?;
+                Some(using)
+            }
+            _ => {
+                // Seen through where the wait is given up: a mount that nobody looks after would be in the way for ever.
+                let plane = self.clone();
+                let joining = tokio::spawn(async move { plane.join(spec, secret).await });
+                let failed = |error| Error::from_source(Kind::Kernel, "the work was interrupted", error);
+                joining.await.map_err(failed)??
+            }
+        };
+        let Some(using) = using else { return Ok(Prepared::Not(Published::Full(self.max_mounts()))) };
+        using.host.serving().await?;
+        Ok(Prepared::Mount(using, progress))
+    }
+
+    /// Has the process of a mount find other credentials of the same one.
+    async fn renew(self: &Arc<Self>, using: &Using, secret: Option<Secret>) -> Result<()> {
+        let (plane, mount) = (self.clone(), using.host.spec.id.clone());
+        let Some(secret) = secret else { return Ok(()) };
+        blocking(move || plane.book.renew(&mount, &secret)).await
+    }
+
+    /// Writes how a pod's volume is, for who looks for it. What cannot be written is in the log.
+    async fn report(self: &Arc<Self>, volume: &Volume, phase: Phase, progress: Progress) {
+        let Some(path) = self.book.report(&volume.id).filter(|_| volume.origin == Origin::Csi) else {
+            return;
+        };
+        let is_dynamic = volume.is_dynamic();
+        let report = Report {
+            volume_name: volume.id.clone(),
+            mount_id: String::new(),
+            reference: volume.reference.clone(),
+            state: (!is_dynamic).then_some(phase),
+            inline: !is_dynamic && volume.id.starts_with(INLINE),
+            progress,
+        };
+        let written = blocking(move || {
+            path.parent().map_or(Ok(()), super::state::private)?;
+            report.write(&path)
+        });
+        if let Err(error) = written.await {
+            tracing::warn!("{error}");
+        }
     }
 
     /// Takes the volume `id` away from the folder `dir`; one that is not there is no error. The folder goes too where the plane
@@ -149,7 +344,7 @@ impl Plane {
     pub async fn unpublish(self: &Arc<Self>, id: &str, dir: &Path, how: Detach) -> Result<()> {
         let (plane, asked) = (self.clone(), dir.to_owned());
         let Some(target) = blocking(move || Ok(plane.find_target(&asked))).await? else { return Ok(()) };
-        let Some(_claim) = self.claim(&target) else {
+        let Some(_claim) = self.take_over(&target).await else {
             return Err(Error::new(Kind::Busy, format!("something is under way for {}", target.display())));
         };
         let volume = self.volumes.lock().get(&target).cloned();
@@ -161,6 +356,7 @@ impl Plane {
         let using = volume.as_ref().and_then(|volume| self.hold(&volume.mount));
         let (plane, leaving) = (self.clone(), volume.clone());
         blocking(move || plane.clear(&target, how, leaving)).await?;
+        self.forget_report(id).await;
         if let Some(volume) = volume {
             self.forget(&volume).await;
             self.tally.node.unpublished_volumes.add(1);
@@ -191,7 +387,12 @@ impl Plane {
         }
         let origin = volume.as_ref().map_or(Origin::Csi, |volume| volume.origin);
         self.volumes.lock().remove(target);
-        if let Err(error) = bind::unbind(target, how) {
+        let dynamic = volume.as_ref().filter(|volume| volume.is_dynamic());
+        let cleared = match dynamic {
+            Some(volume) => frame::hide(&self.book.dynamic(&volume.mount).plain(), target),
+            None => bind::unbind(target, how),
+        };
+        if let Err(error) = cleared {
             self.volumes.lock().extend(volume.map(|volume| (target.to_owned(), volume)));
             return Err(error);
         }
@@ -204,9 +405,17 @@ impl Plane {
         Ok(())
     }
 
-    fn claim(self: &Arc<Self>, target: &Path) -> Option<Claim> {
-        let free = self.claims.lock().insert(target.to_owned());
-        free.then(|| Claim { plane: self.clone(), target: target.to_owned() })
+    /// Forgets what was written of a volume, unless it is shown somewhere else too.
+    async fn forget_report(self: &Arc<Self>, id: &str) {
+        if self.volumes.lock().values().any(|volume| volume.id == id) {
+            return;
+        }
+        let (plane, id) = (self.clone(), id.to_owned());
+        let _ = blocking(move || {
+            plane.book.forget_report(&id);
+            Ok(())
+        })
+        .await;
     }
 
     async fn note(self: &Arc<Self>, volume: Volume) -> Result<()> {
@@ -227,20 +436,31 @@ impl Plane {
     }
 }
 
+/// What there is to be shown.
+enum Prepared {
+    /// A mount that answers, and the layers of its model.
+    Mount(Using, Progress),
+    /// Nothing, for this reason.
+    Not(Published),
+}
+
+/// How many bytes the store may have, where so many have to fit and do not.
+async fn room_for(size: u64, store: StoreConfig, room: Room) -> Result<Option<u64>> {
+    if room == Room::NotNeeded {
+        return Ok(None);
+    }
+    let room = blocking(move || Ok(Store::open(&store)?.budget().limit())).await?;
+    Ok(Some(room).filter(|room| size > *room))
+}
+
 /// Whether a volume is asked for as it is known already.
 fn is_same(known: &Volume, asked: &Volume) -> bool {
     known.id == asked.id && known.reference == asked.reference && known.settings == asked.settings
 }
 
-/// The word that something is under way for a folder.
-#[derive(Debug)]
-struct Claim {
-    plane: Arc<Plane>,
-    target: PathBuf,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.plane.claims.lock().remove(&self.target);
+impl Volume {
+    /// Whether its pod chooses its models.
+    pub(super) fn is_dynamic(&self) -> bool {
+        self.reference.is_empty()
     }
 }

@@ -5,9 +5,12 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::book::{Overrides, Spec};
+use super::report::Progress;
 use crate::content::StoreConfig;
 use crate::content::store::Asked;
 use crate::error::{Error, Kind, Result};
@@ -52,25 +55,84 @@ pub(super) struct Pin {
     pub(super) secret: Option<Secret>,
     /// Bytes of all different layers of the model, as the registry keeps them.
     pub(super) size: u64,
+    /// Its layers, for who waits for it.
+    pub(super) progress: Progress,
 }
 
-/// Asks the registry what the wish's reference is now: itself, since no mirror knows who may see what. Nothing that is kept on
-/// this machine stands in for its answer. `key` is what names of mounts are made with, so that nobody learns of a secret from one.
+/// What the registry says of a reference to who may see it.
+#[derive(Clone, Debug)]
+pub(super) struct Granted {
+    /// The reference, with the manifest's digest.
+    pub(super) reference: Reference,
+    /// That digest.
+    pub(super) digest: Digest,
+    /// The digests of all kits that it is built upon.
+    below: Vec<Digest>,
+    /// Who was given it.
+    identity: String,
+    /// Its layers.
+    pub(super) artifact: Artifact,
+}
+
+/// Asks the registry what a reference is now: itself, since no mirror knows who may see what. Nothing that is kept on this machine
+/// stands in for its answer.
 ///
 /// # Errors
-/// Those of the repository and of reading a manifest; `Invalid` where the credentials can't be read, without anything of them;
-/// `Unsupported` for a kit that is built upon one of another repository.
-pub(super) async fn pin(wish: &Wish, settled: Settled, key: &[u8; 32]) -> Result<Pin> {
-    let (repository, secret) = connect(wish, settled.repository)?;
-    let asked = Asked { reference: wish.reference.clone(), platform: settled.platform };
+/// Those of the repository and of reading a manifest; `Unsupported` for a kit that is built upon one of another repository.
+pub(super) async fn grant(
+    reference: &Reference,
+    config: &repository::Config,
+    platform: Option<Platform>,
+) -> Result<Granted> {
+    let repository = repository::connect_to_origin(reference, config)?;
+    let asked = Asked { reference: reference.clone(), platform };
     let (pinned, artifact) = fs::resolve(&*repository, &asked).await?;
-    let below = parents(&*repository, &wish.reference.place, &artifact).await?;
-    let shown: Vec<&Digest> = std::iter::once(&pinned.digest).chain(&below).collect();
-    let id = name(key, &shown, &repository.identity(), secret.as_ref(), &settled.settings);
-    let reference = Reference { digest: Some(pinned.digest.clone()), ..wish.reference.clone() };
-    let digest = pinned.digest.to_string();
-    let spec = Spec { id, reference: reference.to_string(), digest, settings: settled.settings };
-    Ok(Pin { spec, secret, size: size(&artifact) })
+    let below = parents(&*repository, &reference.place, &artifact).await?;
+    let pinned_reference = Reference { digest: Some(pinned.digest.clone()), ..reference.clone() };
+    let (digest, identity) = (pinned.digest, repository.identity());
+    Ok(Granted { reference: pinned_reference, digest, below, identity, artifact })
+}
+
+impl Granted {
+    /// Bytes of all different layers of the model, as the registry keeps them.
+    pub(super) fn size(&self) -> u64 {
+        size(&self.artifact)
+    }
+}
+
+/// [Asks](grant) the registry with the wish's credentials. `key` is what names of mounts are made with, so that nobody learns of a
+/// secret from one.
+///
+/// # Errors
+/// Those of [`grant`]; `Invalid` where the credentials can't be read, without anything of them.
+pub(super) async fn pin(wish: &Wish, settled: Settled, key: &[u8; 32]) -> Result<Pin> {
+    let begun = SystemTime::now();
+    let mut config = settled.repository;
+    let secret = narrowed(wish, &mut config)?;
+    let granted = grant(&wish.reference, &config, settled.platform).await?;
+    let shown: Vec<&Digest> = std::iter::once(&granted.digest).chain(&granted.below).collect();
+    let id = name(key, &shown, &granted.identity, secret.as_ref(), &settled.settings);
+    let (reference, digest) = (granted.reference.to_string(), granted.digest.to_string());
+    let spec = Spec { id, reference, digest, settings: settled.settings, volume: None };
+    Ok(Pin { spec, secret, size: granted.size(), progress: Progress::done(&granted.artifact, begun) })
+}
+
+/// The mount of the dynamic volume `id` at `target`: one for each, whatever its pod has mounted.
+///
+/// # Errors
+/// `Invalid` where the credentials can't be read, without anything of them.
+pub(super) fn dynamic(
+    id: &str,
+    target: &Path,
+    settings: Overrides,
+    secret: Option<&Secret>,
+    key: &[u8; 32],
+) -> Result<Spec> {
+    secret.map(read).transpose()?;
+    let words = format!("{id}\n{}", target.display());
+    let id_of_mount = name(key, &[], &words, None, &settings);
+    let volume = Some(id.to_owned());
+    Ok(Spec { id: id_of_mount, reference: String::new(), digest: String::new(), settings, volume })
 }
 
 /// The registry itself, asked with the credentials of the wish; and what of these is for the reference's repository.
@@ -81,11 +143,17 @@ pub(super) fn connect(
     wish: &Wish,
     mut config: repository::Config,
 ) -> Result<(Arc<dyn Repository>, Option<Secret>)> {
+    let secret = narrowed(wish, &mut config)?;
+    Ok((repository::connect_to_origin(&wish.reference, &config)?, secret))
+}
+
+/// Has `config` ask with the credentials of the wish alone, where it has some; gives what of these is for the reference's repository.
+fn narrowed(wish: &Wish, config: &mut repository::Config) -> Result<Option<Secret>> {
     let secret = wish.secret.as_ref().map(|secret| reduced(secret, &wish.reference.place)).transpose()?;
     if let Some(secret) = &secret {
         config.credentials = only(secret, &config.credentials)?;
     }
-    Ok((repository::connect_to_origin(&wish.reference, &config)?, secret))
+    Ok(secret)
 }
 
 /// The kits that `artifact` is built upon. All of them have to be in its own repository: that is where the registry has just said

@@ -109,7 +109,11 @@ fn what_a_pod_may_not_ask_for_is_refused_by_the_codes_of_the_specification() {
         ),
         (
             "no model",
-            NodePublishVolumeRequest { volume_context: HashMap::new(), ..fine() },
+            NodePublishVolumeRequest {
+                volume_id: "pvc-1".to_owned(),
+                volume_context: HashMap::new(),
+                ..fine()
+            },
             Code::InvalidArgument,
         ),
         ("a folder of the node", with(REFERENCE, "oci:/etc"), Code::InvalidArgument),
@@ -395,7 +399,7 @@ fn an_inline_volume_as_the_kubelet_asks_for_it_of_model_csi_driver_is_shown_and_
     assert!(mount_points_below(&node.place.folder("")).is_empty());
     Node::await_end(process);
     assert!(node.mounts().is_empty());
-    for folder in ["hosts", "mounts", "volumes", "secrets"] {
+    for folder in ["hosts", "mounts", "volumes", "secrets", "dynamic"] {
         let left = fs::read_dir(node.place.state().join("node").join(folder)).unwrap().count();
         assert_eq!(left, 0, "{folder}");
     }

@@ -13,10 +13,23 @@ const HEAD: &str = "\
 ";
 
 /// The services that are served; of the others only the types are there.
-const SERVED: [&str; 2] = ["Identity", "Node"];
+const SERVED: [&str; 3] = ["Identity", "Controller", "Node"];
 
 /// Requests that carry secrets: they print as nothing.
-const SECRET: [&str; 2] = ["csi.v1.NodePublishVolumeRequest", "csi.v1.NodeStageVolumeRequest"];
+const SECRET: [&str; 12] = [
+    "csi.v1.CreateVolumeRequest",
+    "csi.v1.DeleteVolumeRequest",
+    "csi.v1.ControllerPublishVolumeRequest",
+    "csi.v1.ControllerUnpublishVolumeRequest",
+    "csi.v1.ValidateVolumeCapabilitiesRequest",
+    "csi.v1.CreateSnapshotRequest",
+    "csi.v1.DeleteSnapshotRequest",
+    "csi.v1.ListSnapshotsRequest",
+    "csi.v1.ControllerExpandVolumeRequest",
+    "csi.v1.ControllerModifyVolumeRequest",
+    "csi.v1.NodePublishVolumeRequest",
+    "csi.v1.NodeStageVolumeRequest",
+];
 
 fn generate(root: &Path) -> String {
     let folder = tempfile::tempdir().unwrap();

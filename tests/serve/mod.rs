@@ -1,12 +1,16 @@
 //! The plane of a node, on real mounts of a real registry: who asks for mounts, what they get, and what outlives what.
 //!
 //! `plane` is the plane by its control socket and its pages; `outliving` is what happens when one of its processes dies; `csi` is
-//! volumes of pods, `sanity` the cases of the interface's own test suite, `generated` that code and protocol agree; `artifacts` is
-//! the artifact store that CRI-O reads; `unprivileged` is what a pod cannot do.
+//! volumes of pods, `dynamic` those whose models the pod chooses, `deadlines` what happens while a registry is away and credentials
+//! are renewed, `manifests` what is written for model-csi-driver, `sanity` the cases of the interface's own test suite, `generated`
+//! that code and protocol agree; `artifacts` is the artifact store that CRI-O reads; `unprivileged` is what a pod cannot do.
 
 mod artifacts;
 mod csi;
+mod deadlines;
+mod dynamic;
 mod generated;
+mod manifests;
 mod outliving;
 mod plane;
 mod sanity;

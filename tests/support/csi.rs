@@ -46,11 +46,19 @@ impl Client {
         Q: Message + Send + Sync + 'static,
         A: Message + Default + Send + Sync + 'static,
     {
+        self.send(method, Request::new(question))
+    }
+
+    fn send<Q, A>(&self, method: &str, question: Request<Q>) -> Result<A, Status>
+    where
+        Q: Message + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
         let path: PathAndQuery = format!("/csi.v1.{method}").parse().unwrap();
         let mut client = Grpc::new(self.channel.clone());
         self.runtime.block_on(async {
             client.ready().await.unwrap();
-            let answer = client.unary(Request::new(question), path, ProstCodec::<Q, A>::default()).await?;
+            let answer = client.unary(question, path, ProstCodec::<Q, A>::default()).await?;
             Ok(answer.into_inner())
         })
     }
@@ -61,6 +69,22 @@ impl Client {
     /// What the driver answers.
     pub fn publish(&self, request: NodePublishVolumeRequest) -> Result<NodePublishVolumeResponse, Status> {
         self.call("Node/NodePublishVolume", request)
+    }
+
+    /// Publishes, and says how long it waits for the answer.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn publish_within(
+        &self,
+        request: NodePublishVolumeRequest,
+        limit: Duration,
+    ) -> Result<NodePublishVolumeResponse, Status> {
+        let mut request = Request::new(request);
+        // The call itself waits longer, so that the driver's own answer is seen.
+        let said = format!("{}m", limit.as_millis()).parse().unwrap();
+        request.metadata_mut().insert("grpc-timeout", said);
+        self.send("Node/NodePublishVolume", request)
     }
 
     /// Takes a volume away.

@@ -68,6 +68,16 @@ pub fn get_at(socket: &Path, target: &str) -> io::Result<Reply> {
     talk(stream, "localhost", "GET", target, "", Body::none())
 }
 
+/// Sends one request to a socket and reads the whole answer.
+///
+/// # Errors
+/// As [`send`].
+pub fn send_at(socket: &Path, method: &str, target: &str, body: Body<'_>) -> io::Result<Reply> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    talk(stream, "unix", method, target, "Content-Type: application/json\r\n", body)
+}
+
 fn talk(
     mut stream: impl Read + Write,
     host: &str,

@@ -1,11 +1,12 @@
-//! A token service that `docker-registry` believes: signed tokens (JWT, ES256) for who has the password.
+//! A token service that `docker-registry` believes: signed tokens (JWT, ES256) for who has the password, or an identity token.
 //!
-//! Speaks just enough HTTP for a `GET` with Basic credentials (distribution "Token Authentication Specification").
+//! Speaks just enough HTTP for a `GET` with Basic credentials and a `POST` with an identity token (distribution "Token
+//! Authentication Specification").
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -30,6 +31,8 @@ struct Shared {
     key: KeyPair,
     certificate: Vec<u8>,
     given: AtomicUsize,
+    /// The identity token that is known at the moment.
+    identity: Mutex<Option<String>>,
     closing: AtomicBool,
 }
 
@@ -44,6 +47,7 @@ impl Tokens {
             key,
             certificate: certificate.der().to_vec(),
             given: AtomicUsize::new(0),
+            identity: Mutex::default(),
             closing: AtomicBool::new(false),
         };
         let (shared, listener) = (Arc::new(shared), TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
@@ -69,6 +73,11 @@ impl Tokens {
     /// How many tokens were given out.
     pub fn given(&self) -> usize {
         self.shared.given.load(Ordering::SeqCst)
+    }
+
+    /// Gives tokens to who brings this identity token, and no more to who brings a former one.
+    pub fn know(&self, identity: &str) {
+        *self.shared.identity.lock().unwrap() = Some(identity.to_owned());
     }
 
     /// The lines of a registry's configuration that send everybody to `realm`, behind which this service is.
@@ -99,9 +108,20 @@ impl Shared {
             head.push(byte[0]);
         }
         let head = String::from_utf8_lossy(&head).into_owned();
-        let known =
-            head.lines().any(|line| line.eq_ignore_ascii_case(&format!("authorization: basic {BASIC}")));
-        let (status, body) = match scope(&head) {
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+        });
+        let mut form = vec![0; length.unwrap_or(0)];
+        stream.read_exact(&mut form)?;
+        let form = String::from_utf8_lossy(&form).into_owned();
+        let identity = self.identity.lock().unwrap().clone();
+        let brings = |token: String| form.split('&').any(|pair| pair == format!("refresh_token={token}"));
+        let known = identity.is_some_and(brings)
+            || head.lines().any(|line| line.eq_ignore_ascii_case(&format!("authorization: basic {BASIC}")));
+        let query =
+            head.split(' ').nth(1).and_then(|target| Some(target.split_once('?')?.1)).unwrap_or(&form);
+        let (status, body) = match scope(query) {
             Some((repository, actions)) if known => ("200 OK", self.token(&repository, &actions)),
             _ => ("401 Unauthorized", "{}".to_owned()),
         };
@@ -126,9 +146,8 @@ impl Shared {
     }
 }
 
-/// Repository and actions of `scope=repository:NAME:ACTIONS` in the first line.
-fn scope(head: &str) -> Option<(String, Vec<&str>)> {
-    let query = head.split(' ').nth(1)?.split_once('?')?.1;
+/// Repository and actions of `scope=repository:NAME:ACTIONS` in a query or a form.
+fn scope(query: &str) -> Option<(String, Vec<&str>)> {
     let scope = query.split('&').find_map(|pair| pair.strip_prefix("scope="))?;
     let mut parts = scope.split("%3A").skip(1);
     let repository = parts.next()?.replace("%2F", "/");

@@ -7,9 +7,10 @@ use tonic::{Request, Response, Status};
 
 use super::Driver;
 use super::v1::identity_server::Identity;
+use super::v1::plugin_capability::{Service, Type, service};
 use super::v1::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
-    ProbeRequest, ProbeResponse,
+    PluginCapability, ProbeRequest, ProbeResponse,
 };
 
 #[tonic::async_trait]
@@ -25,12 +26,14 @@ impl Identity for Driver {
         }))
     }
 
-    /// None: there is no controller, and a volume can be had on every node.
+    /// Volumes are made by the driver too. They can be had on every node.
     async fn get_plugin_capabilities(
         &self,
         _: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: Vec::new() }))
+        let able = Type::Service(Service { r#type: service::Type::ControllerService.into() });
+        let capabilities = vec![PluginCapability { r#type: Some(able) }];
+        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {

@@ -4,7 +4,9 @@
 //! also where who asked gives up: the next one finds it done.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use super::Driver;
@@ -21,8 +23,13 @@ use super::v1::{
 };
 use crate::error::{Error, Kind};
 use crate::mount::Detach;
+use crate::serve::operations::Asker;
 use crate::serve::plane::{Plane, blocking};
-use crate::serve::{Condition, Origin, Published};
+use crate::serve::volumes::INLINE;
+use crate::serve::{Condition, Origin, Published, Terms};
+
+/// How long a publish waits for a registry at most: the kubelet gives up waiting after two minutes, and asks again.
+const PATIENCE: Duration = Duration::from_secs(110);
 
 #[tonic::async_trait]
 impl Node for Driver {
@@ -30,9 +37,12 @@ impl Node for Driver {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let limit = patience(request.metadata());
         let request = request.into_inner();
+        let operation = named(&request.volume_id, ["publish_volume", "publish_dynamic_volume"]);
         let (plane, driver) = (self.plane.clone(), self.names.driver.clone());
-        seen_through(async move { publish(&plane, &driver, request).await }).await?;
+        let work = seen_through(async move { publish(&plane, &driver, request, limit).await });
+        self.counted(operation, work).await?;
         Ok(Response::new(NodePublishVolumeResponse {}))
     }
 
@@ -41,8 +51,9 @@ impl Node for Driver {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
+        let operation = named(&request.volume_id, ["unpublish_volume", "unpublish_dynamic_volume"]);
         let plane = self.plane.clone();
-        seen_through(async move { unpublish(&plane, request).await }).await?;
+        self.counted(operation, seen_through(async move { unpublish(&plane, request).await })).await?;
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
 
@@ -93,29 +104,70 @@ impl Node for Driver {
     }
 }
 
-/// Does the work in a task of its own, which nobody who hangs up interrupts.
-async fn seen_through(
-    work: impl Future<Output = Result<(), Refused>> + Send + 'static,
-) -> Result<(), Refused> {
-    let done = tokio::spawn(work).await;
-    let failed = |error| Err(Error::from_source(Kind::Kernel, "the request failed", error).into());
-    done.unwrap_or_else(failed)
-        .inspect_err(|refused| tracing::warn!(code = ?refused.code, "{}", refused.message))
+/// What model-csi-driver calls it for a volume of a claim, and for one of a single pod.
+fn named(volume: &str, [claimed, inline]: [&'static str; 2]) -> &'static str {
+    if volume.starts_with(INLINE) { inline } else { claimed }
 }
 
-async fn publish(plane: &Arc<Plane>, driver: &str, request: NodePublishVolumeRequest) -> Result<(), Refused> {
+/// How long a publish may wait for a registry: less than who asks waits for the answer, and never longer than [`PATIENCE`].
+fn patience(metadata: &MetadataMap) -> Duration {
+    let said = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
+    let asked = said.and_then(timeout).map_or(PATIENCE, |timeout| timeout.mul_f32(0.9));
+    asked.min(PATIENCE)
+}
+
+/// What a `grpc-timeout` says: at most eight digits and a unit (gRPC over HTTP/2, "Requests").
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = Some(digits).filter(|digits| digits.len() <= 8)?.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+impl Driver {
+    async fn counted(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<(), Refused>>,
+    ) -> Result<(), Refused> {
+        let begun = Instant::now();
+        let done = work.await;
+        self.plane.tally.operations.count(Asker::Node, operation, begun.elapsed(), &done);
+        done
+    }
+}
+
+/// Does the work in a task of its own, which nobody who hangs up interrupts.
+fn seen_through(
+    work: impl Future<Output = Result<(), Refused>> + Send + 'static,
+) -> impl Future<Output = Result<(), Refused>> {
+    let task = tokio::spawn(work);
+    async move {
+        let failed = |error| Err(Error::from_source(Kind::Kernel, "the request failed", error).into());
+        let done = task.await.unwrap_or_else(failed);
+        done.inspect_err(|refused| tracing::warn!(code = ?refused.code, "{}", refused.message))
+    }
+}
+
+async fn publish(
+    plane: &Arc<Plane>,
+    driver: &str,
+    request: NodePublishVolumeRequest,
+    limit: Duration,
+) -> Result<(), Refused> {
     let id = request::volume_id(&request.volume_id)?;
     let target = request::path("target_path", &request.target_path)?;
     request::capability(request.volume_capability.as_ref())?;
-    let Asked { wish, whole } = request::asked(driver, &request.volume_context, &request.secrets)?;
-    if whole {
-        let (size, room) = plane.measure(&wish).await?;
-        if size > room {
-            let message = format!("the model has {size} bytes, and the store may have {room}");
-            return Err(Refused::new(Code::ResourceExhausted, message));
-        }
-    }
-    match plane.publish(id, target, Origin::Csi, wish).await? {
+    let Asked { wanted, room, renewal } =
+        request::asked(driver, id, &request.volume_context, &request.secrets)?;
+    match plane.publish_on(id, target, Origin::Csi, wanted, Terms { limit, room, renewal }).await? {
         Published::Ready(shown) => {
             tracing::info!(volume = id, digest = shown.digest, "published {}", shown.reference);
             Ok(())
@@ -129,6 +181,10 @@ async fn publish(plane: &Arc<Plane>, driver: &str, request: NodePublishVolumeReq
         }
         Published::Full(most) => {
             let message = format!("the node has {most} mounts, as many as serve.max_mounts allows");
+            Err(Refused::new(Code::ResourceExhausted, message))
+        }
+        Published::NoRoom { size, room } => {
+            let message = format!("the model has {size} bytes, and the store may have {room}");
             Err(Refused::new(Code::ResourceExhausted, message))
         }
         Published::Taken(what) => {
@@ -164,4 +220,23 @@ async fn stats(
         message: trouble.unwrap_or_else(|| "the model can be read".to_owned()),
     };
     Ok(NodeGetVolumeStatsResponse { usage: vec![usage], volume_condition: Some(condition) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publish_waits_a_little_less_than_who_asks_and_never_much_longer_than_the_kubelet() {
+        let waits = |said: Option<&'static str>| {
+            let mut metadata = MetadataMap::new();
+            said.map(|said| metadata.insert("grpc-timeout", said.parse().unwrap()));
+            patience(&metadata)
+        };
+        assert_eq!(waits(Some("10S")).as_secs_f32().round(), 9.0);
+        assert_eq!(waits(Some("5000m")).as_secs_f32(), 4.5);
+        for said in [None, Some("99999999H"), Some("123456789S"), Some("S"), Some("10x"), Some("-1S")] {
+            assert_eq!(waits(said), PATIENCE, "{said:?}");
+        }
+    }
 }

@@ -11,14 +11,17 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tonic::{Code, Status};
 
+use super::tokens::{TOKENS, Tokens};
 use super::v1::VolumeCapability;
 use super::v1::volume_capability::access_mode::Mode;
 use super::v1::volume_capability::{AccessType, MountVolume};
 use crate::error::{Error, Kind};
-use crate::oci::exclude::Exclude;
+use crate::oci::exclude::{Exclude, WEIGHTS};
 use crate::oci::{Place, Reference};
 use crate::repository::Secret;
-use crate::serve::{Overrides, Wish};
+use crate::serve::book::is_plain;
+use crate::serve::volumes::INLINE;
+use crate::serve::{Overrides, Renewal, Room, Wanted, Wish};
 
 /// The longest text and the largest table of texts that the specification allows ("Size Limits"), in bytes.
 const TEXT_LIMIT: usize = 128;
@@ -39,7 +42,7 @@ impl Refused {
         Self { code, message: message.into() }
     }
 
-    fn invalid(message: impl Into<String>) -> Self {
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
         Self::new(Code::InvalidArgument, message)
     }
 }
@@ -83,6 +86,14 @@ pub(super) fn volume_id(id: &str) -> Result<&str, Refused> {
     }
 }
 
+/// The name that a volume is to have, which becomes its id.
+pub(super) fn volume_name(name: &str) -> Result<&str, Refused> {
+    match volume_id(name) {
+        Err(_) if name.is_empty() => Err(Refused::invalid("the volume's name is missing")),
+        other => other,
+    }
+}
+
 /// A path that is asked for under `name`. Whether it can be meant is seen by who opens it.
 pub(super) fn path<'a>(name: &str, path: &'a str) -> Result<&'a Path, Refused> {
     match path {
@@ -117,39 +128,81 @@ fn flags(flags: &[String]) -> Result<(), Refused> {
 /// What a pod asks for.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
-    pub(super) wish: Wish,
+    pub(super) wanted: Wanted,
     /// Whether all of it must fit into the store.
-    pub(super) whole: bool,
+    pub(super) room: Room,
+    /// Whether the credentials are such as are renewed from time to time.
+    pub(super) renewal: Renewal,
 }
 
-/// Reads the attributes and secrets of a volume.
+/// Reads the attributes and secrets of the volume `id`.
 pub(super) fn asked(
     driver: &str,
+    id: &str,
     context: &HashMap<String, String>,
     secrets: &HashMap<String, String>,
 ) -> Result<Asked, Refused> {
-    let size: usize = context.iter().map(|(key, value)| key.len() + value.len()).sum();
-    if size > TABLE_LIMIT {
-        return Err(Refused::invalid("the volume's attributes are larger than 4 KiB"));
+    let mut attributes = Attributes::new(driver, context)?;
+    let tokens = Tokens::read(context.get(TOKENS).or_else(|| secrets.get(TOKENS)))?;
+    if id.starts_with(INLINE) && !attributes.names_a_model() {
+        return dynamic(attributes, id, secrets, &tokens);
     }
-    let mut attributes = Attributes { driver, context, used: Vec::new() };
     let reference = attributes.reference()?;
     attributes.check_form()?;
-    let whole = attributes.switch("check-disk-quota")?;
-    let mut settings = Overrides::from([("mount.allow_other".to_owned(), "true".to_owned())]);
-    settings.extend(attributes.integrity()?.map(|value| ("content.integrity".to_owned(), value)));
-    settings.extend(attributes.warm()?.map(|value| ("content.warm".to_owned(), value)));
+    let room = attributes.room()?;
+    let mut settings = attributes.settings()?;
     settings.extend(attributes.exclusions()?.map(|value| ("content.exclude".to_owned(), value)));
     attributes.refuse_unknown()?;
-    let secret = secret(secrets, &reference)?;
-    Ok(Asked { wish: Wish { reference, settings, secret }, whole })
+    // A pull secret says more of whom it is for.
+    let (secret, renewal) = match secret(secrets, Some(&reference))? {
+        Some(secret) => (Some(secret), Renewal::AnotherMount),
+        None => (tokens.secret_for(Some(&reference)), Renewal::InPlace),
+    };
+    let renewal = if secret.is_some() { renewal } else { Renewal::AnotherMount };
+    Ok(Asked { wanted: Wanted::Model(Wish { reference, settings, secret }), room, renewal })
+}
+
+/// A volume whose pod chooses its models: what is said of single models is said there.
+fn dynamic(
+    mut attributes: Attributes<'_>,
+    id: &str,
+    secrets: &HashMap<String, String>,
+    tokens: &Tokens,
+) -> Result<Asked, Refused> {
+    if !is_plain(id) {
+        return Err(Refused::invalid(
+            "the id of a dynamic volume has other than letters, digits, '-' and '_'",
+        ));
+    }
+    attributes.check_form()?;
+    let settings = attributes.settings()?;
+    attributes.refuse_unknown()?;
+    let (secret, renewal) = match secret(secrets, None)? {
+        Some(secret) => (Some(secret), Renewal::AnotherMount),
+        None => (tokens.secret_for(None), Renewal::InPlace),
+    };
+    Ok(Asked { wanted: Wanted::Dynamic { settings, secret }, room: Room::NotNeeded, renewal })
+}
+
+/// What is noted of a volume that is made before anybody asks for it: the attributes that are this driver's, checked. What others
+/// have added, as the node that a pod was meant for, is left out.
+pub(super) fn context(
+    driver: &str,
+    parameters: &HashMap<String, String>,
+) -> Result<HashMap<String, String>, Refused> {
+    let mut attributes = Attributes::new(driver, parameters)?;
+    attributes.reference()?;
+    attributes.check_form()?;
+    attributes.room()?;
+    attributes.settings()?;
+    attributes.exclusions()?;
+    attributes.refuse_unknown()?;
+    let known = parameters.iter().filter(|(key, _)| attributes.used.contains(key));
+    Ok(known.map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
 /// What says nothing of what is mounted: where a controller put the volume, and what it noted.
 const PASSED_OVER: [&str; 3] = ["node-ip", "status/state", "status/progress"];
-
-/// What `exclude-model-weights` leaves out.
-const WEIGHTS: [&str; 2] = ["*.safetensors", "model.safetensors.index.json"];
 
 struct Attributes<'a> {
     driver: &'a str,
@@ -158,6 +211,35 @@ struct Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
+    fn new(driver: &'a str, context: &'a HashMap<String, String>) -> Result<Self, Refused> {
+        let counted = context.iter().filter(|(key, _)| *key != TOKENS);
+        let size: usize = counted.map(|(key, value)| key.len() + value.len()).sum();
+        if size > TABLE_LIMIT {
+            return Err(Refused::invalid("the volume's attributes are larger than 4 KiB"));
+        }
+        Ok(Self { driver, context, used: Vec::new() })
+    }
+
+    /// Whether the volume says itself which model it shows.
+    fn names_a_model(&mut self) -> bool {
+        self.own("reference").is_some() || self.get("modelRef".to_owned()).is_some()
+    }
+
+    fn room(&mut self) -> Result<Room, Refused> {
+        Ok(match self.switch("check-disk-quota")? {
+            true => Room::Needed,
+            false => Room::NotNeeded,
+        })
+    }
+
+    /// What is set for the volume.
+    fn settings(&mut self) -> Result<Overrides, Refused> {
+        let mut settings = Overrides::from([("mount.allow_other".to_owned(), "true".to_owned())]);
+        settings.extend(self.integrity()?.map(|value| ("content.integrity".to_owned(), value)));
+        settings.extend(self.warm()?.map(|value| ("content.warm".to_owned(), value)));
+        Ok(settings)
+    }
+
     fn get(&mut self, key: String) -> Option<&'a str> {
         let value = self.context.get(&key).map(|value| value.trim()).filter(|value| !value.is_empty());
         self.used.push(key);
@@ -193,7 +275,8 @@ impl<'a> Attributes<'a> {
             return Err(Refused::invalid(format!("the type {other:?} is not known; it is 'image'")));
         }
         if self.own("mount-id").is_some() {
-            return Err(Refused::invalid("mount-id: models are not added to a volume that is there"));
+            let way_out = "models are added to a dynamic volume at its own socket, csi/csi.sock";
+            return Err(Refused::invalid(format!("mount-id: {way_out}")));
         }
         for name in PASSED_OVER {
             let _ = self.own(name);
@@ -264,7 +347,10 @@ impl<'a> Attributes<'a> {
 }
 
 /// The credentials that came with the request: a pull secret, or a user and password for the reference's registry.
-fn secret(secrets: &HashMap<String, String>, reference: &Reference) -> Result<Option<Secret>, Refused> {
+fn secret(
+    secrets: &HashMap<String, String>,
+    reference: Option<&Reference>,
+) -> Result<Option<Secret>, Refused> {
     if secrets.values().map(String::len).sum::<usize>() > SECRET_LIMIT {
         return Err(Refused::invalid("the secrets are larger than 1 MiB"));
     }
@@ -273,13 +359,17 @@ fn secret(secrets: &HashMap<String, String>, reference: &Reference) -> Result<Op
             return Ok(Some(Secret::new(text.clone())));
         }
     }
-    match (secrets.get("username"), secrets.get("password"), &reference.place) {
-        (Some(user), Some(password), Place::Registry { host, .. }) => {
+    let place = reference.map(|reference| &reference.place);
+    match (secrets.get("username"), secrets.get("password"), place) {
+        (Some(user), Some(password), Some(Place::Registry { host, .. })) => {
             let auth = zeroize::Zeroizing::new(format!("{user}:{password}"));
             let auths = serde_json::json!({"auths": {host: {"auth": STANDARD.encode(auth.as_bytes())}}});
             Ok(Some(Secret::new(auths.to_string())))
         }
-        _ if secrets.is_empty() => Ok(None),
+        _ if secrets.keys().all(|key| key == TOKENS) => Ok(None),
+        (Some(_), Some(_), None) => Err(Refused::invalid(
+            "a user and a password are for no registry here; give them as .dockerconfigjson",
+        )),
         _ => Err(Refused::invalid(
             "the secrets have neither .dockerconfigjson nor .dockercfg nor username and password",
         )),
@@ -296,7 +386,14 @@ mod tests {
     }
 
     fn read(pairs: &[(&str, &str)]) -> Result<Asked, Refused> {
-        asked(DRIVER, &table(pairs), &HashMap::new())
+        asked(DRIVER, "pvc-1", &table(pairs), &HashMap::new())
+    }
+
+    fn wish(asked: Asked) -> Wish {
+        match asked.wanted {
+            Wanted::Model(wish) => wish,
+            Wanted::Dynamic { .. } => panic!("a dynamic volume"),
+        }
     }
 
     const REFERENCE: (&str, &str) = ("model.csi.modelpack.org/reference", "r.io/a/b:v1");
@@ -312,10 +409,12 @@ mod tests {
             ("storage.kubernetes.io/csiProvisionerIdentity", "x"),
         ])
         .unwrap();
-        assert_eq!(asked.wish.reference.to_string(), "r.io/a/b:v1");
-        assert!(asked.whole);
-        assert_eq!(asked.wish.settings, Overrides::from([("mount.allow_other".into(), "true".into())]));
-        assert_eq!(read(&[("modelRef", "r.io/a/b:v1")]).unwrap().wish.reference.to_string(), "r.io/a/b:v1");
+        assert_eq!((asked.room, asked.renewal), (Room::Needed, Renewal::AnotherMount));
+        let wanted = wish(asked);
+        assert_eq!(wanted.reference.to_string(), "r.io/a/b:v1");
+        assert_eq!(wanted.settings, Overrides::from([("mount.allow_other".into(), "true".into())]));
+        let alias = wish(read(&[("modelRef", "r.io/a/b:v1")]).unwrap());
+        assert_eq!(alias.reference.to_string(), "r.io/a/b:v1");
     }
 
     #[test]
@@ -347,8 +446,8 @@ mod tests {
     #[test]
     fn patterns_that_are_named_count_before_the_word_that_leaves_out_weights() {
         let exclude = |pairs: &[(&str, &str)]| {
-            let asked = read(&[&[REFERENCE], pairs].concat()).unwrap();
-            asked.wish.settings.get("content.exclude").map(|json| Exclude::parse(json).unwrap())
+            let wanted = wish(read(&[&[REFERENCE], pairs].concat()).unwrap());
+            wanted.settings.get("content.exclude").map(|json| Exclude::parse(json).unwrap())
         };
         assert!(exclude(&[("model.csi.modelpack.org/exclude-model-weights", "false")]).is_none());
         let both = exclude(&[
@@ -369,23 +468,71 @@ mod tests {
 
     #[test]
     fn a_pod_may_ask_for_more_than_its_node() {
-        let asked =
-            read(&[REFERENCE, ("weightfs.dev/integrity", "strict"), ("weightfs.dev/warm", "all")]).unwrap();
-        assert_eq!(asked.wish.settings["content.integrity"], "strict");
-        assert_eq!(asked.wish.settings["content.warm"], "all");
+        let set = |pairs: &[(&str, &str)]| wish(read(&[&[REFERENCE], pairs].concat()).unwrap()).settings;
+        let more = set(&[("weightfs.dev/integrity", "strict"), ("weightfs.dev/warm", "all")]);
+        assert_eq!((&*more["content.integrity"], &*more["content.warm"]), ("strict", "all"));
+        assert!(!set(&[("weightfs.dev/integrity", "auto")]).contains_key("content.integrity"));
+    }
+
+    #[test]
+    fn a_single_pods_volume_without_a_model_is_dynamic_and_says_nothing_of_models() {
+        let read = |id: &str, pairs: &[(&str, &str)]| asked(DRIVER, id, &table(pairs), &HashMap::new());
+        let warm = read("csi-1", &[("weightfs.dev/warm", "all")]).unwrap();
+        let Wanted::Dynamic { settings, secret: None } = warm.wanted else { panic!("{warm:?}") };
+        assert_eq!(settings["content.warm"], "all");
+        assert!(matches!(read("csi-1", &[REFERENCE]).unwrap().wanted, Wanted::Model(_)));
+        for (id, pairs) in [
+            ("pvc-1", vec![]),
+            ("csi-../1", vec![]),
+            ("csi-1", vec![("model.csi.modelpack.org/mount-id", "m")]),
+            ("csi-1", vec![("model.csi.modelpack.org/check-disk-quota", "true")]),
+            ("csi-1", vec![("model.csi.modelpack.org/exclude-model-weights", "true")]),
+        ] {
+            assert_eq!(read(id, &pairs).unwrap_err().code, Code::InvalidArgument, "{id} {pairs:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_made_for_a_claim_has_the_attributes_that_are_ours_and_no_others() {
+        let parameters = table(&[
+            REFERENCE,
+            ("model.csi.modelpack.org/type", "image"),
+            ("weightfs.dev/warm", "none"),
+            ("volume.kubernetes.io/selected-node", "node-1"),
+        ]);
+        let made = context(DRIVER, &parameters).unwrap();
+        assert_eq!(made.len(), 3);
         assert!(
-            !read(&[REFERENCE, ("weightfs.dev/integrity", "auto")])
-                .unwrap()
-                .wish
+            wish(asked(DRIVER, "pvc-1", &made, &HashMap::new()).unwrap())
                 .settings
-                .contains_key("content.integrity")
+                .contains_key("content.warm")
         );
+        for wrong in [vec![], vec![REFERENCE, ("model.csi.modelpack.org/quick", "true")]] {
+            assert_eq!(context(DRIVER, &table(&wrong)).unwrap_err().code, Code::InvalidArgument);
+        }
+    }
+
+    #[test]
+    fn a_token_is_used_where_there_is_no_pull_secret_and_is_renewed_in_place() {
+        let tokens = format!(r#"{{"r.io":{{"token":"canary-token"}}}}{}"#, " ".repeat(5000));
+        let given = |secrets: &[(&str, &str)]| {
+            let asked =
+                asked(DRIVER, "pvc-1", &table(&[REFERENCE, (TOKENS, &tokens)]), &table(secrets)).unwrap();
+            assert!(!format!("{asked:?}").contains("canary"));
+            (asked.renewal, wish(asked).secret.unwrap().expose().contains("canary-token"))
+        };
+        assert_eq!(given(&[]), (Renewal::InPlace, true));
+        let pull = (".dockerconfigjson", r#"{"auths":{}}"#);
+        assert_eq!(given(&[pull]), (Renewal::AnotherMount, false));
+        let other = table(&[REFERENCE, (TOKENS, r#"{"other.io":{"token":"canary-token"}}"#)]);
+        let asked = asked(DRIVER, "pvc-1", &other, &HashMap::new()).unwrap();
+        assert_eq!((asked.renewal, wish(asked).secret), (Renewal::AnotherMount, None));
     }
 
     #[test]
     fn secrets_are_a_pull_secret_or_a_user_and_their_password() {
         let reference: Reference = "r.io/a/b:v1".parse().unwrap();
-        let read = |pairs: &[(&str, &str)]| secret(&table(pairs), &reference);
+        let read = |pairs: &[(&str, &str)]| secret(&table(pairs), Some(&reference));
         assert!(read(&[]).unwrap().is_none());
         let json = r#"{"auths":{"r.io":{"auth":"dTpw"}}}"#;
         assert_eq!(read(&[(".dockerconfigjson", json)]).unwrap().unwrap().expose(), json);

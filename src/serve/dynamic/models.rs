@@ -1,0 +1,391 @@
+//! The models of a dynamic volume: asked for, opened, shown, noted, taken out.
+//!
+//! Each has a name that the pod gives it. What is asked for once is seen through, also where the pod hangs up. Called by the
+//! [`api`](super::api).
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Place;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, watch};
+
+use super::noted::{self, Noted};
+use super::{Config, Folders};
+use crate::content::{self, Store};
+use crate::error::{Error, Kind, Result};
+use crate::fs::Model;
+use crate::mount::Gallery;
+use crate::oci::exclude::Exclude;
+use crate::oci::{Place as Where, Reference};
+use crate::repository;
+use crate::serve::report::{Phase, Progress, Report};
+use crate::serve::{Room, wish};
+
+/// How many models are opened at once.
+const OPENED_AT_ONCE: usize = 4;
+
+/// How long opening one may take: longer than its own deadlines together.
+const OPENING: Duration = Duration::from_secs(300);
+
+/// How long a new process waits for the models of a former one before it answers.
+const RESTORING: Duration = Duration::from_secs(30);
+
+/// How long is waited before a model of a former process is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Wanted {
+    /// Which model.
+    pub(super) reference: String,
+    /// Patterns of files that are left out.
+    pub(super) exclude: Vec<String>,
+}
+
+/// Why something is not done.
+#[derive(Clone, Debug)]
+pub(super) enum Refused {
+    /// It cannot be meant.
+    Invalid(String),
+    /// Another model has this name.
+    Taken(String),
+    /// The store may not have all of it.
+    NoRoom(String),
+    /// There are as many models as there may be.
+    Full(usize),
+    /// It could not be opened.
+    Failed(Error),
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Invalid(why) | Self::NoRoom(why) => f.write_str(why),
+            Self::Taken(by) => write!(f, "mount_id is taken by {by}, or with other patterns"),
+            Self::Full(most) => write!(f, "the volume has {most} models, as many as it may have"),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// One model.
+#[derive(Debug)]
+struct Entry {
+    wanted: Wanted,
+    /// Tells this one from others that had its name.
+    serial: u64,
+    pinned: Option<Reference>,
+    progress: Progress,
+    phase: watch::Sender<Phase>,
+    failure: Option<Refused>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    entries: BTreeMap<String, Entry>,
+    serials: u64,
+}
+
+/// All models.
+#[derive(Debug)]
+pub(super) struct Models {
+    config: Config,
+    folders: Folders,
+    gallery: Arc<Gallery>,
+    store: Arc<Store>,
+    table: Mutex<Table>,
+    /// Held while they are noted, so that what is noted last is what there was last.
+    noting: Mutex<()>,
+    openings: Semaphore,
+}
+
+impl Models {
+    /// None yet.
+    pub(super) fn new(
+        config: Config,
+        folders: Folders,
+        gallery: Arc<Gallery>,
+        store: Arc<Store>,
+    ) -> Arc<Self> {
+        let openings = Semaphore::new(OPENED_AT_ONCE);
+        let (table, noting) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { config, folders, gallery, store, table, noting, openings })
+    }
+
+    /// The volume's id.
+    pub(super) fn volume(&self) -> &str {
+        &self.config.volume
+    }
+
+    /// Opens again what is noted of a former process, each as long as it takes; returns when all are here, or after a while.
+    pub(super) async fn restore(self: &Arc<Self>) {
+        let noted = noted::read(&self.folders.noted());
+        let restoring: Vec<_> = noted.into_iter().filter_map(|noted| self.restore_one(noted)).collect();
+        let all = futures_util::future::join_all(restoring);
+        if tokio::time::timeout(RESTORING, all).await.is_err() {
+            tracing::warn!("not all models of the former process are here yet");
+        }
+    }
+
+    fn restore_one(self: &Arc<Self>, noted: Noted) -> Option<tokio::task::JoinHandle<()>> {
+        let pinned: Reference = noted.pinned.parse().ok()?;
+        let serial = self.enter(&noted.id, &noted.wanted).ok()??;
+        let (models, id, wanted) = (self.clone(), noted.id, noted.wanted);
+        // So that it is noted still where it takes long.
+        models.change(&id, serial, |entry| entry.pinned = Some(pinned.clone()));
+        Some(tokio::spawn(async move {
+            while models.is_there(&id, serial) {
+                let opened = models.open_pinned(&wanted, pinned.clone(), SystemTime::now());
+                let shown = match opened.await {
+                    Ok(opened) => models.show(&id, serial, opened).await,
+                    Err(error) => Err(error),
+                };
+                let Err(error) = shown else { return };
+                tracing::warn!(id, "cannot show {pinned} again yet: {error}");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }))
+    }
+
+    /// Shows a model as `id`, and returns when it can be read. Once more changes nothing. The registry is asked with the volume's
+    /// credentials, also where the model is here already.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) async fn add(
+        self: &Arc<Self>,
+        id: &str,
+        wanted: Wanted,
+        room: Room,
+    ) -> std::result::Result<Report, Refused> {
+        check(&wanted)?;
+        if let Some(serial) = self.enter(id, &wanted)? {
+            let (models, id) = (self.clone(), id.to_owned());
+            tokio::spawn(async move { models.fetch(&id, serial, wanted, room).await });
+        }
+        self.settled(id).await
+    }
+
+    /// The model's own place in the table, where it has none yet; `None` where it is there or under way already.
+    fn enter(&self, id: &str, wanted: &Wanted) -> std::result::Result<Option<u64>, Refused> {
+        let mut table = self.table.lock();
+        let failed = |entry: &Entry| entry.failure.is_some();
+        let leaving = self.gallery.len().saturating_sub(table.shown());
+        let most = self.config.max_models;
+        if table.entries.get(id).is_none_or(failed) && table.standing().saturating_add(leaving) >= most {
+            return Err(Refused::Full(most));
+        }
+        if table.entries.len() >= most && !table.entries.contains_key(id) {
+            // Those that failed are remembered for who asks after them, as long as there is room.
+            table.entries.retain(|_, entry| !failed(entry));
+        }
+        table.serials += 1;
+        let serial = table.serials;
+        let (phase, _) = watch::channel(Phase::Pulling);
+        let wanted = wanted.clone();
+        let entry =
+            Entry { wanted, serial, pinned: None, progress: Progress::default(), phase, failure: None };
+        match table.entries.entry(id.to_owned()) {
+            Place::Vacant(place) => drop(place.insert(entry)),
+            Place::Occupied(mut place) if failed(place.get()) => drop(place.insert(entry)),
+            Place::Occupied(place) if place.get().wanted == entry.wanted => return Ok(None),
+            Place::Occupied(place) => return Err(Refused::Taken(place.get().wanted.reference.clone())),
+        }
+        Ok(Some(serial))
+    }
+
+    /// Opens the model and shows it, or notes why not.
+    async fn fetch(&self, id: &str, serial: u64, wanted: Wanted, room: Room) {
+        let opened = tokio::time::timeout(OPENING, self.open(&wanted, room)).await;
+        let late = || Error::new(Kind::Deadline, "opening the model takes too long");
+        let done = match opened.unwrap_or_else(|_| Err(late().into())) {
+            Ok(opened) => self.show(id, serial, opened).await.map_err(Refused::from),
+            Err(refused) => Err(refused),
+        };
+        let Err(refused) = done else { return };
+        tracing::warn!(id, reference = wanted.reference, "not shown: {refused}");
+        let phase = match &refused {
+            Refused::Failed(error) => Phase::of_failure(error),
+            _ => Phase::PullFailed,
+        };
+        self.change(id, serial, |entry| {
+            entry.failure = Some(refused);
+            entry.phase.send_replace(phase);
+        });
+    }
+
+    async fn open(&self, wanted: &Wanted, room: Room) -> std::result::Result<Opened, Refused> {
+        let begun = SystemTime::now();
+        let _turn = self.openings.acquire().await;
+        let (repository, platform) = (&self.config.repository, self.config.content.platform.clone());
+        let granted = wish::grant(&wanted.reference.parse()?, repository, platform).await?;
+        let (size, limit) = (granted.size(), self.store.budget().limit());
+        if room == Room::Needed && size > limit {
+            let message = format!("the model has {size} bytes, and the store may have {limit}");
+            return Err(Refused::NoRoom(message));
+        }
+        Ok(self.open_pinned(wanted, granted.reference, begun).await?)
+    }
+
+    async fn open_pinned(&self, wanted: &Wanted, pinned: Reference, begun: SystemTime) -> Result<Opened> {
+        let repository = repository::connect(&pinned, &self.config.repository)?;
+        let exclude = Exclude::parse(&serde_json::json!(wanted.exclude).to_string());
+        let exclude = exclude.map_err(|why| Error::new(Kind::Invalid, why))?;
+        let content = content::Config { exclude, ..self.config.content.clone() };
+        let model = Model::open(repository, pinned.clone(), self.store.clone(), content).await?;
+        let progress = Progress::done(&model.artifact, begun);
+        Ok(Opened { model: Arc::new(model), pinned, progress })
+    }
+
+    /// Shows what was opened, unless the pod has thought better of it.
+    async fn show(&self, id: &str, serial: u64, opened: Opened) -> Result<()> {
+        let Opened { model, pinned, progress } = opened;
+        let shown = self.show_now(id, serial, &model, pinned, progress);
+        match shown {
+            Ok(true) => return self.note(),
+            Ok(false) => tracing::info!(id, "not wanted any more"),
+            Err(_) => {}
+        }
+        model.close().await;
+        shown.map(|_| ())
+    }
+
+    /// Under one lock, so that nobody takes it out before it is in. Whether it was wanted.
+    fn show_now(
+        &self,
+        id: &str,
+        serial: u64,
+        model: &Arc<Model>,
+        pinned: Reference,
+        progress: Progress,
+    ) -> Result<bool> {
+        let mut table = self.table.lock();
+        let Some(entry) = table.entries.get_mut(id).filter(|entry| entry.serial == serial) else {
+            return Ok(false);
+        };
+        let report = Report { state: Some(Phase::PullSucceeded), progress, ..self.report_of(id, entry) };
+        self.gallery.add(id, model.clone(), report.text()?.into())?;
+        entry.pinned = Some(pinned);
+        entry.progress = report.progress;
+        entry.phase.send_replace(Phase::PullSucceeded);
+        tracing::info!(id, digest = %model.digest, "shown {}", entry.wanted.reference);
+        Ok(true)
+    }
+
+    /// How the model `id` is, once that is settled.
+    async fn settled(&self, id: &str) -> std::result::Result<Report, Refused> {
+        let gone = || Refused::Failed(Error::new(Kind::Busy, "it was taken out meanwhile"));
+        let phase = self.table.lock().entries.get(id).map(|entry| entry.phase.subscribe());
+        let mut phase = phase.ok_or_else(gone)?;
+        let _ = phase.wait_for(|phase| *phase != Phase::Pulling).await;
+        let table = self.table.lock();
+        let entry = table.entries.get(id).ok_or_else(gone)?;
+        match &entry.failure {
+            Some(refused) => Err(refused.clone()),
+            None => Ok(self.report_of(id, entry)),
+        }
+    }
+
+    /// How the model `id` is; `None` where there is none.
+    pub(super) fn report(&self, id: &str) -> Option<Report> {
+        self.table.lock().entries.get(id).map(|entry| self.report_of(id, entry))
+    }
+
+    /// How all are, by name.
+    pub(super) fn reports(&self) -> Vec<Report> {
+        let table = self.table.lock();
+        table.entries.iter().map(|(id, entry)| self.report_of(id, entry)).collect()
+    }
+
+    fn report_of(&self, id: &str, entry: &Entry) -> Report {
+        Report {
+            volume_name: self.config.volume.clone(),
+            mount_id: id.to_owned(),
+            reference: entry.wanted.reference.clone(),
+            state: Some(*entry.phase.borrow()),
+            inline: false,
+            progress: entry.progress.clone(),
+        }
+    }
+
+    /// Takes the model `id` out; nothing there is as well.
+    ///
+    /// # Errors
+    /// `Storage` where that cannot be noted.
+    pub(super) fn remove(&self, id: &str) -> Result<()> {
+        let removed = {
+            let mut table = self.table.lock();
+            self.gallery.remove(id);
+            table.entries.remove(id)
+        };
+        match removed {
+            Some(_) => self.note(),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes what there is now.
+    fn note(&self) -> Result<()> {
+        let _alone = self.noting.lock();
+        let all = {
+            let table = self.table.lock();
+            let pinned = table.entries.iter().filter_map(|(id, entry)| {
+                let pinned = entry.pinned.as_ref()?.to_string();
+                Some(Noted { id: id.clone(), wanted: entry.wanted.clone(), pinned })
+            });
+            pinned.collect::<Vec<_>>()
+        };
+        noted::note(&self.folders.noted(), &all)
+    }
+
+    fn is_there(&self, id: &str, serial: u64) -> bool {
+        self.table.lock().entries.get(id).is_some_and(|entry| entry.serial == serial)
+    }
+
+    fn change(&self, id: &str, serial: u64, change: impl FnOnce(&mut Entry)) {
+        let mut table = self.table.lock();
+        if let Some(entry) = table.entries.get_mut(id).filter(|entry| entry.serial == serial) {
+            change(entry);
+        }
+    }
+}
+
+impl Table {
+    /// How many are there or under way.
+    fn standing(&self) -> usize {
+        self.entries.values().filter(|entry| entry.failure.is_none()).count()
+    }
+
+    /// How many are shown.
+    fn shown(&self) -> usize {
+        self.entries.values().filter(|entry| *entry.phase.borrow() == Phase::PullSucceeded).count()
+    }
+}
+
+/// A model that was opened.
+struct Opened {
+    model: Arc<Model>,
+    pinned: Reference,
+    progress: Progress,
+}
+
+/// What can be told without asking anybody.
+fn check(wanted: &Wanted) -> std::result::Result<(), Refused> {
+    let invalid = |why: String| Refused::Invalid(why);
+    let reference: Reference = wanted.reference.parse().map_err(|error: Error| invalid(error.to_string()))?;
+    // Whoever runs in a pod does not decide which of the node's folders are read.
+    if !matches!(reference.place, Where::Registry { .. }) {
+        return Err(invalid("a volume's model has to be in a registry".to_owned()));
+    }
+    let patterns = serde_json::json!(wanted.exclude).to_string();
+    Exclude::parse(&patterns).map(drop).map_err(|why| invalid(format!("exclude_file_patterns: {why}")))
+}
