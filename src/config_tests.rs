@@ -149,6 +149,23 @@ fn folders_follow_the_user_and_the_xdg_variables() {
 }
 
 #[test]
+fn sockets_are_inherited_by_the_process_that_they_are_for() {
+    let own = std::process::id().to_string();
+    let names = |pid: &str, count: &str, names: &str| {
+        let variables = [("LISTEN_PID", pid), ("LISTEN_FDS", count), ("LISTEN_FDNAMES", names)];
+        environment(&variables).inherited_sockets()
+    };
+    assert_eq!(names(&own, "2", "control:csi").unwrap(), ["control", "csi"]);
+    assert_eq!(names(&own, "2", "control").unwrap(), ["control", "unknown"]);
+    assert_eq!(names(&own, "1", "control:csi").unwrap(), ["control"]);
+    assert!(names("1", "2", "control:csi").unwrap().is_empty());
+    assert!(names("", "", "").unwrap().is_empty());
+    for count in ["", "many", "-1", "1000000"] {
+        assert_eq!(names(&own, count, "control").unwrap_err().kind(), Kind::Invalid, "{count}");
+    }
+}
+
+#[test]
 fn a_state_folder_holds_both_records_and_logs() {
     let settings = Settings::load(&environment(&[("WEIGHTFS_STATE", "/s")]), None, &Vec::new()).unwrap();
     assert_eq!(settings.state, StateConfig { live: "/s".into(), logs: "/s/log".into() });

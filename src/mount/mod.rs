@@ -9,6 +9,7 @@ mod attach;
 pub mod bind;
 mod complaints;
 mod handles;
+pub mod inherited;
 mod kernel;
 pub mod mapped;
 mod native;

@@ -10,6 +10,7 @@ pub mod control;
 pub mod csi;
 mod exposition;
 mod host;
+pub mod inherited;
 pub mod listen;
 pub mod notify;
 pub mod page;
@@ -22,6 +23,7 @@ mod volumes;
 mod wish;
 
 pub use book::{Origin, Overrides, Volume};
+pub use inherited::Inherited;
 pub use listen::{Listen, Listening};
 pub use plane::{Config, Plane, Settle, configuration};
 pub use process::Process;
