@@ -2,11 +2,12 @@
 //!
 //! `plane` is the plane by its control socket and its pages; `outliving` is what happens when one of its processes dies; `csi` is
 //! volumes of pods, `sanity` the cases of the interface's own test suite, `generated` that code and protocol agree. `activated` is a plane that
-//! inherits its sockets.
+//! inherits its sockets, `metrics` its page and what is drawn from it.
 
 mod activated;
 mod csi;
 mod generated;
+mod metrics;
 mod outliving;
 mod plane;
 mod sanity;
