@@ -1,8 +1,9 @@
 //! The plane of a node, on real mounts of a real registry: who asks for mounts, what they get, and what outlives what.
 //!
 //! `plane` is the plane by its control socket and its pages; `outliving` is what happens when one of its processes dies; `csi` is
-//! volumes of pods, `sanity` the cases of the interface's own test suite, `generated` that code and protocol agree. `activated` is a plane that
-//! inherits its sockets, `metrics` its page and what is drawn from it.
+//! volumes of pods, `sanity` the cases of the interface's own test suite, `generated` that code and protocol agree. `activated` is a
+//! plane that inherits its sockets, `metrics` its page and what is drawn from it, `systemd` what it is run with as a
+//! service.
 
 mod activated;
 mod csi;
@@ -11,6 +12,7 @@ mod metrics;
 mod outliving;
 mod plane;
 mod sanity;
+mod systemd;
 
 use std::path::Path;
 
