@@ -2,12 +2,12 @@
 //!
 //! `plane` is the plane by its control socket and its pages; `outliving` is what happens when one of its processes dies; `csi` is
 //! volumes of pods, `sanity` the cases of the interface's own test suite, `generated` that code and protocol agree. `activated` is a
-//! plane that inherits its sockets, `metrics` its page and what is drawn from it, `systemd` what it is run with as a
-//! service.
+//! plane that inherits its sockets, `metrics` its page and what is drawn from it, `kubernetes` and `systemd` what it is deployed with.
 
 mod activated;
 mod csi;
 mod generated;
+mod kubernetes;
 mod metrics;
 mod outliving;
 mod plane;

@@ -4,6 +4,8 @@
 //! work unchanged; there is no Controller, since nothing has to be made before a pod asks. [`request`] reads what is asked, [`node`]
 //! asks the plane. The protocol's own types, [`v1`], are generated from `proto/csi.proto`; a test holds the two together.
 
+#[cfg(test)]
+mod examples_tests;
 mod identity;
 mod node;
 mod request;
