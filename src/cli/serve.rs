@@ -154,10 +154,19 @@ impl Ways {
     }
 
     fn open_control(&mut self) -> Result<()> {
-        let place = self.control.clone();
-        let Some(listener) = self.socket(CONTROL, Some(&place))? else { return Ok(()) };
-        let inherited = listener.local_addr().ok().and_then(|at| at.as_pathname().map(Path::to_owned));
-        self.control = inherited.unwrap_or(place);
+        let listener = match self.inherited.unix(CONTROL)? {
+            Some(inherited) => {
+                let at = inherited.local_addr().ok();
+                let place = at.as_ref().and_then(|at| at.as_pathname());
+                self.control = place.map_or_else(|| "an inherited socket".into(), Path::to_owned);
+                inherited
+            }
+            None => {
+                let listener = listen::listen(&self.control)?;
+                self.sockets.push(self.control.clone());
+                listener
+            }
+        };
         self.tasks.spawn(control::serve(self.plane.clone(), listener, self.ended()));
         Ok(())
     }
