@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use super::{assert_right, registry};
 use crate::support::csi::{Client, volume};
 use crate::support::http;
-use crate::support::node::SOON;
+use crate::support::node::{Node, SOON};
 use crate::support::place::Place;
 use crate::support::wait;
 
@@ -111,6 +111,21 @@ fn a_plane_answers_at_the_sockets_that_it_inherits_and_leaves_them_to_the_next()
     for path in paths {
         assert!(UnixStream::connect(&path).is_err(), "somebody still listens at {}", path.display());
     }
+}
+
+#[test]
+fn a_plane_says_where_it_is_asked_whoever_has_made_the_socket() {
+    // It listens before it says so.
+    let says = |log: PathBuf, place: PathBuf| {
+        let line = format!("serving at {}\n", place.display());
+        wait::until(&line, SOON, || fs::read_to_string(&log).unwrap().contains(&line));
+    };
+    let manager = Manager::new();
+    let plane = manager.start();
+    says(manager.log(), manager.place.state().join("control.sock"));
+    stop(plane);
+    let node = Node::start();
+    says(node.place.folder("").join("run-plane-1.err"), node.place.state().join("control.sock"));
 }
 
 #[test]
