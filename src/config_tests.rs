@@ -72,6 +72,8 @@ fn a_value_that_cannot_be_meant_is_refused_by_the_name_it_was_given_under() {
         ("WEIGHTFS_REQUESTS", "0"),
         ("WEIGHTFS_RATE", "1kB"),
         ("WEIGHTFS_REDIRECT_TO", "10.0.0.0/40"),
+        ("WEIGHTFS_TRACES", "127.0.0.1:4317"),
+        ("WEIGHTFS_TRACES", "https://collector:4317"),
     ] {
         let error = Settings::load(&environment(&[(variable, value)]), None, &Vec::new()).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);

@@ -5,6 +5,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// The target of the spans that are traced: how long publishing, mounting and waiting for a fetch take. Not below `weightfs`, so that no
+/// line of the log has them unless somebody asks for them.
+pub const TRACED: &str = "traced";
+
 macro_rules! metrics {
     ($(#[$doc:meta])* $table:ident: $($name:ident, $unit:literal, $help:literal;)*) => {
         $(#[$doc])*

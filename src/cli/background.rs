@@ -74,7 +74,7 @@ fn serve_mount(line: &CommandLine, command: &args::Mount, told: &mut bool) -> Re
     let settings = super::settings(line, &Environment::of_process())?;
     let dir = crate::mount::resolve(&command.dir)?;
     let log = State::open(&settings.state)?.log(&dir);
-    logging::to_file(&log, settings.log.as_deref(), Usual::Deeds)?;
+    logging::to_file(&log, settings.log.as_deref(), Usual::Deeds, settings.serve.traces.as_deref())?;
     mount::serve(command, &settings, mount::Place::Background, |mounted| {
         // Where nobody listens any more, nobody wants the mount.
         say(&Word::Mounted(mounted.clone()))?;

@@ -69,6 +69,8 @@ pub struct Listening {
     pub node_id: Option<String>,
     /// What the driver is called there.
     pub csi_driver: String,
+    /// Where traces are sent, as `http://HOST:PORT`; `None`: nowhere.
+    pub traces: Option<String>,
     /// How many mounts there may be, each a process with descriptors and memory of its own. Default 256.
     pub max_mounts: usize,
 }
@@ -76,7 +78,15 @@ pub struct Listening {
 impl Default for Listening {
     fn default() -> Self {
         let csi_driver = DRIVER.to_owned();
-        Self { control: None, metrics: None, csi: None, node_id: None, csi_driver, max_mounts: 256 }
+        Self {
+            control: None,
+            metrics: None,
+            csi: None,
+            node_id: None,
+            csi_driver,
+            traces: None,
+            max_mounts: 256,
+        }
     }
 }
 

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::Instrument;
+
 use super::book::{Origin, Volume};
 use super::plane::{Plane, blocking};
 use super::view::Shown;
 use super::wish::{Pin, Wish, pin};
 use crate::content::Store;
 use crate::error::{Error, Kind, Result};
+use crate::metrics::TRACED;
 use crate::mount::Detach;
 use crate::mount::bind::{self, Seen};
 
@@ -69,7 +72,8 @@ impl Plane {
         if blocking(move || bind::seen(&place, &place)).await? == Seen::Foreign {
             return Ok(Published::Foreign);
         }
-        let done = self.publish_at(volume, known, wish).await;
+        let span = tracing::info_span!(target: TRACED, "publish", volume = id, reference = volume.reference);
+        let done = self.publish_at(volume, known, wish).instrument(span).await;
         self.tally.count(&done);
         done
     }

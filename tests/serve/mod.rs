@@ -2,7 +2,8 @@
 //!
 //! `plane` is the plane by its control socket and its pages; `outliving` is what happens when one of its processes dies; `csi` is
 //! volumes of pods, `sanity` the cases of the interface's own test suite, `generated` that code and protocol agree. `activated` is a
-//! plane that inherits its sockets, `metrics` its page and what is drawn from it, `kubernetes` and `systemd` what it is deployed with.
+//! plane that inherits its sockets, `metrics` its page and what is drawn from it, `kubernetes` and `systemd` what it is deployed with,
+//! `traces` what a collector gets of it.
 
 mod activated;
 mod csi;
@@ -13,6 +14,8 @@ mod outliving;
 mod plane;
 mod sanity;
 mod systemd;
+#[cfg(feature = "otel")]
+mod traces;
 
 use std::path::Path;
 
