@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub use self::environment::Environment;
 use self::values::{
     duration, existing_folder, folder, integrity, mounts, number, passthrough, plain_http, read_ahead,
-    read_around, redirect_to, requests, size, switch, umask, view, warm,
+    read_around, redirect_to, requests, size, switch, traces, umask, view, warm,
 };
 use crate::content;
 use crate::content::store::StoreConfig;
@@ -252,6 +252,9 @@ keys! {
     "serve.max_models", "WEIGHTFS_MAX_MODELS", None, "`32`", "number, `1` to `65536`",
     "how many models a pod may have at once in a dynamic volume; further ones are refused",
     |all, text| mounts(text).map(|value| all.serve.max_models = value);
+    "serve.traces", "WEIGHTFS_TRACES", None, "`$OTEL_EXPORTER_OTLP_ENDPOINT`", "URL: `http://HOST:PORT`",
+    "where `weightfs serve` and its mounts send traces (OpenTelemetry, gRPC), if the program was built with the feature `otel`",
+    |all, text| traces(text).map(|value| all.serve.traces = Some(value));
     "log.filter", "WEIGHTFS_LOG", Some("-v"), "`warn`; the log of a mount: `warn,weightfs=info`",
     "`error` to `trace`, or a list as `warn,weightfs=debug`", "what is logged",
     |all, text| { all.log = Some(text.to_owned()); Ok(()) };
@@ -297,6 +300,12 @@ impl Settings {
             let given =
                 Given::parse(&text.to_string_lossy()).map_err(|why| wrong("DOCKER_AUTH_CONFIG", &why))?;
             settings.repository.credentials.given = Some(given);
+        }
+        // Likewise, where it can be followed.
+        if let Some(text) = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT").filter(|_| cfg!(feature = "otel"))
+        {
+            let url = traces(&text.to_string_lossy());
+            settings.serve.traces = Some(url.map_err(|why| wrong("OTEL_EXPORTER_OTLP_ENDPOINT", &why))?);
         }
         if let Some((path, text)) = read_file(environment, file)? {
             settings.apply_file(&path, &text)?;

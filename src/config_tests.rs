@@ -72,6 +72,8 @@ fn a_value_that_cannot_be_meant_is_refused_by_the_name_it_was_given_under() {
         ("WEIGHTFS_REQUESTS", "0"),
         ("WEIGHTFS_RATE", "1kB"),
         ("WEIGHTFS_REDIRECT_TO", "10.0.0.0/40"),
+        ("WEIGHTFS_TRACES", "127.0.0.1:4317"),
+        ("WEIGHTFS_TRACES", "https://collector:4317"),
     ] {
         let error = Settings::load(&environment(&[(variable, value)]), None, &Vec::new()).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
@@ -146,6 +148,23 @@ fn folders_follow_the_user_and_the_xdg_variables() {
     let root = Settings::defaults(&Environment { root: true, ..user });
     assert_eq!(root.store.folder, Path::new("/var/cache/weightfs"));
     assert_eq!(root.state.live, Path::new("/run/weightfs"));
+}
+
+#[test]
+fn sockets_are_inherited_by_the_process_that_they_are_for() {
+    let own = std::process::id().to_string();
+    let names = |pid: &str, count: &str, names: &str| {
+        let variables = [("LISTEN_PID", pid), ("LISTEN_FDS", count), ("LISTEN_FDNAMES", names)];
+        environment(&variables).inherited_sockets()
+    };
+    assert_eq!(names(&own, "2", "control:csi").unwrap(), ["control", "csi"]);
+    assert_eq!(names(&own, "2", "control").unwrap(), ["control", "unknown"]);
+    assert_eq!(names(&own, "1", "control:csi").unwrap(), ["control"]);
+    assert!(names("1", "2", "control:csi").unwrap().is_empty());
+    assert!(names("", "", "").unwrap().is_empty());
+    for count in ["", "many", "-1", "1000000"] {
+        assert_eq!(names(&own, count, "control").unwrap_err().kind(), Kind::Invalid, "{count}");
+    }
 }
 
 #[test]

@@ -5,6 +5,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// The target of the spans that are traced: how long publishing, mounting and waiting for a fetch take. Not below `weightfs`, so that no
+/// line of the log has them unless somebody asks for them.
+pub const TRACED: &str = "traced";
+
 macro_rules! metrics {
     ($(#[$doc:meta])* $table:ident: $($name:ident, $unit:literal, $help:literal;)*) => {
         $(#[$doc])*
@@ -77,6 +81,9 @@ metrics! {
     proved_layers, "layers", "Layers proved by the manifest's digest while this process ran.";
     read_errors, "reads", "Reads answered with an error.";
     reads, "reads", "Reads asked for by the kernel.";
+    served_bytes, "bytes", "Content bytes given to readers; what the kernel serves by itself is not counted.";
+    waited_chunks, "chunks", "Chunks that a reader had to wait for.";
+    waited_microseconds, "microseconds", "How long readers waited for them, all together.";
     instant_reads, "reads", "Reads answered at once out of the page cache of the store's disk.";
     declined_reads, "reads", "Reads around page faults of who reads at random, left out but for the page that is needed.";
     passthrough_opens, "opens", "Opens that the kernel serves by itself from the store.";

@@ -87,7 +87,7 @@ fn serve_volume(line: &CommandLine, command: &Volume, told: &mut bool) -> Result
 /// Logs to the file of what is mounted at `dir`.
 fn log_for(dir: &Path, settings: &Settings) -> Result<()> {
     let log = State::open(&settings.state)?.log(dir);
-    logging::to_file(&log, settings.log.as_deref(), Usual::Deeds)
+    logging::to_file(&log, settings.log.as_deref(), Usual::Deeds, settings.serve.traces.as_deref())
 }
 
 /// Says that the mount answers.

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use tracing_subscriber::EnvFilter;
 
+use super::traces;
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::serve::start::append;
 
@@ -22,12 +23,15 @@ pub(super) enum Usual {
     Deeds,
 }
 
-/// Logs to standard error.
+/// Logs to standard error, and sends traces to the address `traces`.
 ///
 /// # Errors
-/// `Invalid` where `filter` is no filter.
-pub(super) fn to_stderr(filter: Option<&str>, usual: Usual) -> Result<()> {
+/// `Invalid` where `filter` is no filter; those of [`traces::begin`].
+pub(super) fn to_stderr(filter: Option<&str>, usual: Usual, traces: Option<&str>) -> Result<()> {
     let coloured = io::IsTerminal::is_terminal(&io::stderr());
+    if let Some(endpoint) = traces {
+        return traces::begin(endpoint, parse(filter, usual)?, coloured, io::stderr);
+    }
     let lines = tracing_subscriber::fmt()
         .with_env_filter(parse(filter, usual)?)
         .with_target(false)
@@ -36,12 +40,15 @@ pub(super) fn to_stderr(filter: Option<&str>, usual: Usual) -> Result<()> {
     Ok(())
 }
 
-/// Logs to the file at `path`.
+/// Logs to the file at `path`, and sends traces to the address `traces`.
 ///
 /// # Errors
-/// `Invalid` where `filter` is no filter, `Storage` where the file can't be opened.
-pub(super) fn to_file(path: &Path, filter: Option<&str>, usual: Usual) -> Result<()> {
+/// `Invalid` where `filter` is no filter, `Storage` where the file can't be opened; those of [`traces::begin`].
+pub(super) fn to_file(path: &Path, filter: Option<&str>, usual: Usual, traces: Option<&str>) -> Result<()> {
     let log = LogFile::open(path, LIMIT)?;
+    if let Some(endpoint) = traces {
+        return traces::begin(endpoint, parse(filter, usual)?, false, Mutex::new(log));
+    }
     let lines = tracing_subscriber::fmt()
         .with_env_filter(parse(filter, usual)?)
         .with_target(false)

@@ -21,6 +21,7 @@ mod print;
 mod progress;
 mod pull;
 mod serve;
+mod traces;
 mod unmount;
 mod verify;
 mod volume;
@@ -46,27 +47,26 @@ use crate::oci::reference::Place;
 pub fn main() -> ExitCode {
     let begun = Instant::now();
     let line = CommandLine::parse();
-    if line.common.ready_on_stdout {
-        return background::serve(&line);
-    }
-    match run(&line, begun) {
-        Ok(code) => code,
-        Err(error) => {
+    let code = match line.common.ready_on_stdout {
+        true => background::serve(&line),
+        false => run(&line, begun).unwrap_or_else(|error| {
             print::complain(&error);
             ExitCode::from(error.kind().exit_code())
-        }
-    }
+        }),
+    };
+    traces::finish();
+    code
 }
 
 fn run(line: &CommandLine, begun: Instant) -> Result<ExitCode> {
     let environment = Environment::of_process();
     let settings = settings(line, &environment)?;
-    let usual = match &line.command {
-        Command::Mount(mount) if mount.foreground => Usual::Deeds,
-        Command::Serve(_) => Usual::Deeds,
-        _ => Usual::Warnings,
+    let (usual, traces) = match &line.command {
+        Command::Mount(mount) if mount.foreground => (Usual::Deeds, settings.serve.traces.as_deref()),
+        Command::Serve(_) => (Usual::Deeds, settings.serve.traces.as_deref()),
+        _ => (Usual::Warnings, None),
     };
-    logging::to_stderr(settings.log.as_deref(), usual)?;
+    logging::to_stderr(settings.log.as_deref(), usual, traces)?;
     let done = match &line.command {
         Command::Mount(command) if command.foreground => mount::in_foreground(command, &settings, begun),
         Command::Mount(command) => mount::in_background(command, &settings, begun, line, &environment),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::Instrument;
 
 use super::args::{self, CommandLine};
 use super::background;
@@ -13,6 +14,7 @@ use super::{open, print, reference, runtime};
 use crate::config::{Environment, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::fs::Model;
+use crate::metrics::TRACED;
 use crate::mount::{Mount, vacant};
 use crate::oci::Reference;
 use crate::repository::Secret;
@@ -181,6 +183,11 @@ pub(super) fn raise_descriptor_limit() {
 }
 
 async fn begin(reference: Reference, dir: &Path, settings: &Settings) -> Result<Arc<Mount>> {
+    let span = tracing::info_span!(target: TRACED, "mount", %reference);
+    begin_at(reference, dir, settings).instrument(span).await
+}
+
+async fn begin_at(reference: Reference, dir: &Path, settings: &Settings) -> Result<Arc<Mount>> {
     let model: Arc<Model> = open(reference, settings).await?;
     match Mount::open(model.clone(), dir, &settings.mount).await {
         Ok(mount) => Ok(Arc::new(mount)),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -15,6 +16,7 @@ use super::{background, print, runtime};
 use crate::config::{self, Environment, Flags, KEYS, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::serve::csi::{self, Names};
+use crate::serve::inherited::{CONTROL, CSI, Inherited, METRICS, Socket, address_in_runtime, in_runtime};
 use crate::serve::notify::Notifier;
 use crate::serve::page::{self, Door};
 use crate::serve::{Artifacts, Config, Listen, Overrides, Plane, Settled, configuration, control, listen};
@@ -72,13 +74,20 @@ pub(super) fn run(line: &CommandLine, settings: &Settings, environment: &Environ
             Error::new(Kind::Denied, "'weightfs serve' shows mounts at several folders, which only root may");
         return Err(error.hint("run it as root; 'weightfs mount' needs no plane"));
     }
+    // Before anything is opened here: they are known by numbers alone.
+    let inherited = Inherited::take(environment.inherited_sockets()?)?;
     let runtime = runtime()?;
-    let done = runtime.block_on(serve(line, settings, environment));
+    let done = runtime.block_on(serve(line, settings, environment, inherited));
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
 }
 
-async fn serve(line: &CommandLine, settings: &Settings, environment: &Environment) -> Result<()> {
+async fn serve(
+    line: &CommandLine,
+    settings: &Settings,
+    environment: &Environment,
+    inherited: Inherited,
+) -> Result<()> {
     let mut asked = Asked::listen()?;
     let notifier = Notifier::new(environment.notify_socket());
     let source =
@@ -91,12 +100,12 @@ async fn serve(line: &CommandLine, settings: &Settings, environment: &Environmen
         settle: settle(&source, configuration(&settings.state.live))?,
     })
     .await?;
-    let ways = Ways::open(&plane, settings).await?;
+    let ways = Ways::open(&plane, settings, inherited).await?;
     // Who asks meanwhile is answered; who waits for all to be as it was waits until then.
     plane.adopted().await;
     ways.ready.store(true, Ordering::Relaxed);
     notifier.ready();
-    print::line(format_args!("serving at {}", settings.serve.control(&settings.state.live).display()))?;
+    print::line(format_args!("serving at {}", ways.control.display()))?;
     while asked.next().await == Wanted::Configuration {
         notifier.reloading();
         reload(&plane, &source);
@@ -114,49 +123,84 @@ struct Ways {
     end: watch::Sender<bool>,
     /// Whether all of them listen, and what a former plane has left is looked after.
     ready: Arc<AtomicBool>,
+    /// What was listened at for this process before it began.
+    inherited: Inherited,
+    /// Where it is asked by the commands.
+    control: PathBuf,
+    /// What is taken away at the end: sockets that were made here.
     sockets: Vec<PathBuf>,
 }
 
 impl Ways {
-    /// Listens wherever the settings say.
-    async fn open(plane: &Arc<Plane>, settings: &Settings) -> Result<Self> {
-        let (end, _) = watch::channel(false);
-        let (ready, sockets) = (Arc::new(AtomicBool::new(false)), Vec::new());
-        let mut ways = Self { plane: plane.clone(), tasks: JoinSet::new(), end, ready, sockets };
+    /// Listens wherever the settings say, and at all that was inherited.
+    async fn open(plane: &Arc<Plane>, settings: &Settings, inherited: Inherited) -> Result<Self> {
+        let ((end, _), ready) = (watch::channel(false), Arc::new(AtomicBool::new(false)));
+        let (tasks, control) = (JoinSet::new(), settings.serve.control(&settings.state.live));
+        let mut ways =
+            Self { plane: plane.clone(), tasks, end, ready, inherited, control, sockets: Vec::new() };
         let artifacts = match &settings.serve.artifact_store {
             Some(dir) => Some(Artifacts::open(plane.clone(), dir).await?),
             None => None,
         };
-        ways.open_control(artifacts, settings.serve.control(&settings.state.live))?;
-        if let Some(place) = &settings.serve.csi {
-            ways.open_csi(place, Names { driver: settings.serve.csi_driver.clone(), node: node(settings)? })?;
+        ways.open_control(artifacts)?;
+        if let Some(listener) = ways.socket(CSI, settings.serve.csi.as_deref())? {
+            let names = Names { driver: settings.serve.csi_driver.clone(), node: node(settings)? };
+            ways.open_csi(listener, names);
         }
-        if let Some(place) = &settings.serve.metrics {
-            ways.open_pages(place).await?;
-        }
+        ways.open_pages(settings.serve.metrics.as_ref()).await?;
+        std::mem::take(&mut ways.inherited).finish()?;
         Ok(ways)
     }
 
-    fn open_control(&mut self, artifacts: Option<Arc<Artifacts>>, place: PathBuf) -> Result<()> {
-        let listener = listen::listen(&place)?;
-        self.sockets.push(place);
+    /// What was inherited under `name`, else what is listened at `place`; none where neither is said.
+    fn socket(&mut self, name: &str, place: Option<&Path>) -> Result<Option<UnixListener>> {
+        if let Some(inherited) = self.inherited.unix(name)? {
+            return Ok(Some(inherited));
+        }
+        let Some(place) = place else { return Ok(None) };
+        let listener = listen::listen(place)?;
+        self.sockets.push(place.to_owned());
+        Ok(Some(listener))
+    }
+
+    fn open_control(&mut self, artifacts: Option<Arc<Artifacts>>) -> Result<()> {
+        let listener = match self.inherited.unix(CONTROL)? {
+            Some(inherited) => {
+                let at = inherited.local_addr().ok();
+                let place = at.as_ref().and_then(|at| at.as_pathname());
+                self.control = place.map_or_else(|| "an inherited socket".into(), Path::to_owned);
+                inherited
+            }
+            None => {
+                let listener = listen::listen(&self.control)?;
+                self.sockets.push(self.control.clone());
+                listener
+            }
+        };
         self.tasks.spawn(control::serve(self.plane.clone(), artifacts, listener, self.ended()));
         Ok(())
     }
 
-    fn open_csi(&mut self, place: &Path, names: Names) -> Result<()> {
-        let listener = listen::listen(place)?;
-        self.sockets.push(place.to_owned());
+    fn open_csi(&mut self, listener: UnixListener, names: Names) {
         let (plane, ready, ended) = (self.plane.clone(), self.ready.clone(), self.ended());
         self.tasks.spawn(csi::serve(plane, listener, names, ready, ended));
-        Ok(())
     }
 
-    async fn open_pages(&mut self, place: &Listen) -> Result<()> {
-        let door = Door::open(place).await?;
-        match place {
-            Listen::Socket(path) => self.sockets.push(path.clone()),
-            Listen::Loopback(_) => tracing::info!("metrics at {}", door.place()),
+    async fn open_pages(&mut self, place: Option<&Listen>) -> Result<()> {
+        let door = match (self.inherited.socket(METRICS)?, place) {
+            (Some(Socket::Unix(listener)), _) => Door::Socket(in_runtime(METRICS, listener)?),
+            (Some(Socket::Loopback(listener)), _) => Door::Loopback(address_in_runtime(METRICS, listener)?),
+            (None, Some(place)) => {
+                let door = Door::open(place).await?;
+                if let Listen::Socket(path) = place {
+                    self.sockets.push(path.clone());
+                }
+                door
+            }
+            (None, None) => return Ok(()),
+        };
+        if let Door::Loopback(_) = door {
+            tracing::info!("metrics at {}", door.place());
         }
         self.tasks.spawn(page::serve(self.plane.clone(), door, self.ready.clone(), self.ended()));
         Ok(())

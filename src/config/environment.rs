@@ -12,6 +12,9 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::{Exceptions, Proxies, Proxy};
 use crate::serve::Overrides;
 
+/// How many sockets may be inherited: more than there are names for.
+const INHERITED: usize = 64;
+
 /// The environment and the user of this process, as far as settings hang on them.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
@@ -61,6 +64,23 @@ impl Environment {
     #[must_use]
     pub fn notify_socket(&self) -> Option<&OsStr> {
         self.get("NOTIFY_SOCKET").map(OsString::as_os_str)
+    }
+
+    /// The names of the sockets that this process inherits from who started it, in their order (sd_listen_fds(3)). None where they
+    /// are another process's; one that has no name is `unknown`.
+    ///
+    /// # Errors
+    /// `Invalid` where it is not said how many there are.
+    pub fn inherited_sockets(&self) -> Result<Vec<String>> {
+        let number = |name| self.get(name).and_then(|value| value.to_str()?.parse::<usize>().ok());
+        if number("LISTEN_PID") != usize::try_from(std::process::id()).ok() {
+            return Ok(Vec::new());
+        }
+        let count = number("LISTEN_FDS").filter(|count| *count <= INHERITED);
+        let count = count.ok_or_else(|| Error::new(Kind::Invalid, "LISTEN_FDS is no number of sockets"))?;
+        let names = self.get("LISTEN_FDNAMES").map(|names| names.to_string_lossy()).unwrap_or_default();
+        let names = names.split(':').filter(|name| !name.is_empty()).map(str::to_owned);
+        Ok(names.chain(std::iter::repeat("unknown".to_owned())).take(count).collect())
     }
 
     /// The same with these settings as variables, which count before those that are there.

@@ -49,6 +49,14 @@ pub(super) fn mounts(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("{text:?} is no number from 1 to 65536"))
 }
 
+/// Without TLS: the collector is on this machine, or in a network that is trusted.
+pub(super) fn traces(text: &str) -> Result<String, String> {
+    let is_plain = |url: &url::Url| url.scheme() == "http" && url.has_host() && url.username().is_empty();
+    let url = text.parse().ok().filter(is_plain);
+    url.map(String::from)
+        .ok_or_else(|| "it is no collector's address; write it as http://127.0.0.1:4317".to_owned())
+}
+
 pub(super) fn redirect_to(text: &str) -> Result<Vec<RedirectTo>, String> {
     text.split(',').map(str::trim).filter(|place| !place.is_empty()).map(str::parse).collect()
 }

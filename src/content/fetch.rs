@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::extent::Extent;
 use super::flight::{Flight, Key, Place, Urgency};
@@ -369,7 +370,8 @@ impl Request {
             let claims = claim(&left, &unusable, kept.as_deref().filter(|_| patience.elapsed() < limit));
             let mine: Vec<u64> = claims.iter().map(|(chunk, _)| *chunk).collect();
             for run in runs(&mine, u64::MAX) {
-                let taken = self.take_from_repository(extent, run.clone()).await;
+                let span = self.lane.span(&extent.path, &run);
+                let taken = self.take_from_repository(extent, run.clone()).instrument(span).await;
                 if loader.must_come(self.id.layer) {
                     return self.flights.iter().map(|((_, chunk), _)| *chunk).collect();
                 }

@@ -5,12 +5,15 @@
 //! that somebody begins to wait for goes to the front.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tracing::Span;
 
 use super::flight::Urgency;
+use crate::metrics::TRACED;
 
 /// How many requests that somebody waits for are under way at most: as many as the kernel has reads under way.
 const DEMAND: usize = 64;
@@ -26,6 +29,19 @@ pub(super) enum Lane {
     Whole,
     /// Nobody is known to want it.
     Background,
+}
+
+impl Lane {
+    /// What is traced of a fetch of these chunks of the file at `path`: those that somebody waits for.
+    pub(super) fn span(self, path: &str, run: &Range<u64>) -> Span {
+        match self {
+            Self::Demand => {
+                let chunks = run.end.saturating_sub(run.start);
+                tracing::info_span!(target: TRACED, "fetch", path, chunk = run.start, chunks)
+            }
+            _ => Span::none(),
+        }
+    }
 }
 
 /// How many chunks one request asks for at most.

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use super::bound::{Binding, Refused};
 use super::decoding::{Decoding, Desk};
 use super::extent::Extent;
-use super::flight::{Board, Place};
+use super::flight::{Board, Flight, Place};
 use super::instant::Sums;
 use super::lanes::Lanes;
 use super::part::Parts;
@@ -194,6 +194,7 @@ impl Loader {
         let extent = self.extent(id)?;
         let range = range.meet(ContentRange::new(0, extent.grid.len()));
         let part = self.fresh(extent, range).or_else(|| self.instant(extent, range))?;
+        self.metrics.served_bytes.add(range.len());
         self.observe(extent, range);
         if extent.observe_wish(range) {
             extent.grant_wish(range);
@@ -291,6 +292,7 @@ impl Loader {
         let bytes =
             read.await.map_err(|error: Error| error.context(format!("cannot read {}", extent.path)))?;
         self.refuse_poisoned(id.layer)?;
+        self.metrics.served_bytes.add(range.len());
         Ok(bytes)
     }
 
@@ -303,7 +305,7 @@ impl Loader {
             let bytes = match place {
                 Place::Here(bytes) => bytes,
                 Place::Aboard(flight) | Place::Lead(flight) => {
-                    let bytes = flight.wait(self.config.read_deadline + GRACE).await?;
+                    let bytes = self.wait_for(&flight).await?;
                     // It counts as read.
                     drop(self.board.peek((extent.id, chunk)));
                     bytes
@@ -318,6 +320,15 @@ impl Loader {
             all.extend_from_slice(&part);
         }
         Ok(all.freeze())
+    }
+
+    /// What the flight brings; how long that took its reader is counted.
+    async fn wait_for(&self, flight: &Flight) -> Result<Bytes> {
+        let begun = Instant::now();
+        let brought = flight.wait(self.config.read_deadline + GRACE).await;
+        self.metrics.waited_chunks.add(1);
+        self.metrics.waited_microseconds.add(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+        brought
     }
 
     /// How much of the artifact is on this machine. Reads a small file of the store for each file, so it blocks.

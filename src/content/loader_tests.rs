@@ -659,6 +659,25 @@ async fn a_sealed_file_is_read_at_once_and_as_a_whole_until_somebody_touches_it(
     loader.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_readers_get_and_what_they_wait_for_is_counted() {
+    let model = Model::new(&[2 * CHUNK]);
+    let loader = model.loader(plain());
+    let counted = || {
+        let metrics = &loader.metrics;
+        [&metrics.served_bytes, &metrics.waited_chunks].map(|counter| counter.value())
+    };
+    let page = ContentRange::new(CHUNK - 100, CHUNK + 100);
+    loader.read(id(0), page).await.unwrap();
+    assert_eq!(counted(), [200, 2]);
+    assert!(loader.metrics.waited_microseconds.value() > 0);
+    // Both chunks are in memory now, and nobody waits for what is there.
+    loader.read(id(0), page).await.unwrap();
+    assert!(loader.ready(id(0), ContentRange::new(0, 50)).is_some());
+    assert_eq!(counted(), [450, 2]);
+    loader.close().await;
+}
+
 /// A folder on a real disk: not every file system of temporary files says what it has in the page cache.
 fn beside_the_build() -> tempfile::TempDir {
     let program = std::env::current_exe().unwrap();

@@ -11,6 +11,7 @@ mod complaints;
 pub mod frame;
 mod gallery;
 mod handles;
+pub mod inherited;
 mod kernel;
 pub mod mapped;
 mod native;

@@ -71,6 +71,8 @@ pub struct Listening {
     pub csi_driver: String,
     /// The folder of the node's artifact store; `None`: there is none.
     pub artifact_store: Option<PathBuf>,
+    /// Where traces are sent, as `http://HOST:PORT`; `None`: nowhere.
+    pub traces: Option<String>,
     /// How many mounts there may be, each a process with descriptors and memory of its own. Default 256.
     pub max_mounts: usize,
     /// How many models a dynamic volume may have at once. Default 32.
@@ -89,6 +91,7 @@ impl Default for Listening {
             node_id: None,
             csi_driver,
             artifact_store,
+            traces: None,
             max_mounts,
             max_models,
         }

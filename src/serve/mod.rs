@@ -13,6 +13,7 @@ pub mod csi;
 pub mod dynamic;
 mod exposition;
 mod host;
+pub mod inherited;
 pub mod listen;
 pub mod notify;
 mod operations;
@@ -30,6 +31,7 @@ mod wish;
 
 pub use artifacts::{Artifacts, Registered};
 pub use book::{Origin, Overrides, Volume};
+pub use inherited::Inherited;
 pub use listen::{Listen, Listening};
 pub use plane::{Config, Plane, Settle, configuration};
 pub use process::Process;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::Instrument;
+
 use super::book::{Origin, Overrides, Volume};
 use super::claims::Claim;
 use super::plane::{Plane, Using, blocking};
@@ -14,6 +16,7 @@ use super::view::Shown;
 use super::wish::{self, Pin, Wish, pin};
 use crate::content::{Store, StoreConfig};
 use crate::error::{Error, Kind, Result};
+use crate::metrics::TRACED;
 use crate::mount::bind::{self, Seen};
 use crate::mount::{Detach, frame};
 use crate::repository::Secret;
@@ -195,7 +198,8 @@ impl Plane {
         if is_new {
             self.report(&volume, Phase::Pulling, Progress::default()).await;
         }
-        let done = self.publish_at(volume.clone(), known, wanted, terms, &claim).await;
+        let span = tracing::info_span!(target: TRACED, "publish", volume = id, reference = volume.reference);
+        let done = self.publish_at(volume.clone(), known, wanted, terms, &claim).instrument(span).await;
         let failed = match &done {
             Ok(Published::Ready(_)) => None,
             Ok(_) => Some(Phase::PullFailed),

@@ -20,6 +20,8 @@ pub const SOON: Duration = Duration::from_secs(30);
 /// The node; dropping it ends the plane, and the place everything else.
 pub struct Node {
     pub place: Place,
+    /// What runs the plane, where it is not run by itself.
+    by: Vec<String>,
     words: Vec<String>,
     /// Where the pages are on the loopback, if they are there and not at a socket.
     port: Option<u16>,
@@ -39,6 +41,15 @@ impl Node {
         Self::at(words, None, None)
     }
 
+    /// A node whose plane is run by another program with its words as the last ones, in a place that was prepared.
+    pub fn by(by: &[&str], words: &[&str], prepare: impl FnOnce(&Place)) -> Self {
+        let mut node = Self::unstarted(words, None, None);
+        node.by = by.iter().map(|word| (*word).to_owned()).collect();
+        prepare(&node.place);
+        node.restart();
+        node
+    }
+
     /// A node whose plane tells a service manager at `socket` of itself.
     pub fn with_manager(socket: &Path) -> Self {
         Self::at(&[], None, Some(socket.to_owned()))
@@ -50,10 +61,14 @@ impl Node {
     }
 
     fn at(words: &[&str], port: Option<u16>, manager: Option<PathBuf>) -> Self {
-        let words = words.iter().map(|word| (*word).to_owned()).collect();
-        let mut node = Self { place: Place::new(), words, port, manager, starts: 0, plane: None };
+        let mut node = Self::unstarted(words, port, manager);
         node.restart();
         node
+    }
+
+    fn unstarted(words: &[&str], port: Option<u16>, manager: Option<PathBuf>) -> Self {
+        let words = words.iter().map(|word| (*word).to_owned()).collect();
+        Self { place: Place::new(), by: Vec::new(), words, port, manager, starts: 0, plane: None }
     }
 
     /// A node that serves pods, and how it is asked.
@@ -73,7 +88,7 @@ impl Node {
         self.starts += 1;
         // By this name the place looks through it for secrets.
         let output = self.place.folder("").join(format!("run-plane-{}.err", self.starts));
-        let mut command = self.place.command();
+        let mut command = self.place.command_by(&self.by);
         let pages = match self.port {
             Some(port) => format!("127.0.0.1:{port}"),
             None => format!("unix://{}", self.pages().display()),

@@ -129,7 +129,18 @@ impl Place {
     /// The program with this place in its environment, and nothing of the user's but what `WEIGHTFS_TEST_SETTINGS` says: words such as
     /// `WEIGHTFS_PASSTHROUGH=off`, so that any test can be run with other settings than the defaults.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(PROGRAM);
+        self.furnish(Command::new(PROGRAM))
+    }
+
+    /// The same, run by another program that is told of it by its last word; by itself where there is none.
+    pub fn command_by<S: AsRef<std::ffi::OsStr>>(&self, by: &[S]) -> Command {
+        let Some((first, rest)) = by.split_first() else { return self.command() };
+        let mut command = Command::new(first);
+        command.args(rest).arg(PROGRAM);
+        self.furnish(command)
+    }
+
+    fn furnish(&self, mut command: Command) -> Command {
         let theirs = |name: &std::ffi::OsStr| {
             let name = name.to_string_lossy().to_ascii_lowercase();
             name.starts_with("weightfs_") || name.ends_with("_proxy")

@@ -136,7 +136,9 @@ pub(super) fn nameless(dir: &Path) -> io::Result<File> {
 /// An ending that no other file has.
 fn unique() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!("{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    // In containers that share a store, and in one and its successor, processes have the same numbers.
+    format!("{}-{count}-{:08x}.tmp", std::process::id(), fastrand::u32(..))
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //! be anywhere before a pod asks. The protocol's own types, [`v1`], are generated from `proto/csi.proto`; a test holds the two together.
 
 mod controller;
+#[cfg(test)]
+mod examples_tests;
 mod identity;
 mod node;
 mod request;
