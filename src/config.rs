@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 pub use self::environment::Environment;
 use self::values::{
-    duration, existing_folder, folder, integrity, mounts, number, passthrough, plain_http, read_ahead,
+    duration, existing_folder, folder, integrity, modes, mounts, number, passthrough, plain_http, read_ahead,
     read_around, redirect_to, requests, size, switch, umask, warm,
 };
 use crate::content;
@@ -188,6 +188,9 @@ keys! {
     "`OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`, as `linux/arm64`",
     "which manifest is meant where a reference leads to a list with one for each platform, as container images have",
     |all, text| text.parse().map(|value| all.content.platform = Some(value)).map_err(|error: Error| error.to_string());
+    "content.layers", "WEIGHTFS_LAYERS", None, "all", "`N` or `N-M`",
+    "which layers of a container image are shown, counted from its lowest one",
+    |all, text| text.parse().map(|value| all.content.layers = Some(value));
     "content.exclude", "WEIGHTFS_EXCLUDE", None, "none", "JSON array of patterns as `.gitignore` has them",
     "files that are left out, by their names without folders",
     |all, text| Exclude::parse(text).map(|value| all.content.exclude = value);
@@ -213,6 +216,9 @@ keys! {
     "mount.umask", "WEIGHTFS_UMASK", Some("--umask"), "`000`", "octal number up to `777`",
     "permissions taken from `0444` of files and `0555` of folders",
     |all, text| umask(text).map(|value| all.mount.umask = value);
+    "mount.modes", "WEIGHTFS_MODES", None, "`read`", "`read` or `image`",
+    "which permissions are shown: those to read, or the ones that the model's writer recorded, as for a container's root",
+    |all, text| modes(text).map(|value| all.mount.modes = value);
     "mount.read_ahead", "WEIGHTFS_READ_AHEAD", Some("--read-ahead"), "`1MiB`", "size, at most `1GiB`",
     "how far the kernel reads ahead in a file (only root can set it)",
     |all, text| read_ahead(text).map(|value| all.mount.read_ahead = value);
