@@ -7,6 +7,7 @@ mod args;
 mod background;
 mod cache;
 mod cat;
+mod convert;
 pub mod demo;
 mod index;
 mod inspect;
@@ -75,6 +76,7 @@ fn run(line: &CommandLine, begun: Instant) -> Result<ExitCode> {
         Command::Cat(command) => cat::run(command, &settings),
         Command::Inspect(command) => inspect::run(command, &settings),
         Command::Pack(command) => pack::run(command, &settings, &environment),
+        Command::Convert(command) => convert::run(command, &settings),
         Command::Pull(command) => pull::run(command, &settings),
         Command::Index(command) => index::run(command, &settings),
         Command::Cache(command) => return cache::run(command, &settings),
