@@ -24,6 +24,7 @@ use crate::oci::exclude::Exclude;
 use crate::repository::credentials::{Given, Providers, Sources};
 use crate::repository::{self, Exceptions, Proxy};
 use crate::serve::listen::{name, socket};
+use crate::serve::snapshots::DiffIds;
 use crate::serve::{Listening, StateConfig};
 
 /// Everything that can be set, checked.
@@ -246,6 +247,15 @@ keys! {
     "serve.csi_driver", "WEIGHTFS_CSI_DRIVER", Some("--csi-driver"), "`model.csi.modelpack.org`", "name",
     "what the driver is called there, and what the attributes of its volumes begin with",
     |all, text| name(text, 63).map(|value| all.serve.csi_driver = value);
+    "serve.snapshotter", "WEIGHTFS_SNAPSHOTTER", Some("--snapshotter"), "none", "socket's path, or `unix:///PATH`",
+    "where `weightfs serve` answers containerd as a snapshotter",
+    |all, text| socket(text).map(|value| all.serve.snapshotter = Some(value));
+    "serve.snapshots", "WEIGHTFS_SNAPSHOTS", Some("--snapshots"), "`/var/lib/weightfs/snapshots`", "folder",
+    "where containerd's snapshots are kept; it must last as long as containerd's own folder",
+    |all, text| folder(text).map(|value| all.serve.snapshots = value);
+    "serve.trust_diff_ids", "WEIGHTFS_TRUST_DIFF_IDS", None, "`false`", "`true` or `false`",
+    "believe an image what its compressed layers hold, so that containerd need not download them",
+    |all, text| switch(text).map(|on| all.serve.diff_ids = if on { DiffIds::Trusted } else { DiffIds::Proved });
     "serve.max_mounts", "WEIGHTFS_MAX_MOUNTS", None, "`256`", "number, `1` to `65536`",
     "how many mounts `weightfs serve` may have, each a process; further ones are refused",
     |all, text| mounts(text).map(|value| all.serve.max_mounts = value);

@@ -17,7 +17,8 @@ use crate::error::{Error, Kind, Result};
 use crate::serve::csi::{self, Names};
 use crate::serve::notify::Notifier;
 use crate::serve::page::{self, Door};
-use crate::serve::{Config, Listen, Overrides, Plane, Settled, configuration, control, listen};
+use crate::serve::snapshots::{self, Snapshots};
+use crate::serve::{Config, Listen, Listening, Overrides, Plane, Settled, configuration, control, listen};
 
 /// How long what is being answered may take once the process is asked to end.
 const LAST_ANSWERS: Duration = Duration::from_secs(8);
@@ -39,6 +40,12 @@ pub(super) struct Serve {
     /// What the driver is called (CSI), and what the attributes of its volumes begin with [model.csi.modelpack.org]
     #[arg(long, value_name = "NAME")]
     csi_driver: Option<String>,
+    /// Serve containerd as a snapshotter at this socket
+    #[arg(long, value_name = "unix:///PATH")]
+    snapshotter: Option<String>,
+    /// Where snapshots are kept [/var/lib/weightfs/snapshots]
+    #[arg(long, value_name = "DIR")]
+    snapshots: Option<String>,
     #[command(flatten)]
     reading: Reading,
     #[command(flatten)]
@@ -53,6 +60,8 @@ impl Serve {
         set(flags, "serve.csi", self.csi.as_ref());
         set(flags, "serve.node_id", self.node_id.as_ref());
         set(flags, "serve.csi_driver", self.csi_driver.as_ref());
+        set(flags, "serve.snapshotter", self.snapshotter.as_ref());
+        set(flags, "serve.snapshots", self.snapshots.as_ref());
         self.reading.set(flags);
         self.state.set(flags);
     }
@@ -120,6 +129,9 @@ impl Ways {
         if let Some(place) = &settings.serve.csi {
             ways.open_csi(place, Names { driver: settings.serve.csi_driver.clone(), node: node(settings)? })?;
         }
+        if let Some(place) = &settings.serve.snapshotter {
+            ways.open_snapshots(place, &settings.serve).await?;
+        }
         if let Some(place) = &settings.serve.metrics {
             ways.open_pages(place).await?;
         }
@@ -139,6 +151,14 @@ impl Ways {
         self.sockets.push(place.to_owned());
         let (plane, ready, ended) = (self.plane.clone(), self.ready.clone(), self.ended());
         self.tasks.spawn(csi::serve(plane, listener, names, ready, ended));
+        Ok(())
+    }
+
+    async fn open_snapshots(&mut self, place: &Path, settings: &Listening) -> Result<()> {
+        let opened = Snapshots::open(self.plane.clone(), &settings.snapshots, settings.diff_ids).await?;
+        let listener = listen::listen(place)?;
+        self.sockets.push(place.to_owned());
+        self.tasks.spawn(snapshots::serve(opened, listener, self.ended()));
         Ok(())
     }
 

@@ -41,6 +41,8 @@ pub enum Origin {
     Csi,
     /// Who typed `weightfs mount`: the folder stays.
     Command,
+    /// containerd, of which it is a snapshot: the folder is the snapshot's.
+    Snapshot,
 }
 
 /// A mount shown at a folder.

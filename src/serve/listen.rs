@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::csi::DRIVER;
+use super::snapshots::DiffIds;
 use super::state::short;
 use crate::error::{Error, Kind, Result, StorageContext};
 
@@ -69,14 +70,29 @@ pub struct Listening {
     pub node_id: Option<String>,
     /// What the driver is called there.
     pub csi_driver: String,
+    /// The socket of containerd's snapshotter; `None`: containerd is served none.
+    pub snapshotter: Option<PathBuf>,
+    /// Where snapshots are kept: a folder that lasts as long as containerd's own. Default `/var/lib/weightfs/snapshots`.
+    pub snapshots: PathBuf,
+    /// Whether an image is believed what its compressed layers hold.
+    pub diff_ids: DiffIds,
     /// How many mounts there may be, each a process with descriptors and memory of its own. Default 256.
     pub max_mounts: usize,
 }
 
 impl Default for Listening {
     fn default() -> Self {
-        let csi_driver = DRIVER.to_owned();
-        Self { control: None, metrics: None, csi: None, node_id: None, csi_driver, max_mounts: 256 }
+        Self {
+            control: None,
+            metrics: None,
+            csi: None,
+            node_id: None,
+            csi_driver: DRIVER.to_owned(),
+            snapshotter: None,
+            snapshots: "/var/lib/weightfs/snapshots".into(),
+            diff_ids: DiffIds::default(),
+            max_mounts: 256,
+        }
     }
 }
 

@@ -1,13 +1,15 @@
 //! The plane of a node, on real mounts of a real registry: who asks for mounts, what they get, and what outlives what.
 //!
 //! `plane` is the plane by its control socket and its pages; `outliving` is what happens when one of its processes dies; `csi` is
-//! volumes of pods, `sanity` the cases of the interface's own test suite, `generated` that code and protocol agree.
+//! volumes of pods, `snapshots` and `containerd` those of containers' roots, `sanity` the cases of the interface's own test suite, `generated` that code and protocol agree.
 
+mod containerd;
 mod csi;
 mod generated;
 mod outliving;
 mod plane;
 mod sanity;
+mod snapshots;
 
 use std::path::Path;
 

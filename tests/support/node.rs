@@ -24,6 +24,8 @@ pub struct Node {
     /// Where the pages are on the loopback, if they are there and not at a socket.
     port: Option<u16>,
     manager: Option<PathBuf>,
+    /// Whether it is containerd's snapshotter too.
+    containers: bool,
     starts: u32,
     plane: Option<Child>,
 }
@@ -51,9 +53,31 @@ impl Node {
 
     fn at(words: &[&str], port: Option<u16>, manager: Option<PathBuf>) -> Self {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
-        let mut node = Self { place: Place::new(), words, port, manager, starts: 0, plane: None };
+        let mut node = Self::unstarted(words, port, manager);
         node.restart();
         node
+    }
+
+    fn unstarted(words: Vec<String>, port: Option<u16>, manager: Option<PathBuf>) -> Self {
+        Self { place: Place::new(), words, port, manager, containers: false, starts: 0, plane: None }
+    }
+
+    /// A node that is containerd's snapshotter.
+    pub fn for_containers() -> Self {
+        let mut node = Self::unstarted(Vec::new(), None, None);
+        node.containers = true;
+        node.restart();
+        node
+    }
+
+    /// The socket that containerd asks for snapshots at.
+    pub fn snapshotter(&self) -> PathBuf {
+        self.place.folder("csi").join("snapshots.sock")
+    }
+
+    /// Where snapshots are kept.
+    pub fn snapshots(&self) -> PathBuf {
+        self.place.folder("snapshots")
     }
 
     /// A node that serves pods, and how it is asked.
@@ -81,6 +105,10 @@ impl Node {
         command.args(["serve", "--metrics", &pages]).args(&self.words);
         if self.words.iter().any(|word| word == "--node-id") {
             command.arg("--csi").arg(format!("unix://{}", self.csi().display()));
+        }
+        if self.containers {
+            command.arg("--snapshotter").arg(format!("unix://{}", self.snapshotter().display()));
+            command.arg("--snapshots").arg(self.snapshots());
         }
         command.envs(self.manager.iter().map(|socket| ("NOTIFY_SOCKET", socket)));
         let log = File::create(&output).unwrap();
