@@ -1,7 +1,7 @@
 //! Debian's containerd and runc with a node of ours as snapshotter: images that are converted models start containers before they
 //! are downloaded, ordinary ones work as ever, and all of it outlives what is killed.
 //!
-//! At full size: `WEIGHTFS_TEST_CONTAINER_MIB=1024`.
+//! At full size: `WEIGHTFS_TEST_CONTAINER_MIB=1024`, with `--release`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -454,6 +454,18 @@ fn asking_for(reference: &str, layers: &[Layer]) -> Labels {
     ])
 }
 
+/// The same as Kubernetes' plugin of containerd says it.
+fn asking_as_kubernetes(reference: &str, layers: &[Layer]) -> Labels {
+    let (manifest, layer) = (image(layers).digest(), layers.last().unwrap().digest().to_string());
+    labels(&[
+        (TARGET, &chain(layers).to_string()),
+        ("containerd.io/snapshot/cri.image-ref", reference),
+        ("containerd.io/snapshot/cri.manifest-digest", &manifest),
+        ("containerd.io/snapshot/cri.layer-digest", &layer),
+        ("containerd.io/snapshot/cri.image-layers", &layer),
+    ])
+}
+
 /// Layers of a model, each a file of 3 MiB.
 fn model(count: u64) -> Vec<Layer> {
     let layer = |number: u64| {
@@ -574,7 +586,9 @@ fn what_the_registry_does_not_bear_out_is_an_ordinary_snapshot() {
 fn a_killed_mount_comes_back_for_the_next_container() {
     let (asker, layers) = (Asker::new(), model(1));
     let (_registry, reference) = pushed(&layers);
-    let top = had(&asker, &reference, &layers);
+    let asked = asking_as_kubernetes(&reference, &layers);
+    assert_eq!(code(asker.prepare_with("extract", "", asked)), Code::AlreadyExists);
+    let top = named(&asker, &layers, "");
     let pid = asker.node.mounts()[0]["pid"].as_i64().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL)
         .unwrap();
