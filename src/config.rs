@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 pub use self::environment::Environment;
 use self::values::{
-    duration, existing_folder, folder, integrity, mounts, number, passthrough, plain_http, read_ahead,
+    duration, existing_folder, folder, integrity, modes, mounts, number, passthrough, plain_http, read_ahead,
     read_around, redirect_to, requests, size, switch, traces, umask, view, warm,
 };
 use crate::content;
@@ -24,6 +24,7 @@ use crate::oci::exclude::Exclude;
 use crate::repository::credentials::{Given, Providers, Sources};
 use crate::repository::{self, Exceptions, Proxy};
 use crate::serve::listen::{name, socket};
+use crate::serve::snapshots::DiffIds;
 use crate::serve::{Listening, StateConfig};
 
 /// Everything that can be set, checked.
@@ -188,6 +189,9 @@ keys! {
     "`OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`, as `linux/arm64`",
     "which manifest is meant where a reference leads to a list with one for each platform, as container images have",
     |all, text| text.parse().map(|value| all.content.platform = Some(value)).map_err(|error: Error| error.to_string());
+    "content.layers", "WEIGHTFS_LAYERS", None, "all", "`N` or `N-M`",
+    "which layers of a container image are shown, counted from its lowest one",
+    |all, text| text.parse().map(|value| all.content.layers = Some(value));
     "content.exclude", "WEIGHTFS_EXCLUDE", None, "none", "JSON array of patterns as `.gitignore` has them",
     "files that are left out, by their names without folders",
     |all, text| Exclude::parse(text).map(|value| all.content.exclude = value);
@@ -216,6 +220,9 @@ keys! {
     "mount.umask", "WEIGHTFS_UMASK", Some("--umask"), "`000`", "octal number up to `777`",
     "permissions taken from `0444` of files and `0555` of folders",
     |all, text| umask(text).map(|value| all.mount.umask = value);
+    "mount.modes", "WEIGHTFS_MODES", None, "`read`", "`read` or `image`",
+    "which permissions are shown: those to read, or the ones that the model's writer recorded, as for a container's root",
+    |all, text| modes(text).map(|value| all.mount.modes = value);
     "mount.read_ahead", "WEIGHTFS_READ_AHEAD", Some("--read-ahead"), "`1MiB`", "size, at most `1GiB`",
     "how far the kernel reads ahead in a file (only root can set it)",
     |all, text| read_ahead(text).map(|value| all.mount.read_ahead = value);
@@ -246,6 +253,15 @@ keys! {
     "serve.artifact_store", "WEIGHTFS_ARTIFACT_STORE", Some("--artifact-store"), "none", "folder",
     "an additional artifact store for CRI-O, in `artifacts` below it, of what `weightfs artifact add` registers",
     |all, text| folder(text).map(|value| all.serve.artifact_store = Some(value));
+    "serve.snapshotter", "WEIGHTFS_SNAPSHOTTER", Some("--snapshotter"), "none", "socket's path, or `unix:///PATH`",
+    "where `weightfs serve` answers containerd as a snapshotter",
+    |all, text| socket(text).map(|value| all.serve.snapshotter = Some(value));
+    "serve.snapshots", "WEIGHTFS_SNAPSHOTS", Some("--snapshots"), "`/var/lib/weightfs/snapshots`", "folder",
+    "where containerd's snapshots are kept; it must last as long as containerd's own folder",
+    |all, text| folder(text).map(|value| all.serve.snapshots = value);
+    "serve.trust_diff_ids", "WEIGHTFS_TRUST_DIFF_IDS", None, "`false`", "`true` or `false`",
+    "believe an image what its compressed layers hold, so that containerd need not download them",
+    |all, text| switch(text).map(|on| all.serve.diff_ids = if on { DiffIds::Trusted } else { DiffIds::Proved });
     "serve.max_mounts", "WEIGHTFS_MAX_MOUNTS", None, "`256`", "number, `1` to `65536`",
     "how many mounts `weightfs serve` may have, each a process; further ones are refused",
     |all, text| mounts(text).map(|value| all.serve.max_mounts = value);

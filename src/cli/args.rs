@@ -61,6 +61,8 @@ pub(super) enum Command {
     Inspect(Inspect),
     /// Make an artifact of the model in FOLDER, with an index, and put it at TARGET
     Pack(Box<super::pack::Pack>),
+    /// Publish the model REF as a container image of the same blobs, at TARGET
+    Convert(super::convert::Convert),
     /// Bring the files of the model REF here as a whole, into the store or into a folder
     Pull(super::pull::Pull),
     /// Work with the index of a model
@@ -272,6 +274,7 @@ impl CommandLine {
             Command::Cat(cat) => cat.reading.set(&mut flags),
             Command::Inspect(inspect) => inspect.reading.set(&mut flags),
             Command::Pack(pack) => pack.set(&mut flags),
+            Command::Convert(convert) => convert.set(&mut flags),
             Command::Pull(pull) => pull.set(&mut flags),
             Command::Index(index) => index.set(&mut flags),
             Command::Verify(verify) => verify.set(&mut flags),

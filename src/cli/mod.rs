@@ -8,6 +8,7 @@ mod artifact;
 mod background;
 mod cache;
 mod cat;
+mod convert;
 pub mod demo;
 mod index;
 mod inspect;
@@ -78,6 +79,7 @@ fn run(line: &CommandLine, begun: Instant) -> Result<ExitCode> {
         Command::Cat(command) => cat::run(command, &settings),
         Command::Inspect(command) => inspect::run(command, &settings),
         Command::Pack(command) => pack::run(command, &settings, &environment),
+        Command::Convert(command) => convert::run(command, &settings),
         Command::Pull(command) => pull::run(command, &settings),
         Command::Index(command) => index::run(command, &settings),
         Command::Cache(command) => return cache::run(command, &settings),

@@ -218,6 +218,18 @@ pub(super) fn target(text: &str) -> Result<(Reference, String)> {
     }
 }
 
+/// The repository of `source` that blobs need not be uploaded from, where `target` is another one of the same registry.
+pub(super) fn sharing(source: &Reference, target: &Reference) -> Vec<String> {
+    match (&source.place, &target.place) {
+        (Place::Registry { host, repository }, Place::Registry { host: other, repository: into })
+            if host == other && repository != into =>
+        {
+            vec![repository.clone()]
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// Refuses an image layout folder inside of the folder that is packed: the next time it would be packed too.
 fn refuse_inside(target: &Place, folder: &Path) -> Result<()> {
     let Place::Layout { folder: layout } = target else { return Ok(()) };

@@ -16,10 +16,15 @@ use super::{background, print, runtime};
 use crate::config::{self, Environment, Flags, KEYS, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::serve::csi::{self, Names};
-use crate::serve::inherited::{CONTROL, CSI, Inherited, METRICS, Socket, address_in_runtime, in_runtime};
+use crate::serve::inherited::{
+    CONTROL, CSI, Inherited, METRICS, SNAPSHOTTER, Socket, address_in_runtime, in_runtime,
+};
 use crate::serve::notify::Notifier;
 use crate::serve::page::{self, Door};
-use crate::serve::{Artifacts, Config, Listen, Overrides, Plane, Settled, configuration, control, listen};
+use crate::serve::snapshots::{self, Snapshots};
+use crate::serve::{
+    Artifacts, Config, Listen, Listening, Overrides, Plane, Settled, configuration, control, listen,
+};
 
 /// How long what is being answered may take once the process is asked to end.
 const LAST_ANSWERS: Duration = Duration::from_secs(8);
@@ -44,6 +49,12 @@ pub(super) struct Serve {
     /// Keep an artifact store for CRI-O below this folder, of what 'artifact add' registers
     #[arg(long, value_name = "DIR")]
     artifact_store: Option<String>,
+    /// Serve containerd as a snapshotter at this socket
+    #[arg(long, value_name = "unix:///PATH")]
+    snapshotter: Option<String>,
+    /// Where snapshots are kept [/var/lib/weightfs/snapshots]
+    #[arg(long, value_name = "DIR")]
+    snapshots: Option<String>,
     #[command(flatten)]
     reading: Reading,
     #[command(flatten)]
@@ -59,6 +70,8 @@ impl Serve {
         set(flags, "serve.node_id", self.node_id.as_ref());
         set(flags, "serve.csi_driver", self.csi_driver.as_ref());
         set(flags, "serve.artifact_store", self.artifact_store.as_ref());
+        set(flags, "serve.snapshotter", self.snapshotter.as_ref());
+        set(flags, "serve.snapshots", self.snapshots.as_ref());
         self.reading.set(flags);
         self.state.set(flags);
     }
@@ -147,6 +160,7 @@ impl Ways {
             let names = Names { driver: settings.serve.csi_driver.clone(), node: node(settings)? };
             ways.open_csi(listener, names);
         }
+        ways.open_snapshots(&settings.serve).await?;
         ways.open_pages(settings.serve.metrics.as_ref()).await?;
         std::mem::take(&mut ways.inherited).finish()?;
         Ok(ways)
@@ -184,6 +198,15 @@ impl Ways {
     fn open_csi(&mut self, listener: UnixListener, names: Names) {
         let (plane, ready, ended) = (self.plane.clone(), self.ready.clone(), self.ended());
         self.tasks.spawn(csi::serve(plane, listener, names, ready, ended));
+    }
+
+    async fn open_snapshots(&mut self, settings: &Listening) -> Result<()> {
+        let Some(listener) = self.socket(SNAPSHOTTER, settings.snapshotter.as_deref())? else {
+            return Ok(());
+        };
+        let opened = Snapshots::open(self.plane.clone(), &settings.snapshots, settings.diff_ids).await?;
+        self.tasks.spawn(snapshots::serve(opened, listener, self.ended()));
+        Ok(())
     }
 
     async fn open_pages(&mut self, place: Option<&Listen>) -> Result<()> {

@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 
 use crate::content::{Integrity, Warm};
 use crate::index::View;
-use crate::mount::{Passthrough, ReadAround};
+use crate::mount::{Modes, Passthrough, ReadAround};
 use crate::repository::{PlainHttp, RedirectTo};
 
 pub(super) fn folder(text: &str) -> Result<PathBuf, String> {
@@ -124,6 +124,14 @@ pub(super) fn read_around(text: &str) -> Result<ReadAround, String> {
         "auto" => Ok(ReadAround::Auto),
         "always" => Ok(ReadAround::Always),
         _ => Err(format!("{text:?} is neither auto nor always")),
+    }
+}
+
+pub(super) fn modes(text: &str) -> Result<Modes, String> {
+    match text {
+        "read" => Ok(Modes::Read),
+        "image" => Ok(Modes::Image),
+        _ => Err(format!("{text:?} is neither read nor image")),
     }
 }
 

@@ -55,6 +55,7 @@ use serde::{Deserialize, Serialize};
 use crate::index::{Trust, View};
 use crate::metrics::Metrics;
 use crate::oci::Platform;
+use crate::oci::cut::Cut;
 use crate::oci::exclude::Exclude;
 
 /// What is asked of bytes before they are served. Chunks of a bound layer are verified when they arrive whatever is set
@@ -91,6 +92,8 @@ pub struct Config {
     pub trust_index: Trust,
     /// Which manifest of a list is opened, where it has one for each platform; `None`: this machine's, or the only one.
     pub platform: Option<Platform>,
+    /// Which layers of a container image are shown; `None`: all.
+    pub layers: Option<Cut>,
     /// Which files are left out of the tree, and are not loaded before they are asked for.
     pub exclude: Exclude,
     /// What is shown of the artifact.
@@ -119,6 +122,7 @@ impl Default for Config {
             sealing: Sealing::default(),
             trust_index: Trust::default(),
             platform: None,
+            layers: None,
             exclude: Exclude::default(),
             view: View::default(),
             metrics: Arc::default(),

@@ -19,7 +19,7 @@ use crate::oci::artifact::Manner;
 /// image, whose layers take away, replace and redirect what lies below them.
 pub(super) fn is_layered(index: &Index) -> bool {
     let layered = |layer: &crate::index::Layer| match &layer.coding {
-        Coding::Streamed(layer, None) => layer.members.manner == Manner::Layered,
+        Coding::Streamed(layer, None) => layer.members.manner != Manner::Model,
         _ => false,
     };
     index.layers.iter().any(layered)

@@ -13,7 +13,7 @@ use super::pin;
 use super::tree::Tree;
 use crate::content::store::Asked;
 use crate::content::{Config, Integrity, Loader, Store};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::index::find::Known;
 use crate::index::{
     Attached, Coding, EntryKind, Guides, Index, Sources, Trust, View, bound, diff_ids, find_blobs,
@@ -48,9 +48,10 @@ impl Model {
         repository.expect_reads();
         let found = pin::pin(&*repository, &asked, &store).await?;
         let own = repository;
-        let Whole { artifact, repository } = whole(own.clone(), &found, &store, config.view)
-            .await
-            .map_err(|error| error.context(format!("cannot open {reference}")))?;
+        let opening = |error: Error| error.context(format!("cannot open {reference}"));
+        let Whole { mut artifact, repository } =
+            whole(own.clone(), &found, &store, config.view).await.map_err(opening)?;
+        config.layers.map_or(Ok(()), |cut| artifact.cut(cut)).map_err(opening)?;
         let mut warnings = Vec::new();
         let gaps = kept_gaps(&store, &*repository, &artifact).await;
         let known = |layer: &Digest| gaps.get(layer).cloned().unwrap_or_default();
@@ -59,11 +60,11 @@ impl Model {
             pin::config(&*own, &found, &store, &mut warnings),
             find(&*repository, &store, &found, &artifact, &known, &config),
         );
-        let indexes = index.map_err(|error| error.context(format!("cannot open {reference}")))?;
+        let indexes = index.map_err(opening)?;
         let Indexes { mut index, bound, attached } = indexes;
         let has_bound = bound.is_some();
         if config.view == View::Files {
-            warnings.extend(diff_ids::note(&mut index, &artifact, &pin::diff_ids(description.as_ref())));
+            warnings.extend(diff_ids::note(&mut index, &artifact, &pin::described(description.as_ref())));
             if config.integrity == Integrity::Strict {
                 forget_unproved(&mut index);
             }
@@ -230,7 +231,7 @@ mod tests {
 
     use super::*;
     use crate::content::StoreConfig;
-    use crate::error::{Error, Kind};
+    use crate::error::Kind;
     use crate::index::{ChunkDigest, Entry};
     use crate::oci::Descriptor;
     use crate::oci::artifact::{INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY, INDEX_KEY};

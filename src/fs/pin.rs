@@ -13,7 +13,7 @@ use crate::content::store::{Asked, Store};
 use crate::error::{Error, Kind, Result};
 use crate::index::{Kept, bound, compression};
 use crate::oci::artifact::Family;
-use crate::oci::config::{CONFIG_LIMIT, Description};
+use crate::oci::config::{CONFIG_LIMIT, Description, image_diff_ids};
 use crate::oci::manifest::{Document, Manifest};
 use crate::oci::{Artifact, Descriptor, Digest, Reference, Which};
 use crate::range::StoredRange;
@@ -88,6 +88,17 @@ pub async fn parent(repository: &dyn Repository, artifact: &Artifact) -> Result<
     let read = async { artifact.clone().complete(&fetch(repository, config).await?) };
     let doing = || format!("cannot read the config {}, which names a parent", config.digest);
     Ok(read.await.map_err(|error| error.context(doing()))?.parent)
+}
+
+/// What the config of a container image says its layers hold, one for each, the lowest first; none where it does not say it of
+/// all. Costs a request.
+///
+/// # Errors
+/// Those of reading the config; `Invalid` where it can't be read.
+pub async fn diff_ids(repository: &dyn Repository, artifact: &Artifact) -> Result<Vec<Digest>> {
+    let Some(config) = &artifact.config else { return Ok(Vec::new()) };
+    let read = async { image_diff_ids(&fetch(repository, config).await?) };
+    read.await.map_err(|error| error.context(format!("cannot read the config {}", config.digest)))
 }
 
 /// Remembers that the repository has just given `pinned` to who asks.
@@ -276,8 +287,8 @@ async fn fetch(repository: &dyn Repository, descriptor: &Descriptor) -> Result<B
     }
 }
 
-/// The diffIDs that the config gives.
-pub(super) fn diff_ids(config: Option<&Bytes>) -> Vec<Digest> {
+/// The diffIDs that the config of a model gives.
+pub(super) fn described(config: Option<&Bytes>) -> Vec<Digest> {
     config.map(|bytes| Description::parse(bytes).diff_ids).unwrap_or_default()
 }
 

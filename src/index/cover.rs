@@ -10,7 +10,7 @@ use super::find::LARGEST_LAYER;
 use super::format::Head;
 use super::local::renumbered;
 use super::plain::{Derived, raw_path};
-use super::{Coding, Entry, EntryKind, Index, Layer, bound, compression};
+use super::{Coding, Entry, EntryKind, Index, Layer, bound, compression, layered};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::{Manner, ModelLayer, Packaging};
 use crate::oci::{Artifact, path};
@@ -40,10 +40,16 @@ pub(super) fn cover_by(
 ) -> Result<Vec<Option<Derived>>> {
     let mut left = by_layer(head).into_iter().peekable();
     let mut covered = Vec::new();
-    for (number, layer) in artifact.visible().enumerate() {
+    let mut number = 0;
+    for layer in &artifact.layers {
+        // Also of a layer that is not shown, which the index may cover.
         let next = left.next_if(|(said, _)| said.blob == layer.descriptor.blob());
+        if layer.hidden {
+            continue;
+        }
         let derived = next.map(|(said, entries)| place(said, entries, layer, number));
         covered.push(derived.transpose().map_err(failed)?);
+        number += 1;
     }
     match left.next() {
         Some((said, _)) => Err(failed(foreign(artifact, &said))),
@@ -123,6 +129,9 @@ pub(super) fn place(
     if layer.members.manner == Manner::Model {
         check_links(&entries, layer)?;
         check_folder(&entries, layer)?;
+    }
+    if layer.members.manner == Manner::Above {
+        entries.iter().try_for_each(layered::refuse_mark)?;
     }
     said.media_type.clone_from(&layer.descriptor.media_type);
     let entries = entries.into_iter().map(|entry| renumbered(entry, number)).collect();

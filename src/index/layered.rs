@@ -25,6 +25,20 @@ pub(super) fn entry(member: Member, extent: Option<ExtentId>, layer: usize) -> R
     Ok(Some(Entry { path, kind, mode: member.mode, mtime: member.mtime, layer }))
 }
 
+/// Refuses a mark where what it takes away is not shown.
+///
+/// # Errors
+/// `Unsupported`.
+pub(super) fn refuse_mark(entry: &Entry) -> Result<()> {
+    match entry.kind {
+        EntryKind::Whiteout | EntryKind::Opaque => {
+            let doing = format!("it takes {:?} away from layers that are not shown", entry.path);
+            Err(Error::new(Kind::Unsupported, doing).hint("show the layers below it too"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn meaning(path: String, member: &Member, extent: Option<ExtentId>) -> Result<Option<(String, EntryKind)>> {
     let (folder, base) = path.rsplit_once('/').unwrap_or(("", &path));
     match base.strip_prefix(MARK) {

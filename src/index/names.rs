@@ -54,8 +54,11 @@ impl Names {
     pub(super) fn add(&mut self, member: Member, extent: Option<ExtentId>) -> Result<Option<&Entry>> {
         match self.layer.members.manner {
             Manner::Model => self.add_to_model(member, extent),
-            Manner::Layered => {
+            Manner::Layered | Manner::Above => {
                 let entry = layered::entry(member, extent, self.number)?;
+                if self.layer.members.manner == Manner::Above {
+                    entry.iter().try_for_each(layered::refuse_mark)?;
+                }
                 let Some(entry) = entry.filter(|entry| !self.layer.members.skips(&entry.path)) else {
                     return Ok(None);
                 };

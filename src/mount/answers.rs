@@ -17,7 +17,7 @@ use super::complaints::Complaints;
 use super::handles::{Handles, Ino, Opened};
 use super::native::{Native, Verdict};
 use super::numbers::Base;
-use super::{Options, ReadAround, kernel};
+use super::{Modes, Options, ReadAround, kernel};
 use crate::content::{Held, Wholeness};
 use crate::error::Error;
 use crate::fs::{Child, Model, Node, NodeId, NodeKind};
@@ -41,6 +41,8 @@ pub(super) struct Looks {
     gid: u32,
     /// Taken from 0444 and 0555.
     umask: u32,
+    /// Whose permissions are shown.
+    modes: Modes,
 }
 
 impl Looks {
@@ -50,6 +52,7 @@ impl Looks {
             uid: options.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
             gid: options.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
             umask: options.umask,
+            modes: options.modes,
         }
     }
 
@@ -77,6 +80,18 @@ impl Looks {
             blksize: BLKSIZE,
             flags: 0,
         }
+    }
+
+    /// The permissions of what a reader needs `least` of, and of which `recorded` are its writer's; nothing was where it has
+    /// `unsaid`.
+    fn mode(&self, least: u32, recorded: u32, unsaid: u32) -> u32 {
+        let mode = match (self.modes, recorded) {
+            (Modes::Read, _) => least,
+            (Modes::Image, 0) => unsaid,
+            // Without those that lend the rights of an owner, who is another one here.
+            (Modes::Image, recorded) => recorded & 0o1777,
+        };
+        mode & !self.umask
     }
 }
 
@@ -180,12 +195,18 @@ impl Answers {
     }
 
     pub(super) fn attributes(&self, ino: INodeNo, node: &Node) -> FileAttr {
-        let (kind, size) = match &node.kind {
-            NodeKind::File { size, .. } => (FileType::RegularFile, *size),
-            NodeKind::Directory(_) => (FileType::Directory, 0),
-            NodeKind::Symlink(target) => (FileType::Symlink, target.len().try_into().unwrap_or(u64::MAX)),
+        let (kind, size, mode) = match &node.kind {
+            NodeKind::File { size, .. } => {
+                (FileType::RegularFile, *size, self.looks.mode(0o444, node.mode, 0o400))
+            }
+            // One that only its files' names imply has none recorded.
+            NodeKind::Directory(_) => (FileType::Directory, 0, self.looks.mode(0o555, node.mode, 0o755)),
+            NodeKind::Symlink(target) => {
+                (FileType::Symlink, target.len().try_into().unwrap_or(u64::MAX), 0o777)
+            }
         };
-        FileAttr { nlink: node.nlink(), ..self.looks.show(ino, kind, size, time(node.mtime)) }
+        let shown = self.looks.show(ino, kind, size, time(node.mtime));
+        FileAttr { perm: u16::try_from(mode).unwrap_or(0), nlink: node.nlink(), ..shown }
     }
 
     /// The attributes under the number that a lookup answers now.
@@ -384,6 +405,16 @@ mod tests {
         assert_eq!(time(-1), SystemTime::UNIX_EPOCH - Duration::from_secs(1));
         let _ = (time(i64::MIN), time(i64::MAX));
     }
+
+    #[test]
+    fn permissions_are_those_to_read_or_those_recorded_and_lend_no_owners_rights() {
+        let looks = |modes, umask| Looks { uid: 0, gid: 0, umask, modes };
+        assert_eq!(looks(Modes::Read, 0o077).mode(0o444, 0o4755, 0o400), 0o400);
+        let image = looks(Modes::Image, 0);
+        assert_eq!((image.mode(0o444, 0o6755, 0o400), image.mode(0o555, 0o1777, 0o755)), (0o755, 0o1777));
+        assert_eq!((image.mode(0o444, 0, 0o400), image.mode(0o555, 0, 0o755)), (0o400, 0o755));
+    }
+
     #[test]
     fn a_listing_goes_on_at_any_offset() {
         let child = |name: &str| Child { name: name.into(), node: NodeId::ROOT };

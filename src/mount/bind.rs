@@ -75,6 +75,12 @@ pub fn seen(source: &Path, target: &Path) -> Result<Seen> {
     })
 }
 
+/// Whether somebody answers for the mount at `dir`; who stands still for a moment counts. Blocks for a moment.
+#[must_use]
+pub fn is_answered(dir: &Path) -> bool {
+    !kernel::is_dead(dir)
+}
+
 /// Shows the mount at `source` at `target` as well; a folder is made there where none is, whose parent must be. What of
 /// weightfs stands there otherwise is taken away first, also where it is in use. Once more changes nothing.
 ///

@@ -39,6 +39,8 @@ pub struct Options {
     pub gid: Option<u32>,
     /// Taken from 0444 and 0555.
     pub umask: u32,
+    /// Which permissions are shown.
+    pub modes: Modes,
     /// Kernel read-ahead in bytes; 1 MiB by default, set through /sys/class/bdi after mount. Less makes more requests
     /// of a sequential reader, more makes a random page fault wait for more.
     pub read_ahead: u64,
@@ -46,6 +48,17 @@ pub struct Options {
     pub passthrough: Passthrough,
     /// What the kernel is answered that reads around page faults.
     pub read_around: ReadAround,
+}
+
+/// Which permissions are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Modes {
+    /// Those that a reader needs: 0444 of files, 0555 of folders.
+    #[default]
+    Read,
+    /// Those that were recorded, as programs and folders of a container's root have them. Never those that lend a program the
+    /// rights of its owner: everything belongs to one user here, whoever owned it where it was made.
+    Image,
 }
 
 /// Whether the kernel is given all that it reads around a page fault.
@@ -65,6 +78,7 @@ impl Default for Options {
             uid: None,
             gid: None,
             umask: 0,
+            modes: Modes::default(),
             read_ahead: 1 << 20,
             passthrough: Passthrough::default(),
             read_around: ReadAround::default(),

@@ -73,6 +73,8 @@ pub enum Manner {
     /// As a layer of a container image, which lies on those below it (image specification, layer.md): it may take
     /// away and replace what they have, and its links are as the image's own programs would follow them.
     Layered,
+    /// The same, where what lies below is not shown here, so that nothing of it can be taken away.
+    Above,
 }
 
 /// What a layer holds.
@@ -187,13 +189,19 @@ pub const INDEX_HEAD_DIGEST_KEY: &str = "dev.weightfs.index.head.digest";
 /// The annotation of the index layer that says how many bytes the head has, decimal.
 pub const INDEX_HEAD_SIZE_KEY: &str = "dev.weightfs.index.head.size";
 
+/// The annotations of a container image's manifest that say which blob its index is: a layer of it would be unpacked by others.
+pub const INDEX_DIGEST_KEY: &str = "dev.weightfs.index.digest";
+
+/// How many bytes that has, decimal.
+pub const INDEX_SIZE_KEY: &str = "dev.weightfs.index.size";
+
 /// The path of the index layer, for tools that show it.
 pub const INDEX_PATH: &str = ".weightfs/index";
 
 /// The bound index as the manifest pins it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BoundIndex {
-    /// The index layer.
+    /// The index layer, or the blob that an image's manifest names.
     pub blob: Blob,
     /// The head, which is the first `head.size` bytes of `blob`.
     pub head: Blob,
@@ -206,7 +214,9 @@ impl Artifact {
     /// [`Kind::Unsupported`] where it is of another version than [`INDEX_VERSION`]; [`Kind::Invalid`] where there are
     /// several, or the annotations that pin its head are missing or can't be meant.
     pub fn bound_index(&self) -> Result<Option<BoundIndex>> {
-        let mut layers = self.layers.iter().map(|layer| &layer.descriptor).filter(|layer| is_index(layer));
+        let named = self.index_beside()?;
+        let own = self.layers.iter().map(|layer| &layer.descriptor).filter(|layer| is_index(layer));
+        let mut layers = own.chain(&named);
         let Some(layer) = layers.next() else { return Ok(None) };
         let bad = |kind, why: &str| Error::new(kind, format!("the bound index {} {why}", layer.digest));
         if let Some(other) = layers.next() {
@@ -224,6 +234,24 @@ impl Artifact {
         let size = annotation(INDEX_HEAD_SIZE_KEY).parse().ok().filter(|size| *size <= layer.size);
         let size = size.ok_or_else(|| bad(Kind::Invalid, &format!("has no usable {INDEX_HEAD_SIZE_KEY}")))?;
         Ok(Some(BoundIndex { blob: layer.blob(), head: Blob { digest, size } }))
+    }
+
+    /// The index that the manifest of a container image names, as if it were a layer.
+    fn index_beside(&self) -> Result<Option<Descriptor>> {
+        if !self.is_layered() || !self.annotations.contains_key(INDEX_KEY) {
+            return Ok(None);
+        }
+        let annotation = |key: &str| self.annotations.get(key).map(String::as_str).unwrap_or_default();
+        let unusable =
+            |key: &str| Error::new(Kind::Invalid, format!("the image names an index without a usable {key}"));
+        let digest = annotation(INDEX_DIGEST_KEY).parse().map_err(|_| unusable(INDEX_DIGEST_KEY))?;
+        let size = annotation(INDEX_SIZE_KEY).parse().map_err(|_| unusable(INDEX_SIZE_KEY))?;
+        Ok(Some(Descriptor {
+            media_type: String::new(),
+            digest,
+            size,
+            annotations: self.annotations.clone(),
+        }))
     }
 
     /// What `manifest` means as a model.

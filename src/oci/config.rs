@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::bounded;
 use super::digest::Digest;
+use crate::error::Result;
 
 /// The largest config that is worth asking a repository for: 4 MiB, as for manifests.
 pub const CONFIG_LIMIT: u64 = 4 << 20;
@@ -93,6 +94,16 @@ impl Description {
     }
 }
 
+/// The digests of the layers' content that a container image's config gives (image specification, config.md, `rootfs`), in order;
+/// none where they are not given or one of them is none.
+///
+/// # Errors
+/// `Invalid` where it is no JSON, or has more values than any config.
+pub fn image_diff_ids(json: &[u8]) -> Result<Vec<Digest>> {
+    let root = bounded::json(json)?;
+    Ok(digests(root.pointer("/rootfs/diff_ids")))
+}
+
 /// Text, a number, or a list of these joined; `None` for anything else and for what is empty.
 fn as_text(value: &Value) -> Option<String> {
     let text = match value {
@@ -106,7 +117,10 @@ fn as_text(value: &Value) -> Option<String> {
 
 /// All or none: one that is missing would shift the others to wrong layers.
 fn diff_ids(root: &Value) -> Vec<Digest> {
-    let list = root.pointer("/modelfs/diffIds").or_else(|| root.pointer("/modelfs/diff_ids"));
+    digests(root.pointer("/modelfs/diffIds").or_else(|| root.pointer("/modelfs/diff_ids")))
+}
+
+fn digests(list: Option<&Value>) -> Vec<Digest> {
     let parse = |value: &Value| value.as_str().and_then(|text| text.parse().ok());
     list.and_then(Value::as_array).and_then(|all| all.iter().map(parse).collect()).unwrap_or_default()
 }
@@ -142,6 +156,19 @@ mod tests {
         assert_eq!(description.framework_version.as_deref(), Some("2.4"));
         assert_eq!(description.precision.as_deref(), Some("float16"));
         assert!(description.diff_ids.is_empty());
+    }
+
+    #[test]
+    fn an_image_says_what_its_layers_hold_or_nothing() {
+        let digest = Digest::of(b"x");
+        let json =
+            |list: &str| format!(r#"{{"os":"linux","rootfs":{{"type":"layers","diff_ids":[{list}]}}}}"#);
+        let said = |list: &str| image_diff_ids(json(list).as_bytes()).unwrap();
+        assert_eq!(said(&format!("\"{digest}\"")), std::slice::from_ref(&digest));
+        assert!(
+            said(&format!("\"{digest}\",\"no\"")).is_empty() && image_diff_ids(b"{}").unwrap().is_empty()
+        );
+        assert!(image_diff_ids(b"no").is_err());
     }
 
     #[test]

@@ -44,7 +44,8 @@ fn reference() -> Reference {
 
 /// Spans of the usual size, and checkpoints beside the target.
 fn making(folder: &std::path::Path) -> Making {
-    Making { spacing: index::pass::Spacing::default(), scratch: folder.join("scratch") }
+    let (spacing, scratch) = (index::pass::Spacing::default(), folder.join("scratch"));
+    Making { spacing, scratch, contents: super::super::build::Contents::Compared }
 }
 
 /// Adds an index, and gives what was added and the new manifest.

@@ -14,15 +14,17 @@
 //! | [`build`] | the index of an artifact that is in a repository already, by reading its layers once |
 //! | [`add`] | that index made part of the artifact |
 //! | [`attach`] | that index published beside the artifact |
+//! | [`convert`] | an artifact as a container image of the same blobs |
 //! | `splice` | JSON changed as text, so that nothing else of it changes |
 //!
 //! Not a packer for other formats, and nothing that reads artifacts: that is what the floors below do. Called by the
-//! commands `pack` and `index`.
+//! commands `pack`, `convert` and `index`.
 
 pub mod add;
 pub mod attach;
 pub mod build;
 pub mod compress;
+pub mod convert;
 pub mod describe;
 pub mod digest;
 pub mod kind;

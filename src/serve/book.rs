@@ -49,6 +49,8 @@ pub enum Origin {
     Command,
     /// The node's store of artifacts: the folder is the plane's, as the orchestrator's are.
     Artifact,
+    /// containerd, of which it is a snapshot: the folder is the snapshot's.
+    Snapshot,
 }
 
 /// A mount shown at a folder.

@@ -22,8 +22,11 @@ pub const CSI: &str = "csi";
 /// The name of the socket, or of the address of this machine, that the pages are shown at.
 pub const METRICS: &str = "metrics";
 
+/// The name of the socket that containerd asks for snapshots at.
+pub const SNAPSHOTTER: &str = "snapshotter";
+
 /// How a socket is named, for who has to set it right.
-const NAMING: &str = "in its unit FileDescriptorName= is one of control, csi, metrics";
+const NAMING: &str = "in its unit FileDescriptorName= is one of control, csi, metrics, snapshotter";
 
 /// A socket that is listened at.
 #[derive(Debug)]

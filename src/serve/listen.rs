@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::csi::DRIVER;
+use super::snapshots::DiffIds;
 use super::state::short;
 use crate::error::{Error, Kind, Result, StorageContext};
 
@@ -73,6 +74,12 @@ pub struct Listening {
     pub artifact_store: Option<PathBuf>,
     /// Where traces are sent, as `http://HOST:PORT`; `None`: nowhere.
     pub traces: Option<String>,
+    /// The socket of containerd's snapshotter; `None`: containerd is served none.
+    pub snapshotter: Option<PathBuf>,
+    /// Where snapshots are kept: a folder that lasts as long as containerd's own. Default `/var/lib/weightfs/snapshots`.
+    pub snapshots: PathBuf,
+    /// Whether an image is believed what its compressed layers hold.
+    pub diff_ids: DiffIds,
     /// How many mounts there may be, each a process with descriptors and memory of its own. Default 256.
     pub max_mounts: usize,
     /// How many models a dynamic volume may have at once. Default 32.
@@ -81,19 +88,19 @@ pub struct Listening {
 
 impl Default for Listening {
     fn default() -> Self {
-        let csi_driver = DRIVER.to_owned();
-        let artifact_store = None;
-        let (max_mounts, max_models) = (256, 32);
         Self {
             control: None,
             metrics: None,
             csi: None,
             node_id: None,
-            csi_driver,
-            artifact_store,
+            csi_driver: DRIVER.to_owned(),
+            artifact_store: None,
             traces: None,
-            max_mounts,
-            max_models,
+            snapshotter: None,
+            snapshots: "/var/lib/weightfs/snapshots".into(),
+            diff_ids: DiffIds::default(),
+            max_mounts: 256,
+            max_models: 32,
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`State`] has the record of every mount that runs on this machine. [`Plane`] is what `weightfs serve` is: it starts one
 //! process for each artifact that is asked for, shows it wherever it is asked for, and starts it again when it dies. [`control`],
-//! [`csi`] and [`page`] are the ways to it. Every model is still mounted by [`Mount::open`](crate::mount::Mount::open), in a process of
+//! [`csi`], [`snapshots`] and [`page`] are the ways to it. Every model is still mounted by [`Mount::open`](crate::mount::Mount::open), in a process of
 //! its own.
 
 pub mod artifacts;
@@ -23,6 +23,7 @@ pub mod process;
 mod put;
 pub mod report;
 mod showing;
+pub mod snapshots;
 pub mod start;
 pub mod state;
 mod view;

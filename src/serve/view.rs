@@ -82,6 +82,11 @@ impl Plane {
         volumes.get(dir).or_else(|| volumes.values().find(|volume| volume.asked == dir)).cloned()
     }
 
+    /// Whether a volume is at `dir` with nothing wrong, as far as the kernel's table and the process's own end tell. Blocks.
+    pub(super) fn stands(&self, dir: &Path) -> bool {
+        self.volume_at(dir).is_some_and(|volume| self.trouble(&volume).is_none())
+    }
+
     /// How a volume is. Asks its process, so it blocks, two seconds at most.
     #[must_use]
     pub fn condition(&self, volume: &Volume) -> Condition {

@@ -3,12 +3,13 @@
 //! `plane` is the plane by its control socket and its pages; `outliving` is what happens when one of its processes dies; `csi` is
 //! volumes of pods, `dynamic` those whose models the pod chooses, `deadlines` what happens while a registry is away and credentials
 //! are renewed, `manifests` what is written for model-csi-driver, `sanity` the cases of the interface's own test suite, `generated`
-//! that code and protocol agree; `artifacts` is the artifact store that CRI-O reads; `unprivileged` is what a pod cannot do.
-//! `activated` is a plane that inherits its sockets, `metrics` its page and what is drawn from it, `kubernetes` and `systemd` what it is
-//! deployed with, `traces` what a collector gets of it.
+//! that code and protocols agree; `snapshots` and `containerd` are the roots of containers; `artifacts` is the artifact store that
+//! CRI-O reads; `unprivileged` is what a pod cannot do. `activated` is a plane that inherits its sockets, `metrics` its page and what is
+//! drawn from it, `kubernetes` and `systemd` what it is deployed with, `traces` what a collector gets of it.
 
 mod activated;
 mod artifacts;
+mod containerd;
 mod csi;
 mod deadlines;
 mod dynamic;
@@ -19,6 +20,7 @@ mod metrics;
 mod outliving;
 mod plane;
 mod sanity;
+mod snapshots;
 mod systemd;
 #[cfg(feature = "otel")]
 mod traces;

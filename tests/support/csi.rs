@@ -46,20 +46,56 @@ impl Client {
         Q: Message + Send + Sync + 'static,
         A: Message + Default + Send + Sync + 'static,
     {
-        self.send(method, Request::new(question))
+        self.send(&format!("/csi.v1.{method}"), Request::new(question))
     }
 
-    fn send<Q, A>(&self, method: &str, question: Request<Q>) -> Result<A, Status>
+    /// Calls what is at `path`, of whatever service.
+    ///
+    /// # Errors
+    /// What is answered.
+    pub fn ask<Q, A>(&self, path: &str, question: Q) -> Result<A, Status>
     where
         Q: Message + Send + Sync + 'static,
         A: Message + Default + Send + Sync + 'static,
     {
-        let path: PathAndQuery = format!("/csi.v1.{method}").parse().unwrap();
+        self.send(path, Request::new(question))
+    }
+
+    fn send<Q, A>(&self, path: &str, question: Request<Q>) -> Result<A, Status>
+    where
+        Q: Message + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        let path: PathAndQuery = path.parse().unwrap();
         let mut client = Grpc::new(self.channel.clone());
         self.runtime.block_on(async {
             client.ready().await.unwrap();
             let answer = client.unary(question, path, ProstCodec::<Q, A>::default()).await?;
             Ok(answer.into_inner())
+        })
+    }
+
+    /// The same, of what is answered with any number of messages.
+    ///
+    /// # Errors
+    /// What is answered.
+    pub fn all<Q, A>(&self, path: &str, question: Q) -> Result<Vec<A>, Status>
+    where
+        Q: Message + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        let path: PathAndQuery = path.parse().unwrap();
+        let mut client = Grpc::new(self.channel.clone());
+        self.runtime.block_on(async {
+            client.ready().await.unwrap();
+            let codec = ProstCodec::<Q, A>::default();
+            let mut answers =
+                client.server_streaming(Request::new(question), path, codec).await?.into_inner();
+            let mut all = Vec::new();
+            while let Some(answer) = answers.message().await? {
+                all.push(answer);
+            }
+            Ok(all)
         })
     }
 

@@ -10,6 +10,8 @@ pub mod bound;
 pub mod canary;
 pub mod child;
 pub mod compressed;
+pub mod containerd;
+pub mod containers;
 pub mod csi;
 mod dialects;
 pub mod http;

@@ -26,6 +26,8 @@ pub struct Node {
     /// Where the pages are on the loopback, if they are there and not at a socket.
     port: Option<u16>,
     manager: Option<PathBuf>,
+    /// Whether it is containerd's snapshotter too.
+    containers: bool,
     starts: u32,
     plane: Option<Child>,
 }
@@ -68,7 +70,34 @@ impl Node {
 
     fn unstarted(words: &[&str], port: Option<u16>, manager: Option<PathBuf>) -> Self {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
-        Self { place: Place::new(), by: Vec::new(), words, port, manager, starts: 0, plane: None }
+        Self {
+            place: Place::new(),
+            by: Vec::new(),
+            words,
+            port,
+            manager,
+            containers: false,
+            starts: 0,
+            plane: None,
+        }
+    }
+
+    /// A node that is containerd's snapshotter.
+    pub fn for_containers() -> Self {
+        let mut node = Self::unstarted(&[], None, None);
+        node.containers = true;
+        node.restart();
+        node
+    }
+
+    /// The socket that containerd asks for snapshots at.
+    pub fn snapshotter(&self) -> PathBuf {
+        self.place.folder("csi").join("snapshots.sock")
+    }
+
+    /// Where snapshots are kept.
+    pub fn snapshots(&self) -> PathBuf {
+        self.place.folder("snapshots")
     }
 
     /// A node that serves pods, and how it is asked.
@@ -96,6 +125,10 @@ impl Node {
         command.args(["serve", "--metrics", &pages]).args(&self.words);
         if self.words.iter().any(|word| word == "--node-id") {
             command.arg("--csi").arg(format!("unix://{}", self.csi().display()));
+        }
+        if self.containers {
+            command.arg("--snapshotter").arg(format!("unix://{}", self.snapshotter().display()));
+            command.arg("--snapshots").arg(self.snapshots());
         }
         command.envs(self.manager.iter().map(|socket| ("NOTIFY_SOCKET", socket)));
         let log = File::create(&output).unwrap();

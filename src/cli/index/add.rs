@@ -11,7 +11,7 @@ use crate::cli::progress::Progress;
 use crate::cli::{pack, print, reference, runtime};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::oci::{Place, Reference};
+use crate::oci::Reference;
 use crate::pack::add::{Added, Plain};
 use crate::pack::{Destination, Watch};
 use crate::repository::push::Target;
@@ -65,7 +65,7 @@ pub(super) fn run(command: &Add, settings: &Settings) -> Result<()> {
         let destination = Destination::new(
             Target::open(&target, &settings.repository)?,
             Some(tag.clone()),
-            sharing(&source, &target),
+            pack::sharing(&source, &target),
         );
         let progress = Progress::of("reading", plain.bytes().saturating_mul(2));
         progress.name(&source.to_string());
@@ -104,18 +104,6 @@ fn target(typed: Option<&str>, source: &Reference) -> Result<(Reference, String)
 /// Whether the tag that is read is the one that is moved. A digest names what is read whatever the tag stands for.
 fn is_replaced(source: &Reference, target: &Reference) -> bool {
     source.digest.is_none() && (&source.place, source.which()) == (&target.place, target.which())
-}
-
-/// The repository that the blobs need not be uploaded from.
-fn sharing(source: &Reference, target: &Reference) -> Vec<String> {
-    match (&source.place, &target.place) {
-        (Place::Registry { host, repository }, Place::Registry { host: other, repository: into })
-            if host == other && repository != into =>
-        {
-            vec![repository.clone()]
-        }
-        _ => Vec::new(),
-    }
 }
 
 fn report(

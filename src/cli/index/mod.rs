@@ -102,7 +102,8 @@ impl Spans {
                 Spacing::new(size.as_u64()).map_err(|error| error.context("--span"))?
             }
         };
-        Ok(pack::build::Making { spacing, scratch: settings.store.folder.join("scratch") })
+        let (scratch, contents) = (settings.store.folder.join("scratch"), pack::build::Contents::Compared);
+        Ok(pack::build::Making { spacing, scratch, contents })
     }
 }
 

@@ -1,0 +1,128 @@
+//! What is noted of a snapshot: a small file each, from which everything is known again after a restart.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::oci::Digest;
+use crate::oci::cut::Cut;
+
+/// A label as containerd gives them.
+pub(super) type Labels = BTreeMap<String, String>;
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// The number of its folder, never given twice.
+    pub(super) id: u64,
+    /// What containerd calls it: the key while it is active, the name from its commit on. The namespace is part of it.
+    pub(super) name: String,
+    /// The name of the snapshot that it lies on; empty where there is none.
+    pub(super) parent: String,
+    pub(super) kind: Kind,
+    pub(super) labels: Labels,
+    pub(super) created: SystemTime,
+    pub(super) updated: SystemTime,
+    /// What a committed one takes on the disk.
+    #[serde(default)]
+    pub(super) usage: Usage,
+    /// The image whose layers it shows, where they are read when they are asked for.
+    #[serde(default)]
+    pub(super) remote: Option<Remote>,
+}
+
+impl Record {
+    /// A snapshot of just now, without labels.
+    pub(super) fn new(id: u64, name: &str, parent: &str, kind: Kind) -> Self {
+        let now = SystemTime::now();
+        Self {
+            id,
+            name: name.to_owned(),
+            parent: parent.to_owned(),
+            kind,
+            labels: Labels::new(),
+            created: now,
+            updated: now,
+            usage: Usage::default(),
+            remote: None,
+        }
+    }
+}
+
+/// What a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Kind {
+    /// To be read.
+    View,
+    /// To be written to.
+    Active,
+    /// Done, and never changed again.
+    Committed,
+}
+
+impl Kind {
+    /// As filters spell it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::View => "view",
+            Self::Active => "active",
+            Self::Committed => "committed",
+        }
+    }
+}
+
+/// What a snapshot takes on the disk, beside those that it lies on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Usage {
+    /// Bytes.
+    pub(super) size: u64,
+    /// Files and folders.
+    pub(super) inodes: u64,
+}
+
+/// Layers of an image, one upon the other, that are shown by a mount and are not here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Remote {
+    /// The image, with its manifest's digest.
+    pub(super) reference: String,
+    /// The lowest layer that is shown, counted from 1. What lies below it are snapshots of their own.
+    pub(super) first: usize,
+    /// The digests of the layers shown, the snapshot's own last.
+    pub(super) layers: Vec<Digest>,
+    /// The last layer that is shown by the mount that was made when this was, so that those above it find it there.
+    pub(super) top: usize,
+}
+
+impl Remote {
+    /// The snapshot's own layer.
+    pub(super) fn last(&self) -> usize {
+        self.first.saturating_add(self.layers.len()).saturating_sub(1)
+    }
+
+    /// The layers that it shows.
+    pub(super) fn own(&self) -> Option<Cut> {
+        Cut::new(self.first, self.last())
+    }
+
+    /// The layers up to those that will lie on it.
+    pub(super) fn whole(&self) -> Option<Cut> {
+        Cut::new(self.first, self.top)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let layers = vec![Digest::of(b"a"), Digest::of(b"b")];
+        let remote = Remote { reference: "r.io/a/b@x".into(), first: 2, layers, top: 4 };
+        assert_eq!((remote.last(), remote.own(), remote.whole()), (3, Cut::new(2, 3), Cut::new(2, 4)));
+        let record = Record { remote: Some(remote), ..Record::new(1, "ns/1/a", "", Kind::Active) };
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+    }
+}
