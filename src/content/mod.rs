@@ -26,6 +26,7 @@ mod pieces;
 pub mod prefetch;
 mod prove;
 mod reader;
+mod receive;
 mod recheck;
 mod runs;
 mod scatter;

@@ -1,0 +1,130 @@
+//! One answer of the repository, chunk by chunk: verified and handed out as each is here, and kept beside that.
+//!
+//! A part of the [`Request`], which says what is asked for. What comes of compressed layers is received in `passing` and `vouched`.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use tokio::task::JoinSet;
+
+use super::extent::Extent;
+use super::fetch::Request;
+use super::lanes::Lane;
+use super::pieces::Pieces;
+use super::verify::{Arriving, Hashed};
+use crate::buffer;
+use crate::error::Result;
+
+/// How long a request that nobody waits for is held up for each of its chunks, where there is no room.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How many chunks of one request may wait to be kept.
+const KEEPING: usize = 2;
+
+impl Request {
+    /// Fetches a run of chunks in one request and sees them into the store.
+    pub(super) async fn take_from_repository(&mut self, extent: &Extent, run: Range<u64>) -> Result<()> {
+        let loader = Arc::clone(&self.loader);
+        if loader.is_pinned(self.id.layer) {
+            return self.take_vouched(extent, run).await;
+        }
+        if loader.is_decoded(self.id.layer) {
+            return self.take_decoded(extent, run).await;
+        }
+        let (blob, range) = loader.stored(extent, &run)?;
+        loader.metrics.fetched_ranges.add(1);
+        if self.lane == Lane::Demand {
+            loader.metrics.demand_ranges.add(1);
+        }
+        let stream = match self.lane == Lane::Demand || self.urgency.is_raised() {
+            true => loader.repository.read(&blob, range).await?,
+            false => loader.repository.read_ahead(&blob, range).await?,
+        };
+        let mut pieces = Pieces { stream, left: Bytes::new() };
+        let mut keeping = JoinSet::new();
+        let outcome = self.receive(extent, run, &mut pieces, &mut keeping).await;
+        // What is left of an answer may hold a place in the repository, which somebody waits for.
+        drop(pieces);
+        // The turn is kept until the chunks are: what is in memory stays bounded by the lanes.
+        keeping.join_all().await;
+        outcome
+    }
+
+    async fn receive(
+        &mut self,
+        extent: &Extent,
+        run: Range<u64>,
+        pieces: &mut Pieces,
+        keeping: &mut JoinSet<()>,
+    ) -> Result<()> {
+        let last = run.end.saturating_sub(1);
+        for chunk in run {
+            let len = usize::try_from(extent.grid.range(chunk).len()).unwrap_or(usize::MAX);
+            let bytes = self.next_chunk(pieces, len).await?;
+            let key = (self.id, chunk);
+            let verified = match self.loader.verified(extent, chunk, bytes).await {
+                Err(error) if extent.is_bound() => {
+                    self.give_up(chunk..chunk + 1, &error);
+                    continue;
+                }
+                verified => verified?,
+            };
+            self.loader.hand_out(key, &verified);
+            if self.lane == Lane::Ahead {
+                self.loader.board.expect_reader(key);
+            }
+            self.flights.retain(|(flown, _)| *flown != key);
+            let loader = Arc::clone(&self.loader);
+            keeping.spawn_blocking(move || loader.keep(key, &verified));
+            if chunk != last && self.lane != Lane::Demand {
+                self.await_room(keeping).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes no more from the network than the disk takes on and readers take out of memory, so that what is in memory stays
+    /// little: unless somebody waits, and for a moment only, since the disk may hang and readers may have gone.
+    async fn await_room(&self, keeping: &mut JoinSet<()>) {
+        let room = async {
+            while keeping.len() >= KEEPING {
+                let _one = keeping.join_next().await;
+            }
+            if self.lane == Lane::Ahead {
+                self.loader.board.room().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.urgency.raised() => {}
+            _in_vain = tokio::time::timeout(PAUSE, room) => {}
+        }
+    }
+
+    async fn next_chunk(&self, pieces: &mut Pieces, len: usize) -> Result<Hashed> {
+        if pieces.left.is_empty() {
+            self.next_piece(pieces).await?;
+        }
+        if pieces.left.len() == len && buffer::is_aligned(&pieces.left) {
+            return Ok(std::mem::take(&mut pieces.left).into());
+        }
+        let mut arriving = Arriving::in_buffer(self.loader.pool.take());
+        while arriving.len() < len {
+            if pieces.left.is_empty() {
+                self.next_piece(pieces).await?;
+            }
+            let want = pieces.left.len().min(len - arriving.len());
+            let taken = arriving.push(pieces.left.get(..want).unwrap_or_default());
+            pieces.left.advance(taken);
+        }
+        Ok(arriving.finish())
+    }
+
+    async fn next_piece(&self, pieces: &mut Pieces) -> Result<()> {
+        pieces.left = pieces.next().await?;
+        self.loader.metrics.fetched_bytes.add(pieces.left.len() as u64);
+        self.flights.iter().for_each(|(_, flight)| flight.progress());
+        Ok(())
+    }
+}
