@@ -22,6 +22,7 @@ use super::verify::{Hashed, Verified};
 use crate::error::{Error, Kind, Result};
 use crate::index::{CHUNK, ExtentId};
 use crate::range::ContentRange;
+use crate::repository::Pace;
 
 /// How long nothing may come of what other processes claim before it is fetched here as well.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,7 +32,7 @@ const LONG_PATIENCE: Duration = Duration::from_secs(60);
 pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// From how many chunks on a request ahead of a reader is cut where a span ends.
 const FEWEST: u64 = 2;
-/// Up to so many bytes a request is small: it is over before a far registry's next answer begins.
+/// Up to so many bytes a request is small, as a [`Pace`] means it.
 const SMALL: u64 = 2 << 20;
 /// How often a claimed chunk is looked for. Claims have no notification; a look costs two system calls.
 const LOOK: Duration = Duration::from_millis(3);
@@ -104,7 +105,7 @@ impl Loader {
         let mut outcome = Ok(());
         let pace = self.repository.pace();
         let request = request.min(pace.bytes);
-        let most = width(pace.requests, request);
+        let most = width(pace, request);
         for run in self.runs_ahead(id, &missing.unwrap_or_default(), request).await {
             // More than one prefetch may be at it: the lanes have fewer turns than all of them together.
             while under_way.len() >= most {
@@ -353,7 +354,7 @@ impl Request {
         }
         let loader = Arc::clone(&self.loader);
         let asked = (left.len() as u64).saturating_mul(CHUNK);
-        let width = width(loader.repository.pace().requests, asked);
+        let width = width(loader.repository.pace(), asked);
         let _turn = loader.lanes.enter(self.lane, &self.urgency, width).await;
         let mut patience = Instant::now();
         while !left.is_empty() {
@@ -417,9 +418,9 @@ impl Request {
     }
 }
 
-/// How many requests of `request` bytes may be under way where `requests` of the usual size may: twice as many small ones.
-fn width(requests: usize, request: u64) -> usize {
-    if request <= SMALL { requests * 2 } else { requests }
+/// How many requests of `request` bytes may be under way.
+fn width(pace: Pace, request: u64) -> usize {
+    if request <= SMALL { pace.small } else { pace.requests }
 }
 
 /// Claims what no other process has claimed; everything, where they have had their time or nothing is kept.

@@ -210,9 +210,13 @@ impl Board {
     /// Hands the chunk to everybody who waits, and keeps it in memory. The flight stays until [`land`](Self::land).
     pub(super) fn publish(&self, key: Key, bytes: &Bytes) {
         let mut inner = self.inner.lock();
+        let unread = inner.unread;
         inner.put(key, bytes.clone());
         if let Some(flight) = inner.flights.get(&key) {
             flight.outcome.send_replace(Outcome::Here(bytes.clone()));
+        }
+        if inner.unread < unread {
+            self.read.notify_waiters();
         }
     }
 

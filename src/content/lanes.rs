@@ -73,8 +73,6 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
-    /// How many early requests may be under way beside one another.
-    width: usize,
     demand: usize,
     ahead: usize,
     whole: usize,
@@ -99,25 +97,24 @@ struct Waiting<'a> {
 
 impl Lanes {
     /// Waits for a turn in `lane`, or in the demand lane from the moment that somebody waits for the request. `width` is
-    /// how many early requests may be under way from now on, for all lanes together.
+    /// how many requests may be under way beside it, in all lanes together, where it is an early one.
     pub(super) async fn enter(&self, lane: Lane, urgency: &Urgency, width: usize) -> Turn {
-        self.0.state.lock().width = width.max(1);
         if lane == Lane::Demand {
-            return self.turn(lane).await;
+            return self.turn(lane, width).await;
         }
         tokio::select! {
             biased;
-            turn = self.turn(lane) => turn,
-            () = urgency.raised() => self.turn(Lane::Demand).await,
+            turn = self.turn(lane, width) => turn,
+            () = urgency.raised() => self.turn(Lane::Demand, width).await,
         }
     }
 
-    async fn turn(&self, lane: Lane) -> Turn {
+    async fn turn(&self, lane: Lane, width: usize) -> Turn {
         let waiting = self.0.wait(lane);
         loop {
             let mut moved = std::pin::pin!(self.0.moved.notified());
             moved.as_mut().enable();
-            if self.0.state.lock().take(waiting.place) {
+            if self.0.state.lock().take(waiting.place, width) {
                 return Turn { queue: Arc::clone(&self.0), lane };
             }
             moved.await;
@@ -137,27 +134,27 @@ impl Queue {
 
 impl State {
     /// Whether the turn is there now; then it is taken.
-    fn take(&mut self, place: (Lane, u64)) -> bool {
+    fn take(&mut self, place: (Lane, u64), width: usize) -> bool {
         let (lane, _) = place;
         let first = self.waiting.range((lane, 0)..).next() == Some(&place);
-        let taken = first && self.has_turn(lane);
+        let taken = first && self.has_turn(lane, width);
         if taken {
             *self.under_way(lane) += 1;
         }
         taken
     }
 
-    fn has_turn(&self, lane: Lane) -> bool {
+    fn has_turn(&self, lane: Lane, width: usize) -> bool {
         let early = self.ahead + self.whole + self.background;
         // One at a time goes on however many readers wait: what is loaded early is what they will need.
-        let room = early == 0 || self.demand + early < self.width;
+        let room = early == 0 || self.demand + early < width;
         let before = self.waiting.first().is_some_and(|(first, _)| *first < lane);
         match lane {
             Lane::Demand => self.demand < DEMAND,
             Lane::Ahead => room && !before,
             // A line is full with one less, and what is under way is lost when the process is killed.
-            Lane::Whole => early < self.width.saturating_sub(1).max(1) && !before,
-            Lane::Background => room && !before && self.background < (self.width / 2).max(1),
+            Lane::Whole => early < width.saturating_sub(1).max(1) && !before,
+            Lane::Background => room && !before && self.background < (width / 2).max(1),
         }
     }
 

@@ -17,7 +17,7 @@ use super::verify::{Arriving, Hashed};
 use crate::buffer;
 use crate::error::Result;
 
-/// How long a request that nobody waits for is held up for each of its chunks, where there is no room.
+/// How long a request that nobody waits for is held up where there is no room.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How many chunks of one request may wait to be kept.
 const KEEPING: usize = 2;
@@ -59,6 +59,7 @@ impl Request {
         keeping: &mut JoinSet<()>,
     ) -> Result<()> {
         let last = run.end.saturating_sub(1);
+        let mut is_patient = self.lane != Lane::Demand;
         for chunk in run {
             let len = usize::try_from(extent.grid.range(chunk).len()).unwrap_or(usize::MAX);
             let bytes = self.next_chunk(pieces, len).await?;
@@ -77,16 +78,17 @@ impl Request {
             self.flights.retain(|(flown, _)| *flown != key);
             let loader = Arc::clone(&self.loader);
             keeping.spawn_blocking(move || loader.keep(key, &verified));
-            if chunk != last && self.lane != Lane::Demand {
-                self.await_room(keeping).await;
+            if chunk != last && is_patient {
+                is_patient = self.await_room(keeping).await;
             }
         }
         Ok(())
     }
 
     /// Takes no more from the network than the disk takes on and readers take out of memory, so that what is in memory stays
-    /// little: unless somebody waits, and for a moment only, since the disk may hang and readers may have gone.
-    async fn await_room(&self, keeping: &mut JoinSet<()>) {
+    /// little: unless somebody waits, and for a moment only. `false` where nothing has moved in that: the disk may hang and readers
+    /// may have gone, and others may wait for what this request has claimed.
+    async fn await_room(&self, keeping: &mut JoinSet<()>) -> bool {
         let room = async {
             while keeping.len() >= KEEPING {
                 let _one = keeping.join_next().await;
@@ -97,8 +99,8 @@ impl Request {
         };
         tokio::select! {
             biased;
-            () = self.urgency.raised() => {}
-            _in_vain = tokio::time::timeout(PAUSE, room) => {}
+            () = self.urgency.raised() => true,
+            waited = tokio::time::timeout(PAUSE, room) => waited.is_ok(),
         }
     }
 

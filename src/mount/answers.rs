@@ -12,6 +12,7 @@ use fuser::{
     BackingId, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen,
 };
+use parking_lot::Mutex;
 
 use super::complaints::Complaints;
 use super::handles::{Handles, Ino, Opened};
@@ -109,6 +110,8 @@ pub(super) struct Answers {
     pub(super) native: Verdict,
     read_around: ReadAround,
     complaints: Complaints,
+    /// Held while the beginning of a file is read ahead.
+    ahead: Mutex<()>,
 }
 
 /// For whom the kernel reads.
@@ -131,7 +134,8 @@ impl Answers {
         let handles = Handles::new(model.tree.len(), base);
         let native = Verdict::new(options.passthrough);
         let (looks, read_around) = (Looks::of(options), options.read_around);
-        Self { model, looks, base, handles, native, read_around, complaints: Complaints::default() }
+        let (complaints, ahead) = (Complaints::default(), Mutex::default());
+        Self { model, looks, base, handles, native, read_around, complaints, ahead }
     }
 
     /// What an open file keeps; `None` for what has no content. Blocks for a moment on the local disk.
@@ -294,15 +298,21 @@ impl Answers {
                 reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, &id);
                 // Chunks are written past the page cache: the first reader would wait for the disk by 128 KiB.
                 if let Some(file) = cold {
-                    let len = file.metadata().map_or(0, |meta| meta.len()).min(AHEAD);
-                    if !kernel::is_cached(&file, len / 2) || !kernel::is_cached(&file, len.saturating_sub(1))
-                    {
-                        kernel::read_ahead(&file, len, || true);
-                    }
+                    self.read_ahead(&file);
                 }
             }
             // The kernel walks the path again, asks for the name anew and gets another number.
             Opened::Stale => reply.error(Errno::ESTALE),
+        }
+    }
+
+    /// Has the kernel read the beginning of a file that it serves by itself; nothing while it does so of another, so that whoever
+    /// opens many holds up neither the disk nor the threads that open.
+    fn read_ahead(&self, file: &File) {
+        let Some(_alone) = self.ahead.try_lock() else { return };
+        let len = file.metadata().map_or(0, |meta| meta.len()).min(AHEAD);
+        if !kernel::is_cached(file, len / 2) || !kernel::is_cached(file, len.saturating_sub(1)) {
+            kernel::read_ahead(file, len, || !self.model.loader.is_closing());
         }
     }
 

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::Artifact;
-use super::artifact::Manner;
+use super::artifact::{INDEX_KEY, Manner};
 use crate::error::{Error, Kind, Result};
 
 /// From which layer to which, both among them, counted from 1 at the lowest.
@@ -57,6 +57,10 @@ impl Artifact {
         if cut.last > count {
             return Err(Error::new(Kind::Invalid, format!("there is no layer {}: it has {count}", cut.last)));
         }
+        if cut.last < count {
+            // What an index beside the image says holds for all of it: of a file that a later layer replaces it knows no more.
+            self.annotations.remove(INDEX_KEY);
+        }
         let shown = self.layers.iter_mut().filter(|layer| !layer.hidden);
         for (number, layer) in (1..).zip(shown) {
             layer.hidden = number < cut.first || number > cut.last;
@@ -98,6 +102,16 @@ mod tests {
         assert_eq!(image(3).cut("2-4".parse().unwrap()).unwrap_err().kind(), Kind::Invalid);
         let mut model = Artifact::read(Manifest::default()).unwrap();
         assert_eq!(model.cut("1".parse().unwrap()).unwrap_err().kind(), Kind::Unsupported);
+    }
+
+    #[test]
+    fn what_an_index_says_of_the_whole_image_is_not_believed_of_a_part_of_it() {
+        for (text, stays) in [("1-2", false), ("1-3", true), ("2-3", true)] {
+            let mut image = image(3);
+            image.annotations.insert(INDEX_KEY.to_owned(), "v1".to_owned());
+            image.cut(text.parse().unwrap()).unwrap();
+            assert_eq!(image.annotations.contains_key(INDEX_KEY), stays, "{text}");
+        }
     }
 
     #[test]

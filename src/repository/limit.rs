@@ -91,6 +91,10 @@ impl<R: Repository> Around for Limited<R> {
 
     fn pace(&self) -> Pace {
         let (found, most) = (self.pacer.pace(), self.inner.pace());
-        Pace { requests: found.requests.min(most.requests), bytes: found.bytes.min(most.bytes) }
+        Pace {
+            requests: found.requests.min(most.requests),
+            small: found.small.min(most.small),
+            bytes: found.bytes.min(most.bytes),
+        }
     }
 }

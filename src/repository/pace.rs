@@ -30,14 +30,16 @@ const HOLD: u32 = 16;
 pub struct Pace {
     /// How many requests beside one another.
     pub requests: usize,
+    /// How many, where each is small (2 MiB at most): it is over before a far registry's next answer begins.
+    pub small: usize,
     /// The size of one, in stored bytes.
     pub bytes: u64,
 }
 
 impl Default for Pace {
-    /// 4 requests of 4 MiB.
+    /// 4 requests of 4 MiB, or 8 small ones.
     fn default() -> Self {
-        Self { requests: FIRST_REQUESTS, bytes: FIRST_BYTES }
+        Self { requests: FIRST_REQUESTS, small: 2 * FIRST_REQUESTS, bytes: FIRST_BYTES }
     }
 }
 
@@ -81,7 +83,8 @@ impl Pacer {
     /// Nothing is known; at most `most` requests will be advised.
     pub(super) fn new(most: usize) -> Self {
         let most = most.max(1);
-        let pace = Pace { requests: FIRST_REQUESTS.min(most), ..Pace::default() };
+        let default = Pace::default();
+        let pace = Pace { requests: default.requests.min(most), small: default.small.min(most), ..default };
         Self(Mutex::new(State {
             pace,
             most,
@@ -171,6 +174,9 @@ impl State {
 
     fn set_requests(&mut self, requests: usize) {
         self.pace.requests = requests.clamp(1, self.most);
+        // One request at a time is what somebody has asked for.
+        let twice = if requests > 1 { requests.saturating_mul(2) } else { 1 };
+        self.pace.small = twice.clamp(1, self.most);
         (self.full, self.bytes, self.ended) = (Duration::ZERO, 0, 0);
     }
 

@@ -196,7 +196,7 @@ async fn answer(
         Question::Unmount { dir, lazy } => {
             let how = if lazy { Detach::Lazy } else { Detach::Unused };
             let Some(volume) = plane.volume_at(&dir) else { return Ok(Answer::Nothing) };
-            refuse_artifacts(&volume)?;
+            refuse_others(&volume, artifacts)?;
             plane.unpublish(&volume.id, &dir, how).await?;
             Ok(Answer::Unmounted)
         }
@@ -268,13 +268,20 @@ fn store(artifacts: Option<&Arc<Artifacts>>) -> Result<&Arc<Artifacts>> {
     })
 }
 
-/// A volume of the artifact store is looked after by that alone.
-fn refuse_artifacts(volume: &Volume) -> Result<()> {
-    if volume.origin != Origin::Artifact {
-        return Ok(());
-    }
-    let error = Error::new(Kind::Busy, format!("the artifact store shows {} there", volume.id));
-    Err(error.hint(format!("run 'weightfs artifact remove {}'", volume.id)))
+/// A volume of the artifact store is looked after by that alone, where there is one, and a snapshot by containerd.
+fn refuse_others(volume: &Volume, artifacts: Option<&Arc<Artifacts>>) -> Result<()> {
+    let (error, way_out) = match volume.origin {
+        Origin::Artifact if artifacts.is_some() => {
+            let error = Error::new(Kind::Busy, format!("the artifact store shows {} there", volume.id));
+            (error, format!("run 'weightfs artifact remove {}'", volume.id))
+        }
+        Origin::Snapshot => {
+            let error = Error::new(Kind::Busy, "a snapshot of containerd is shown there");
+            (error, "remove it by containerd, as with 'ctr snapshots remove'".to_owned())
+        }
+        _ => return Ok(()),
+    };
+    Err(error.hint(way_out))
 }
 
 /// Asks the plane whose control socket is at `path`; `None` where nobody listens there. Blocks: seconds at most, and minutes

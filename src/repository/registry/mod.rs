@@ -359,8 +359,8 @@ impl Repository for Registry {
     /// No opinion, but where ranges are ignored: what comes in one stream is best asked for in order.
     fn pace(&self) -> Pace {
         match self.wholes.are_needed() {
-            true => Pace { requests: 1, ..Pace::default() },
-            false => Pace { requests: usize::MAX, bytes: u64::MAX },
+            true => Pace { requests: 1, small: 1, ..Pace::default() },
+            false => Pace { requests: usize::MAX, small: usize::MAX, bytes: u64::MAX },
         }
     }
 

@@ -93,6 +93,25 @@ struct Entry {
 struct Table {
     entries: BTreeMap<String, Entry>,
     serials: u64,
+    /// How many are being opened, those among them that nobody wants any more.
+    opening: usize,
+}
+
+/// One that is being opened.
+struct Opening(Arc<Models>);
+
+impl Opening {
+    fn begin(models: &Arc<Models>) -> Self {
+        models.table.lock().opening += 1;
+        Self(models.clone())
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut table = self.0.table.lock();
+        table.opening = table.opening.saturating_sub(1);
+    }
 }
 
 /// All models.
@@ -169,8 +188,8 @@ impl Models {
     ) -> std::result::Result<Report, Refused> {
         check(&wanted)?;
         if let Some(serial) = self.enter(id, &wanted)? {
-            let (models, id) = (self.clone(), id.to_owned());
-            tokio::spawn(async move { models.fetch(&id, serial, wanted, room).await });
+            let (opening, id) = (Opening::begin(self), id.to_owned());
+            tokio::spawn(async move { opening.0.fetch(&id, serial, wanted, room).await });
         }
         self.settled(id).await
     }
@@ -181,7 +200,8 @@ impl Models {
         let failed = |entry: &Entry| entry.failure.is_some();
         let leaving = self.gallery.len().saturating_sub(table.shown());
         let most = self.config.max_models;
-        if table.entries.get(id).is_none_or(failed) && table.standing().saturating_add(leaving) >= most {
+        let is_new = table.entries.get(id).is_none_or(failed);
+        if is_new && (table.standing().saturating_add(leaving) >= most || table.opening >= most) {
             return Err(Refused::Full(most));
         }
         if table.entries.len() >= most && !table.entries.contains_key(id) {
@@ -205,7 +225,14 @@ impl Models {
 
     /// Opens the model and shows it, or notes why not.
     async fn fetch(&self, id: &str, serial: u64, wanted: Wanted, room: Room) {
-        let opened = tokio::time::timeout(OPENING, self.open(&wanted, room)).await;
+        let opening = async {
+            let _turn = self.openings.acquire().await;
+            if !self.is_there(id, serial) {
+                return Err(Error::new(Kind::Busy, "it was taken out meanwhile").into());
+            }
+            self.open(&wanted, room).await
+        };
+        let opened = tokio::time::timeout(OPENING, opening).await;
         let late = || Error::new(Kind::Deadline, "opening the model takes too long");
         let done = match opened.unwrap_or_else(|_| Err(late().into())) {
             Ok(opened) => self.show(id, serial, opened).await.map_err(Refused::from),
@@ -225,7 +252,6 @@ impl Models {
 
     async fn open(&self, wanted: &Wanted, room: Room) -> std::result::Result<Opened, Refused> {
         let begun = SystemTime::now();
-        let _turn = self.openings.acquire().await;
         let (repository, platform) = (&self.config.repository, self.config.content.platform.clone());
         let granted = wish::grant(&wanted.reference.parse()?, repository, platform).await?;
         let (size, limit) = (granted.size(), self.store.budget().limit());
@@ -249,14 +275,31 @@ impl Models {
     /// Shows what was opened, unless the pod has thought better of it.
     async fn show(&self, id: &str, serial: u64, opened: Opened) -> Result<()> {
         let Opened { model, pinned, progress } = opened;
-        let shown = self.show_now(id, serial, &model, pinned, progress);
+        let shown = match self.show_now(id, serial, &model, pinned, progress) {
+            // Who waits is told once the next process would know it too.
+            Ok(true) => self.note().map(|()| true).inspect_err(|_| self.hide(id, serial)),
+            shown => shown,
+        };
         match shown {
-            Ok(true) => return self.note(),
+            Ok(true) => {
+                self.change(id, serial, |entry| {
+                    entry.phase.send_replace(Phase::PullSucceeded);
+                });
+                return Ok(());
+            }
             Ok(false) => tracing::info!(id, "not wanted any more"),
             Err(_) => {}
         }
         model.close().await;
         shown.map(|_| ())
+    }
+
+    /// Takes out what could not be noted.
+    fn hide(&self, id: &str, serial: u64) {
+        let table = self.table.lock();
+        if table.entries.get(id).is_some_and(|entry| entry.serial == serial) {
+            self.gallery.remove(id);
+        }
     }
 
     /// Under one lock, so that nobody takes it out before it is in. Whether it was wanted.
@@ -276,7 +319,6 @@ impl Models {
         self.gallery.add(id, model.clone(), report.text()?.into())?;
         entry.pinned = Some(pinned);
         entry.progress = report.progress;
-        entry.phase.send_replace(Phase::PullSucceeded);
         tracing::info!(id, digest = %model.digest, "shown {}", entry.wanted.reference);
         Ok(true)
     }
@@ -322,15 +364,13 @@ impl Models {
     /// # Errors
     /// `Storage` where that cannot be noted.
     pub(super) fn remove(&self, id: &str) -> Result<()> {
-        let removed = {
+        {
             let mut table = self.table.lock();
             self.gallery.remove(id);
-            table.entries.remove(id)
-        };
-        match removed {
-            Some(_) => self.note(),
-            None => Ok(()),
+            table.entries.remove(id);
         }
+        // Also where nothing was there: it may not have been noted the last time.
+        self.note()
     }
 
     /// Notes what there is now.

@@ -14,6 +14,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if not (has .Values.plane (list "pod" "host")) }}
 {{- fail (printf "plane: %q is neither pod nor host" .Values.plane) }}
 {{- end }}
+{{- if and .Values.csiDriver.tokenRequests (not .Values.csiDriver.requiresRepublish) }}
+{{- fail "csiDriver.tokenRequests needs csiDriver.requiresRepublish: without it no token is renewed, and reads fail when the first one ends" }}
+{{- end }}
 {{- if and .Values.metrics.serviceMonitor.enabled (not .Values.metrics.proxy.enabled) }}
 {{- fail "metrics.serviceMonitor needs metrics.proxy: the page itself is shown on the node's loopback alone" }}
 {{- end }}
