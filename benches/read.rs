@@ -1,5 +1,11 @@
 //! What a read costs where nothing has to be fetched: the path that is walked most.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a bench fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a bench fails by panicking"
+)]
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -10,6 +16,7 @@ use weightfs::content::prefetch::stream::Streams;
 use weightfs::content::store::kept::KeptFile;
 use weightfs::content::verify::Verified;
 use weightfs::content::{Config, Loader, Store, StoreConfig, Warm};
+use weightfs::fs::{NodeId, Tree};
 use weightfs::index::{CHUNK, Coding, Entry, EntryKind, ExtentId, Index, Layer};
 use weightfs::metrics::Metrics;
 use weightfs::range::ContentRange;
@@ -76,5 +83,42 @@ fn loader(c: &mut Criterion) {
     runtime.block_on(loader.close());
 }
 
-criterion_group!(benches, verify, kept, planner, loader);
+/// A file of a terabyte, of which every chunk is said to be here.
+fn large(c: &mut Criterion) {
+    const CHUNKS: u64 = 1_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let stem = dir.path().join("0-1");
+    drop(KeptFile::open(&stem, CHUNKS * CHUNK).unwrap());
+    let empty = std::fs::metadata(stem.with_added_extension("kept")).unwrap().len();
+    let mut marks = vec![0; usize::try_from(empty).unwrap()];
+    marks.resize(marks.len() + 64 + usize::try_from(CHUNKS).unwrap(), 1);
+    std::fs::write(stem.with_added_extension("kept"), marks).unwrap();
+    c.bench_function("open a kept file of 10^6 chunks", |b| {
+        b.iter(|| KeptFile::open(&stem, CHUNKS * CHUNK).unwrap());
+    });
+    let file = KeptFile::open(&stem, CHUNKS * CHUNK).unwrap();
+    c.bench_function("look for all of its chunks", |b| b.iter(|| black_box(file.all()).len()));
+}
+
+/// Names among 4,096.
+fn names(c: &mut Criterion) {
+    let file = |number: usize| Entry {
+        path: format!("model-{number:05}-of-04096.safetensors"),
+        kind: EntryKind::File { extent: None, size: 0 },
+        mode: 0,
+        mtime: 0,
+        layer: 0,
+    };
+    let index = Index { entries: (0..4096).map(file).collect(), ..Index::default() };
+    let tree = Tree::build(&index, &mut Vec::new()).unwrap();
+    let mut at = 0;
+    c.bench_function("look a name up among 4,096", |b| {
+        b.iter(|| {
+            at = (at + 1709) % 4096;
+            tree.lookup(NodeId::ROOT, black_box(index.entries[at].path.as_bytes())).unwrap()
+        });
+    });
+}
+
+criterion_group!(benches, verify, kept, large, names, planner, loader);
 criterion_main!(benches);
