@@ -78,8 +78,13 @@ impl Scene {
 
     /// Waits until containerd has found a node that was away: it tries every few seconds.
     fn await_node(&self) {
-        let words = ["snapshots", "--snapshotter", SNAPSHOTTER, "list"];
-        wait::until("containerd asks the node again", SOON, || self.containerd.try_run("ctr", &words).is_ok);
+        // Of a snapshot that is to be made it has to ask; a list that is empty it knows by itself.
+        let snapshots = |words: &[&str]| {
+            let words = [&["snapshots", "--snapshotter", SNAPSHOTTER], words].concat();
+            self.containerd.try_run("ctr", &words).is_ok
+        };
+        wait::until("containerd asks the node again", SOON, || snapshots(&["prepare", "awaited"]));
+        assert!(snapshots(&["remove", "awaited"]));
     }
 
     fn remove(&self, image: &str) {

@@ -120,7 +120,7 @@ impl Client {
         // The call itself waits longer, so that the driver's own answer is seen.
         let said = format!("{}m", limit.as_millis()).parse().unwrap();
         request.metadata_mut().insert("grpc-timeout", said);
-        self.send("Node/NodePublishVolume", request)
+        self.send("/csi.v1.Node/NodePublishVolume", request)
     }
 
     /// Takes a volume away.
