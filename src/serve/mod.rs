@@ -8,6 +8,7 @@
 pub mod artifacts;
 mod book;
 mod claims;
+mod codes;
 pub mod control;
 pub mod csi;
 pub mod dynamic;

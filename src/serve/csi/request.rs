@@ -15,11 +15,12 @@ use super::tokens::{TOKENS, Tokens};
 use super::v1::VolumeCapability;
 use super::v1::volume_capability::access_mode::Mode;
 use super::v1::volume_capability::{AccessType, MountVolume};
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::oci::exclude::{Exclude, WEIGHTS};
 use crate::oci::{Place, Reference};
 use crate::repository::Secret;
 use crate::serve::book::is_plain;
+use crate::serve::codes;
 use crate::serve::volumes::INLINE;
 use crate::serve::{Overrides, Renewal, Room, Wanted, Wish};
 
@@ -49,28 +50,13 @@ impl Refused {
 
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
-        Self::new(code(error.kind()), error.to_string())
+        Self::new(codes::of(error.kind()), error.to_string())
     }
 }
 
 impl From<Refused> for Status {
     fn from(refused: Refused) -> Self {
         Self::new(refused.code, refused.message)
-    }
-}
-
-/// The code for a kind of error: those that pass by themselves are `Unavailable`, which has the orchestrator ask again.
-fn code(kind: Kind) -> Code {
-    match kind {
-        Kind::Invalid => Code::InvalidArgument,
-        Kind::NotFound => Code::NotFound,
-        Kind::Denied => Code::PermissionDenied,
-        Kind::Unreachable | Kind::Broken | Kind::Throttled | Kind::Protocol => Code::Unavailable,
-        Kind::Deadline => Code::DeadlineExceeded,
-        Kind::Untrusted | Kind::Unsupported => Code::FailedPrecondition,
-        Kind::Integrity => Code::DataLoss,
-        Kind::Storage | Kind::Kernel => Code::Internal,
-        Kind::Busy => Code::Aborted,
     }
 }
 

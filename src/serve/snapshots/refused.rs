@@ -4,7 +4,8 @@
 
 use tonic::{Code, Status};
 
-use crate::error::{Error, Kind};
+use crate::error::Error;
+use crate::serve::codes;
 
 /// Why a request is not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,18 +42,7 @@ impl Refused {
 
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
-        let code = match error.kind() {
-            Kind::Invalid => Code::InvalidArgument,
-            Kind::NotFound => Code::NotFound,
-            Kind::Denied => Code::PermissionDenied,
-            Kind::Unreachable | Kind::Broken | Kind::Throttled | Kind::Protocol => Code::Unavailable,
-            Kind::Deadline => Code::DeadlineExceeded,
-            Kind::Untrusted | Kind::Unsupported => Code::FailedPrecondition,
-            Kind::Integrity => Code::DataLoss,
-            Kind::Storage | Kind::Kernel => Code::Internal,
-            Kind::Busy => Code::Aborted,
-        };
-        Self::new(code, error.to_string())
+        Self::new(codes::of(error.kind()), error.to_string())
     }
 }
 
