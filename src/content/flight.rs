@@ -201,9 +201,11 @@ impl Board {
         if inner.closed {
             return Err(closing());
         }
+        let unread = inner.unread;
         let places = keys.map(|key| (key, inner.find(key, urgency))).collect();
-        drop(inner);
-        self.read.notify_waiters();
+        if inner.unread < unread {
+            self.read.notify_waiters();
+        }
         Ok(places)
     }
 

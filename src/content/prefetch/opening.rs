@@ -50,7 +50,9 @@ pub fn plan(index: &Index) -> Vec<(ExtentId, ContentRange)> {
 /// The file that who reads a model in order reads after each: the next one with weights in the same folder, by name.
 #[must_use]
 pub fn following(index: &Index) -> HashMap<ExtentId, ExtentId> {
-    let folder = |path: &str| path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned());
+    fn folder(path: &str) -> &str {
+        path.rsplit_once('/').map_or("", |(folder, _)| folder)
+    }
     let weights = index.entries.iter().filter_map(|entry| match entry.kind {
         EntryKind::File { extent: Some(id), size } if size > SMALL && is_weight(&entry.path) => {
             Some((folder(&entry.path), entry.path.as_str(), id))
