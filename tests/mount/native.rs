@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use rustix::io::{IoSliceMut, ReadWriteFlags, preadv2};
 use weightfs::content::{Config, Warm};
 use weightfs::mount::{Mapping, Mount, Options, Passthrough};
 
@@ -208,6 +210,31 @@ async fn passthrough_that_is_turned_off_leaves_everything_to_replies() {
     assert_eq!(status.native.why_not, [("off".to_owned(), 1)].into());
     assert_eq!((status.metrics["passthrough_opens"], status.metrics["renumbered_files"]), (0, 0));
     mount.unmount().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_of_an_image_before_it_was_whole_leaves_the_kernels_cache() {
+    let bench = Bench::new();
+    let mount = bench.mount_with(lazy()).await;
+    let path = bench.file();
+    reading(move || File::open(&path).unwrap().read_exact_at(&mut [0], 0).unwrap()).await;
+    until("kept", || mount.status().metrics["kept_bytes"] > 0).await;
+    let image = File::open(image(&bench)).unwrap();
+    image.read_exact_at(&mut [0], 0).unwrap();
+    assert!(is_cached(&image));
+    if statfs(bench.store().as_path()).unwrap().filesystem_type() == TMPFS_MAGIC {
+        println!("not run: the store is in memory, all of it");
+        return mount.unmount().await.unwrap();
+    }
+    let (path, weights) = (bench.file(), bench.weights.clone());
+    reading(move || assert!(whole(&File::open(&path).unwrap()) == weights)).await;
+    until("forgotten when it is sealed", || !is_cached(&image)).await;
+    mount.unmount().await.unwrap();
+}
+
+/// Whether the kernel has the first byte of a file in memory.
+fn is_cached(file: &File) -> bool {
+    preadv2(file, &mut [IoSliceMut::new(&mut [0])], 0, ReadWriteFlags::NOWAIT) == Ok(1)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,12 +21,12 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::fcntl::{FcntlArg, PosixFadviseAdvice, fcntl, posix_fadvise};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use parking_lot::Mutex;
 
 pub use super::seal::Seal;
-use super::seal::{STAMP, Stamp, Trail};
+use super::seal::{self, STAMP, Stamp, Trail};
 use crate::buffer::{ALIGN, Pool, is_aligned};
 use crate::content::verify::Verified;
 use crate::index::ChunkDigest;
@@ -240,7 +240,7 @@ impl KeptFile {
         synced().inspect_err(|_| {
             // What a sync reports it reports once, and what the page cache has may not be what the disk has.
             self.changing.lock().own.clear();
-            let _ = posix_fadvise(&self.image, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+            seal::uncache(&self.image);
         })
     }
 
@@ -267,6 +267,7 @@ impl KeptFile {
         self.kept.write_all_at(&seal.0.encode(), 0)?;
         *self.seal.lock() = Some(seal.0);
         trail.own = HashSet::new();
+        seal::uncache(&self.image);
         Ok(())
     }
 

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use super::kept::check_of;
 
 /// The stamp at the head of `.kept`.
@@ -31,6 +33,13 @@ impl Trail {
             self.own.clear();
         }
     }
+}
+
+/// Has the kernel forget what it has of the image, but for what others have mapped. What was read chunk by chunk, here and there,
+/// lies in its page cache in single pages, with which everybody who reads the whole file from there later is slower by a fifth; and
+/// those who read it through the mount meanwhile have had it cached once more.
+pub(super) fn uncache(image: &File) {
+    let _ = posix_fadvise(image, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
 /// Size and times of the image when it was last known to be complete and proved.
