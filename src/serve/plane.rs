@@ -13,7 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::book::{Book, Spec, Volume};
-use super::claims::Claimed;
+use super::claims::Claims;
 use super::host::{self, Host, Running};
 use super::process::Process;
 use super::start::Start;
@@ -71,7 +71,7 @@ pub struct Plane {
     pub(super) hosts: Mutex<HashMap<String, Arc<Host>>>,
     pub(super) volumes: Mutex<BTreeMap<PathBuf, Volume>>,
     /// The folders for which something is under way.
-    pub(super) claims: Mutex<HashMap<PathBuf, Arc<Claimed>>>,
+    pub(super) claims: Claims<PathBuf>,
     /// Who looks whether something is bound and binds it is alone in that.
     pub(super) binding: Mutex<()>,
     pub(super) tally: Tally,
@@ -98,7 +98,7 @@ impl Plane {
                 book,
                 hosts: Mutex::default(),
                 volumes: Mutex::new(volumes),
-                claims: Mutex::default(),
+                claims: Claims::default(),
                 binding: Mutex::default(),
                 tally: Tally::default(),
                 adopting: Mutex::default(),
