@@ -28,6 +28,7 @@ pub mod snapshots;
 pub mod start;
 pub mod state;
 mod view;
+mod turns;
 mod volumes;
 mod wish;
 
