@@ -18,6 +18,7 @@ pub mod inherited;
 pub mod listen;
 pub mod notify;
 mod operations;
+mod places;
 pub mod page;
 mod plane;
 pub mod process;

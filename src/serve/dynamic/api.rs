@@ -4,6 +4,7 @@
 //! bodies are small, and nothing is said of the node but what concerns the model.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -15,15 +16,18 @@ use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use super::door::Door;
 use super::models::{Models, Refused, Wanted};
 use crate::error::{Error, Kind};
 use crate::oci::exclude::WEIGHTS;
 use crate::serve::Room;
 use crate::serve::book::is_plain;
+use crate::serve::places::Places;
 
 /// The largest question, in bytes: more than a reference and all patterns that there may be.
 const BODY_LIMIT: usize = 64 << 10;
+
+/// How long a connection may last: longer than all models of a volume take to be opened, one after the other.
+const LIFE: Duration = Duration::from_secs(3600);
 
 /// Answers at `listener` as long as the task lives.
 pub(super) async fn serve(models: Arc<Models>, listener: UnixListener) {
@@ -32,7 +36,7 @@ pub(super) async fn serve(models: Arc<Models>, listener: UnixListener) {
         .route("/api/v1/volumes/{volume}/mounts/{id}", get(look).delete(remove))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(models);
-    if let Err(error) = axum::serve(Door::new(listener), router).await {
+    if let Err(error) = axum::serve(Places::new(listener, LIFE), router).await {
         tracing::error!(%error, "the pod is no longer answered");
     }
 }

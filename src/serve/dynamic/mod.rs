@@ -12,7 +12,6 @@
 //! volume's own credentials, which the registry is shown each time.
 
 mod api;
-mod door;
 mod folders;
 mod models;
 mod noted;
