@@ -18,6 +18,7 @@ use super::filter::Filter;
 use super::record::{Kind, Labels, Record, Usage};
 use super::refused::Refused;
 use crate::error::{Error, Kind as Fault, Result, StorageContext};
+use crate::serve::put::settle;
 use crate::serve::state::private;
 
 /// The label by which containerd finds a snapshot that was made without being asked for by name.
@@ -216,7 +217,7 @@ impl Ledger {
             return Err(Refused::state(format!("cannot remove the snapshot {name:?}: another lies on it")));
         }
         let path = self.record_path(record.id);
-        std::fs::remove_file(&path).and_then(|()| sync(&path)).storage(|| cannot_write(&path))?;
+        std::fs::remove_file(&path).and_then(|()| settle(&path)).storage(|| cannot_write(&path))?;
         state.by_name.remove(name);
         Ok(record)
     }
@@ -269,7 +270,7 @@ impl Ledger {
             file.write_all(&bytes)?;
             file.sync_all()?;
             std::fs::rename(&draft, &path)?;
-            sync(&path)
+            settle(&path)
         };
         written().storage(|| cannot_write(&path))
     }
@@ -370,11 +371,6 @@ fn lock(path: &Path) -> Result<File> {
         }
         Err(std::fs::TryLockError::Error(error)) => Err(error).storage(doing),
     }
-}
-
-/// Has the folder of a file that was put or removed on the disk.
-fn sync(path: &Path) -> std::io::Result<()> {
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 fn cannot_write(path: &Path) -> String {
