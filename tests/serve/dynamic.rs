@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -195,9 +196,8 @@ fn what_a_pod_may_not_ask_is_refused_and_gets_it_nowhere() {
     assert_eq!(fs::metadata(pod.target.join("csi/csi.sock")).unwrap().mode() & 0o777, 0o666, "for any user");
 }
 
-#[test]
-fn a_volume_has_as_many_models_as_it_may_and_room_again_once_one_is_closed() {
-    let registry = registry(1..=2);
+/// A node whose dynamic volumes have so many models at once at most.
+fn with_models(most: usize) -> (Node, Client) {
     let mut node = Node::with(&["--node-id", "node-1"]);
     fs::write(node.place.folder("config/weightfs").join("config.toml"), "[serve]\nmax_models = 1\n").unwrap();
     node.kill();
@@ -208,6 +208,34 @@ fn a_volume_has_as_many_models_as_it_may_and_room_again_once_one_is_closed() {
     assert_eq!(pod.add("one", &first).0, 201);
     let (status, why) = pod.add("two", &second);
     assert_eq!((status, &why["code"]), (429, &json!("RESOURCE_EXHAUSTED")));
+    (node, client)
+}
+
+#[test]
+fn who_has_a_models_note_open_reads_it_after_the_model_was_taken_out() {
+    let registry = registry(1..=2);
+    let (node, client) = with_models(2);
+    let pod = Pod::start(&node, &client, "csi-1");
+    let (first, second) = (registry.reference("models/1:v1"), registry.reference("models/2:v1"));
+    assert_eq!(pod.add("one", &first).0, 201);
+    let mut note = File::open(pod.target.join("models/one/status.json")).unwrap();
+    assert_eq!(pod.ask("DELETE", "/one", "").0, 204);
+    assert_eq!(pod.add("two", &second).0, 201);
+    assert_eq!(pod.ask("DELETE", "/two", "").0, 204);
+    // Nobody has anything of this one, which was taken out later.
+    wait::until("the other one is closed", SOON, || pod.add("three", &second).0 == 201);
+    let mut text = String::new();
+    note.read_to_string(&mut text).unwrap();
+    assert!(text.contains("PULL_SUCCEEDED"), "{text}");
+    assert!(!pod.target.join("models/one/status.json").exists());
+    drop(note);
+    wait::until("the first one is closed too", SOON, || pod.add("four", &first).0 == 201);
+}
+
+#[test]
+fn a_volume_has_as_many_models_as_it_may_and_room_again_once_one_is_closed() {
+    let registry = registry(1..=2);
+    let (node, client) = with_models(1);
     let open = File::open(pod.model("one").join("config.json")).unwrap();
     assert_eq!(pod.ask("DELETE", "/one", "").0, 204);
     assert_eq!(pod.add("two", &second).0, 429, "it is read still");
