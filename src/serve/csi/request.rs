@@ -163,10 +163,9 @@ fn dynamic(
     attributes.check_form()?;
     let settings = attributes.settings()?;
     attributes.refuse_unknown()?;
-    let (secret, renewal) = match secret(secrets, None)? {
-        Some(secret) => (Some(secret), Renewal::AnotherMount),
-        None => (tokens.secret_for(None), Renewal::InPlace),
-    };
+    let secret = secret(secrets, None)?.or_else(|| tokens.secret_for(None));
+    // The mount is this one pod's, whatever it is known by: the registry is shown what it has now, for each model anew.
+    let renewal = Renewal::InPlace;
     Ok(Asked { wanted: Wanted::Dynamic { settings, secret }, room: Room::NotNeeded, renewal })
 }
 
@@ -461,6 +460,7 @@ mod tests {
     }
 
     #[test]
+        assert_eq!(warm.renewal, Renewal::InPlace, "it is one pod's, with whatever secret");
     fn a_single_pods_volume_without_a_model_is_dynamic_and_says_nothing_of_models() {
         let read = |id: &str, pairs: &[(&str, &str)]| asked(DRIVER, id, &table(pairs), &HashMap::new());
         let warm = read("csi-1", &[("weightfs.dev/warm", "all")]).unwrap();
