@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tonic::{Code, Request, Response, Status};
 
 use super::Driver;
-use super::request::{self, Refused};
+use super::request;
 use super::v1::controller_server::Controller;
 use super::v1::controller_service_capability::{Rpc, Type, rpc};
 use super::v1::validate_volume_capabilities_response::Confirmed;
@@ -27,6 +27,7 @@ use super::v1::{
     ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, Volume, VolumeCapability,
 };
 use crate::serve::operations::Asker;
+use crate::serve::refused::Refused;
 
 /// How many volumes are remembered: the last that were made.
 const REMEMBERED: usize = 10_000;

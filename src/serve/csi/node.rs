@@ -10,7 +10,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use super::Driver;
-use super::request::{self, Asked, Refused};
+use super::request::{self, Asked};
 use super::v1::node_server::Node;
 use super::v1::node_service_capability::{Rpc, Type, rpc};
 use super::v1::volume_usage::Unit;
@@ -25,6 +25,7 @@ use crate::error::{Error, Kind};
 use crate::mount::Detach;
 use crate::serve::operations::Asker;
 use crate::serve::plane::{Plane, blocking};
+use crate::serve::refused::Refused;
 use crate::serve::volumes::INLINE;
 use crate::serve::{Condition, Origin, Published, Terms};
 

@@ -9,18 +9,16 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use tonic::{Code, Status};
 
 use super::tokens::{TOKENS, Tokens};
 use super::v1::VolumeCapability;
 use super::v1::volume_capability::access_mode::Mode;
 use super::v1::volume_capability::{AccessType, MountVolume};
-use crate::error::Error;
 use crate::oci::exclude::{Exclude, WEIGHTS};
 use crate::oci::{Place, Reference};
 use crate::repository::Secret;
 use crate::serve::book::is_plain;
-use crate::serve::codes;
+use crate::serve::refused::Refused;
 use crate::serve::volumes::INLINE;
 use crate::serve::{Overrides, Renewal, Room, Wanted, Wish};
 
@@ -30,35 +28,6 @@ const TABLE_LIMIT: usize = 4 << 10;
 
 /// The largest pull secret: what Kubernetes keeps in one at most.
 const SECRET_LIMIT: usize = 1 << 20;
-
-/// Why a request is not done.
-#[derive(Clone, Debug)]
-pub(super) struct Refused {
-    pub(super) code: Code,
-    pub(super) message: String,
-}
-
-impl Refused {
-    pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
-    }
-
-    pub(super) fn invalid(message: impl Into<String>) -> Self {
-        Self::new(Code::InvalidArgument, message)
-    }
-}
-
-impl From<Error> for Refused {
-    fn from(error: Error) -> Self {
-        Self::new(codes::of(error.kind()), error.to_string())
-    }
-}
-
-impl From<Refused> for Status {
-    fn from(refused: Refused) -> Self {
-        Self::new(refused.code, refused.message)
-    }
-}
 
 /// A volume's id.
 pub(super) fn volume_id(id: &str) -> Result<&str, Refused> {
@@ -363,6 +332,8 @@ fn secret(
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
     use crate::serve::csi::DRIVER;
 

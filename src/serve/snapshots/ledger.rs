@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use tonic::Code;
 
 use super::filter::Filter;
 use super::record::{Kind, Labels, Record, Usage};
-use super::refused::Refused;
 use crate::error::{Error, Kind as Fault, Result, StorageContext};
 use crate::serve::put::settle;
+use crate::serve::refused::Refused;
 use crate::serve::state::private;
 
 /// The label by which containerd finds a snapshot that was made without being asked for by name.
@@ -306,12 +307,12 @@ impl State {
     }
 
     fn get(&self, name: &str) -> Result<&Record, Refused> {
-        self.by_name.get(name).ok_or_else(|| Refused::no_such(name))
+        self.by_name.get(name).ok_or_else(|| no_such(name))
     }
 
     fn refuse_taken(&self, name: &str) -> Result<(), Refused> {
         match self.by_name.contains_key(name) {
-            true => Err(Refused::exists(name)),
+            true => Err(exists(name)),
             false => Ok(()),
         }
     }
@@ -371,6 +372,16 @@ fn lock(path: &Path) -> Result<File> {
         }
         Err(std::fs::TryLockError::Error(error)) => Err(error).storage(doing),
     }
+}
+
+/// There is no snapshot of this name.
+pub(super) fn no_such(name: &str) -> Refused {
+    Refused::new(Code::NotFound, format!("there is no snapshot {name:?}"))
+}
+
+/// There is one of this name.
+pub(super) fn exists(name: &str) -> Refused {
+    Refused::new(Code::AlreadyExists, format!("the snapshot {name:?} exists already"))
 }
 
 fn cannot_write(path: &Path) -> String {
