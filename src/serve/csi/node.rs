@@ -111,7 +111,7 @@ fn named(volume: &str, [claimed, inline]: [&'static str; 2]) -> &'static str {
 }
 
 /// How long a publish may wait for a registry: less than who asks waits for the answer, and never longer than [`PATIENCE`].
-fn patience(metadata: &MetadataMap) -> Duration {
+pub(super) fn patience(metadata: &MetadataMap) -> Duration {
     let said = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
     let asked = said.and_then(timeout).map_or(PATIENCE, |timeout| timeout.mul_f32(0.9));
     asked.min(PATIENCE)

@@ -42,21 +42,23 @@ pub(super) async fn serve(models: Arc<Models>, listener: UnixListener) {
 }
 
 /// What is posted. Other keys are passed over, as there.
-#[derive(Debug, Deserialize)]
-struct Asked {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::serve) struct Addition {
+    /// What the model is to be called.
     #[serde(default)]
-    mount_id: String,
+    pub(in crate::serve) mount_id: String,
     #[serde(default)]
-    reference: String,
+    pub(in crate::serve) reference: String,
+    /// Whether all of it must fit into the store.
     #[serde(default)]
-    check_disk_quota: bool,
+    pub(in crate::serve) check_disk_quota: bool,
     #[serde(default)]
-    exclude_model_weights: bool,
+    pub(in crate::serve) exclude_model_weights: bool,
     #[serde(default)]
-    exclude_file_patterns: Option<Vec<String>>,
+    pub(in crate::serve) exclude_file_patterns: Option<Vec<String>>,
 }
 
-impl Asked {
+impl Addition {
     /// Those that are named count before the word that leaves out weights.
     fn exclude(&mut self) -> Vec<String> {
         let weights = self.exclude_model_weights.then_some(WEIGHTS).into_iter().flatten();
@@ -150,7 +152,7 @@ async fn add(
 ) -> Result<Response, No> {
     check_volume(&models, &volume)?;
     let body = body.map_err(|error| No::invalid(error.to_string()))?;
-    let mut asked: Asked = serde_json::from_slice(&body).map_err(|_| No::invalid("invalid JSON body"))?;
+    let mut asked: Addition = serde_json::from_slice(&body).map_err(|_| No::invalid("invalid JSON body"))?;
     let (id, exclude) = (asked.mount_id.trim().to_owned(), asked.exclude());
     check_id(&id)?;
     let wanted = Wanted { reference: asked.reference.trim().to_owned(), exclude };
