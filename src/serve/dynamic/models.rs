@@ -166,7 +166,7 @@ impl Models {
         models.change(&id, serial, |entry| entry.pinned = Some(pinned.clone()));
         Some(tokio::spawn(async move {
             while models.is_there(&id, serial) {
-                let opening = models.open_pinned(&wanted, pinned.clone(), SystemTime::now());
+                let opening = Box::pin(models.open_pinned(&wanted, pinned.clone(), SystemTime::now()));
                 let shown = match models.turns.take(std::future::pending(), opening).await {
                     Ok(opened) => models.show(&id, serial, opened).await,
                     Err(error) => Err(error),
