@@ -182,10 +182,7 @@ impl Answers {
     /// Every number that the kernel may know for a file of this layer.
     pub(super) fn inodes_of(&self, layer: usize) -> impl Iterator<Item = INodeNo> {
         let files = self.model.tree.nodes().filter(move |(_, node)| extent_layer(node) == Some(layer));
-        files.flat_map(move |(id, _)| {
-            let present = self.handles.generations().present(id);
-            (0..=present).map(move |generation| self.base.outer(Ino::new(id, generation)))
-        })
+        files.flat_map(move |(id, _)| self.handles.generations().known(id).map(|ino| self.base.outer(ino)))
     }
 
     pub(super) fn node(&self, ino: INodeNo) -> Option<(NodeId, &Node)> {

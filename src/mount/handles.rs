@@ -42,14 +42,21 @@ impl Ino {
     pub(super) fn generation(self) -> u32 {
         u32::try_from(self.0 >> NODE_BITS).unwrap_or(u32::MAX)
     }
+
+    /// The same node in another generation.
+    fn in_generation(self, generation: u32) -> Self {
+        Self((self.0 & ((1 << NODE_BITS) - 1)) | (u64::from(generation) << NODE_BITS))
+    }
 }
 
 /// The present generation of every node, read without a lock but for nodes that came after the mount was made.
 ///
 /// A node gets another when its live handles have one way of I/O and new ones are to have the other: looked up again, it has
-/// another number, which the kernel takes for another file.
+/// another number, which the kernel takes for another file. After the last generation comes the first again, but for those under
+/// which there are handles still: what the kernel remembers of the others is the same node's, with the same bytes.
 #[derive(Debug)]
 pub(super) struct Generations {
+    /// How many have come after the first.
     first: Vec<AtomicU32>,
     /// Of nodes that have come since; only those that are not at 0.
     later: Mutex<HashMap<usize, u32>>,
@@ -66,27 +73,43 @@ impl Generations {
 
     /// The number that a lookup of the node answers now.
     pub(super) fn ino(&self, node: NodeId) -> Ino {
-        Ino::new(node, self.present(node))
+        Ino::new(node, self.numbered(self.count(node.position())))
     }
 
-    /// The present generation: every earlier one may still be known to the kernel.
-    pub(super) fn present(&self, node: NodeId) -> u32 {
-        let later = || self.later.lock().get(&node.position()).copied().unwrap_or(0);
-        self.first.get(node.position()).map_or_else(later, |generation| generation.load(Ordering::Acquire))
+    /// Every number that the kernel may know for the node.
+    pub(super) fn known(&self, node: NodeId) -> impl Iterator<Item = Ino> + use<> {
+        let latest = self.count(node.position()).min(self.last);
+        (0..=latest).map(move |generation| Ino::new(node, generation))
     }
 
-    /// Retires the number, so that lookups answer another, unless there are no more; one that is retired already stays so.
-    fn retire(&self, ino: Ino) {
-        let Some(position) = ino.position() else { return };
-        let next = ino.generation().saturating_add(1).min(self.last);
-        match self.first.get(position) {
-            Some(generation) => drop(generation.fetch_max(next, Ordering::AcqRel)),
-            None => {
-                let mut later = self.later.lock();
-                let generation = later.entry(position).or_insert(0);
-                *generation = next.max(*generation);
-            }
+    fn count(&self, position: usize) -> u32 {
+        let later = || self.later.lock().get(&position).copied().unwrap_or(0);
+        self.first.get(position).map_or_else(later, |count| count.load(Ordering::Acquire))
+    }
+
+    /// Which generation has come after so many others.
+    fn numbered(&self, count: u32) -> u32 {
+        count % self.last.saturating_add(1)
+    }
+
+    /// Retires the number, so that lookups answer the next one that `fits`; one that is retired already stays so. Whether there is
+    /// another. Called under the lock of the table.
+    fn retire(&self, ino: Ino, fits: impl Fn(Ino) -> bool) -> bool {
+        let Some(position) = ino.position() else { return false };
+        let count = self.count(position);
+        if self.numbered(count) != ino.generation() {
+            return true;
         }
+        let following = (1..=self.last).map(|step| count.saturating_add(step));
+        let Some(next) = following.into_iter().find(|next| fits(ino.in_generation(self.numbered(*next))))
+        else {
+            return false;
+        };
+        match self.first.get(position) {
+            Some(count) => count.store(next, Ordering::Release),
+            None => drop(self.later.lock().insert(position, next)),
+        }
+        true
     }
 }
 
@@ -162,7 +185,8 @@ impl<H, B> Handles<H, B> {
             (Some(Way::Cached), _) | (None, None) => Way::Cached,
             (Some(Way::Native(id)), Some(_)) => Way::Native(id.clone()),
             (Some(Way::Native(_)), None) => {
-                self.generations.retire(ino);
+                let takes_replies = |ino| table.nodes.get(&ino).is_none_or(Live::is_cached);
+                self.generations.retire(ino, takes_replies);
                 return Opened::Stale;
             }
             (None, Some(file)) => registered(register(file)),
@@ -185,12 +209,8 @@ impl<H, B> Handles<H, B> {
     /// it did. Without such handles the next open may have another way of I/O as it is.
     pub(super) fn renumber(&self, ino: Ino) -> bool {
         let table = self.table.lock();
-        let renumbers =
-            ino.generation() < self.generations.last && table.nodes.get(&ino).is_some_and(Live::is_cached);
-        if renumbers {
-            self.generations.retire(ino);
-        }
-        renumbers
+        let is_free = |ino| table.nodes.get(&ino).is_none_or(|live| !live.is_cached());
+        !is_free(ino) && self.generations.retire(ino, is_free)
     }
 
     /// Ends a handle; with the last one of a node its way of I/O is free again. Gives back what the handle
@@ -321,6 +341,28 @@ mod tests {
         assert!(matches!(open(&table, next, None), Opened::Cached(_)));
         table.release(handle(&native));
         assert!(matches!(open(&table, node, None), Opened::Cached(_)), "free again");
+    }
+
+    #[test]
+    fn after_the_last_generation_comes_the_first_under_which_nobody_has_the_file_from_the_kernel() {
+        let table = Table::new(1, Base::of(1));
+        let present = || table.generations().ino(NodeId::ROOT);
+        let lose_trust = || {
+            let native = open(&table, present(), some_file());
+            assert!(matches!(native, Opened::Native(..)));
+            assert!(matches!(open(&table, present(), None), Opened::Stale));
+            handle(&native)
+        };
+        let held = lose_trust();
+        let last = Base::of(1).last_generation();
+        for generation in 1..=last {
+            assert_eq!(present().generation(), generation);
+            table.release(lose_trust());
+        }
+        assert_eq!(present().generation(), 1, "the first of all is still held");
+        assert!(matches!(open(&table, present(), None), Opened::Cached(_)));
+        assert_eq!(table.generations().known(NodeId::ROOT).count(), usize::try_from(last).unwrap() + 1);
+        table.release(held);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::artifacts::{Artifacts, Registered};
+use super::artifacts::{self, Artifacts, Registered};
 use super::book::{Origin, Overrides, Volume};
 use super::listen::accept;
 use super::plane::{Plane, blocking};
@@ -44,7 +44,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long an answer is waited for that asks no registry.
 const LOCAL: Duration = Duration::from_secs(60);
 
-/// How long an answer is waited for that does: longer than the deadlines of all that it may wait for.
+/// How long that of a mount is waited for: longer than the deadlines of all that it may wait for.
 const REMOTE: Duration = Duration::from_secs(600);
 
 /// Says a secret to who is asked, the one place where it is not hidden.
@@ -293,19 +293,37 @@ pub fn ask(path: &Path, question: &Question) -> Result<Option<Answer>> {
     let Ok((_open, inside)) = short(path) else { return Ok(None) };
     let Ok(mut stream) = Stream::connect(inside) else { return Ok(None) };
     let doing = || format!("cannot ask 'weightfs serve' at {}", path.display());
-    let asks_a_registry = matches!(question, Question::Mount { .. } | Question::AddArtifact { .. });
-    let patience = if asks_a_registry { REMOTE } else { LOCAL };
+    let patience = patience(question);
     stream.set_read_timeout(Some(patience)).storage(doing)?;
     let mut line = serde_json::to_vec(question).map_err(std::io::Error::from).storage(doing)?;
     line.push(b'\n');
     stream.write_all(&line).storage(doing)?;
     let mut text = String::new();
-    BufReader::new(stream).read_line(&mut text).storage(doing)?;
+    if let Err(error) = BufReader::new(stream).read_line(&mut text) {
+        return Err(match error.kind() {
+            std::io::ErrorKind::WouldBlock => unanswered(path, patience),
+            _ => Error::from_source(Kind::Storage, doing(), error),
+        });
+    }
     let answer = serde_json::from_str(&text).map_err(std::io::Error::from).storage(doing)?;
     match answer {
         Answer::Failed { code, message } => Err(Error::new(kind(code), message)),
         answer => Ok(Some(answer)),
     }
+}
+
+/// How long an answer may take.
+fn patience(question: &Question) -> Duration {
+    match question {
+        Question::Mount { .. } => REMOTE,
+        Question::AddArtifact { .. } => artifacts::PATIENCE + LOCAL,
+        _ => LOCAL,
+    }
+}
+
+fn unanswered(path: &Path, waited: Duration) -> Error {
+    let doing = format!("'weightfs serve' at {} has not answered in {waited:?}", path.display());
+    Error::new(Kind::Busy, doing).hint("what was asked for goes on there; ask again")
 }
 
 #[cfg(test)]

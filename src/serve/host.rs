@@ -108,6 +108,11 @@ impl Host {
         }
     }
 
+    /// Waits until somebody waits for it, or nobody wants it any more.
+    pub(super) async fn awaited(&self) {
+        self.awake.notified().await;
+    }
+
     /// Waits until nobody wants it any more.
     async fn unwanted(&self) {
         let _ =
@@ -239,7 +244,7 @@ fn fall(host: &Host) -> bool {
 async fn rest(host: &Host, pause: Duration) {
     tokio::select! {
         () = tokio::time::sleep(pause) => {}
-        () = host.awake.notified() => {}
+        () = host.awaited() => {}
     }
 }
 

@@ -1,6 +1,7 @@
 //! The pages of the plane: `/metrics` and `/metrics/detail` for Prometheus, `/healthz` and `/readyz` for who watches it, `/mounts` for people.
 //!
-//! Reached on this machine alone, or through a socket of the plane's user. Everything is read-only; nothing shows a secret.
+//! Reached on this machine alone, or through a socket of the plane's user. Everything is read-only; nothing shows a secret. A
+//! connection is one question, and lasts no longer than an answer takes, since any program of the node's network may ask.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +10,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
@@ -18,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use super::listen::{self, Listen};
+use super::places::Places;
 use super::plane::{Plane, blocking};
 use super::view::Shown;
 use crate::error::{Error, Kind, Result};
@@ -27,6 +30,9 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// How long after the beginning of an answer that asks all processes the next one is begun.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a connection may last: question, answer and the wait for who asked before.
+const LIFE: Duration = Duration::from_secs(20);
 
 /// A place where the pages are asked for.
 #[derive(Debug)]
@@ -120,6 +126,7 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/metrics/detail", get(detail))
         .route("/mounts", get(mounts))
+        .layer(map_response(one_answer))
         .with_state(Pages {
             plane,
             ready,
@@ -128,12 +135,22 @@ pub async fn serve(
             mounts: Dear::default(),
         });
     let served = match door {
-        Door::Loopback(listener) => axum::serve(listener, router).with_graceful_shutdown(end).await,
-        Door::Socket(listener) => axum::serve(listener, router).with_graceful_shutdown(end).await,
+        Door::Loopback(listener) => {
+            axum::serve(Places::new(listener, LIFE), router).with_graceful_shutdown(end).await
+        }
+        Door::Socket(listener) => {
+            axum::serve(Places::new(listener, LIFE), router).with_graceful_shutdown(end).await
+        }
     };
     if let Err(error) = served {
         tracing::error!(%error, "the pages are no longer served");
     }
+}
+
+/// Has the connection end with its answer, so that it needs no longer life than one takes.
+async fn one_answer(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 async fn readiness(State(shown): State<Pages>) -> Response {

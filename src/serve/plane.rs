@@ -13,11 +13,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::book::{Book, Spec, Volume};
-use super::claims::Claimed;
+use super::claims::Claims;
 use super::host::{self, Host, Running};
 use super::process::Process;
 use super::start::Start;
 use super::state::{State, StateConfig};
+use super::turns::Turns;
 use super::wish::Settled;
 use super::{Overrides, exposition::Tally};
 use crate::error::{Error, Kind, Result};
@@ -26,6 +27,9 @@ use crate::repository::Secret;
 
 /// How long a mount's process may take to open its model: longer than its own deadlines together.
 const OPENING: Duration = Duration::from_secs(300);
+
+/// How many mounts are started at once that nobody waits for.
+const STARTED_AT_ONCE: usize = 8;
 
 /// How long a process that lives may take to be looked after.
 const ADOPTING: Duration = Duration::from_secs(5);
@@ -71,10 +75,12 @@ pub struct Plane {
     pub(super) hosts: Mutex<HashMap<String, Arc<Host>>>,
     pub(super) volumes: Mutex<BTreeMap<PathBuf, Volume>>,
     /// The folders for which something is under way.
-    pub(super) claims: Mutex<HashMap<PathBuf, Arc<Claimed>>>,
+    pub(super) claims: Claims<PathBuf>,
     /// Who looks whether something is bound and binds it is alone in that.
     pub(super) binding: Mutex<()>,
     pub(super) tally: Tally,
+    /// Who starts a process.
+    turns: Turns,
     /// Processes of a former plane that live, until they are taken up.
     adopting: Mutex<Vec<Arc<Host>>>,
 }
@@ -98,9 +104,10 @@ impl Plane {
                 book,
                 hosts: Mutex::default(),
                 volumes: Mutex::new(volumes),
-                claims: Mutex::default(),
+                claims: Claims::default(),
                 binding: Mutex::default(),
                 tally: Tally::default(),
+                turns: Turns::new(STARTED_AT_ONCE),
                 adopting: Mutex::default(),
             }))
         })
@@ -255,13 +262,15 @@ impl Plane {
         host.vanish();
     }
 
-    /// Starts the process of a mount, with what is left of a former one cleared away. Called by who looks after it.
+    /// Starts the process of a mount, with what is left of a former one cleared away, once it is waited for or has a turn. Called by
+    /// who looks after it.
     ///
     /// # Errors
     /// Those of [`Start::run`] and of the settings.
     pub(super) async fn launch(self: &Arc<Self>, host: &Arc<Host>) -> Result<Running> {
-        let (plane, host) = (self.clone(), host.clone());
-        let (mounted, mut child) = blocking(move || plane.start(&host)).await?;
+        let (plane, started) = (self.clone(), host.clone());
+        let start = blocking(move || plane.start(&started));
+        let (mounted, mut child) = self.turns.take(host.awaited(), start).await?;
         let process = Process::of(mounted.pid);
         let ended = || Error::new(Kind::Kernel, "the mount's process ended as soon as it had begun");
         match process.watch().and_then(|watch| watch.ok_or_else(ended)) {

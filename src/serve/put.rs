@@ -2,7 +2,7 @@
 //!
 //! Used for what the plane and its volumes note on disk.
 
-use std::fs::{OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -53,6 +53,14 @@ pub(super) fn put(path: &Path, bytes: &[u8], readers: Readers) -> Result<()> {
 pub(super) fn put_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let bytes = serde_json::to_vec(value).map_err(std::io::Error::from);
     put(path, &bytes.storage(|| format!("cannot write {}", path.display()))?, Readers::Owner)
+}
+
+/// Has the folder of a file that was put in place or removed on the disk, so that a power cut undoes neither.
+///
+/// # Errors
+/// The disk's.
+pub(super) fn settle(path: &Path) -> std::io::Result<()> {
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 /// What a file has, as JSON; `None` where there is none, or where it can't be read, which is in the log.

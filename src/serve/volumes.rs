@@ -9,7 +9,6 @@ use std::time::Duration;
 use tracing::Instrument;
 
 use super::book::{Origin, Overrides, Volume};
-use super::claims::Claim;
 use super::plane::{Plane, Using, blocking};
 use super::report::{Phase, Progress, Report};
 use super::view::Shown;
@@ -174,9 +173,25 @@ impl Plane {
         wanted: Wanted,
         terms: Terms,
     ) -> Result<Published> {
+        self.publish_unless(std::future::pending(), id, dir, origin, wanted, terms).await
+    }
+
+    /// The same, which is given up when `unwanted` is ready; then nothing new is left of it.
+    ///
+    /// # Errors
+    /// Those of [`publish_on`](Self::publish_on), and `Busy` where it was given up.
+    pub(super) async fn publish_unless(
+        self: &Arc<Self>,
+        unwanted: impl Future<Output = ()>,
+        id: &str,
+        dir: &Path,
+        origin: Origin,
+        wanted: Wanted,
+        terms: Terms,
+    ) -> Result<Published> {
         let asked = dir.to_owned();
         let target = blocking(move || bind::target(&asked)).await?;
-        let Some(claim) = self.claim(&target) else { return Ok(Published::Pending) };
+        let Some(claim) = self.claims.claim(&target) else { return Ok(Published::Pending) };
         let volume = Volume {
             id: id.to_owned(),
             asked: dir.to_owned(),
@@ -199,7 +214,13 @@ impl Plane {
             self.report(&volume, Phase::Pulling, Progress::default()).await;
         }
         let span = tracing::info_span!(target: TRACED, "publish", volume = id, reference = volume.reference);
-        let done = self.publish_at(volume.clone(), known, wanted, terms, &claim).instrument(span).await;
+        let given_up = async {
+            tokio::select! {
+                () = claim.given_up() => {}
+                () = unwanted => {}
+            }
+        };
+        let done = self.publish_at(volume.clone(), known, wanted, terms, given_up).instrument(span).await;
         let failed = match &done {
             Ok(Published::Ready(_)) => None,
             Ok(_) => Some(Phase::PullFailed),
@@ -227,7 +248,7 @@ impl Plane {
         known: Option<Volume>,
         wanted: Wanted,
         terms: Terms,
-        claim: &Claim,
+        unwanted: impl Future<Output = ()>,
     ) -> Result<Published> {
         let (what, plane) = (format!("volume {:?}", volume.id), self.clone());
         let late = || {
@@ -238,7 +259,7 @@ impl Plane {
         let given_up = || Error::new(Kind::Busy, format!("{what} is taken away again"));
         let prepared = tokio::select! {
             prepared = plane.prepare(&volume, known.as_ref(), wanted, terms) => prepared?,
-            () = claim.given_up() => return Err(given_up()),
+            () = unwanted => return Err(given_up()),
             () = tokio::time::sleep(terms.limit) => return Err(late()),
         };
         let (using, progress) = match prepared {
@@ -348,7 +369,7 @@ impl Plane {
     pub async fn unpublish(self: &Arc<Self>, id: &str, dir: &Path, how: Detach) -> Result<()> {
         let (plane, asked) = (self.clone(), dir.to_owned());
         let Some(target) = blocking(move || Ok(plane.find_target(&asked))).await? else { return Ok(()) };
-        let Some(_claim) = self.take_over(&target).await else {
+        let Some(_claim) = self.claims.take_over(&target).await else {
             return Err(Error::new(Kind::Busy, format!("something is under way for {}", target.display())));
         };
         let volume = self.volumes.lock().get(&target).cloned();

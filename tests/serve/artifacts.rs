@@ -18,6 +18,7 @@ use crate::support::pack::{self, Artifact, Content, Dialect, Packing, hex};
 use crate::support::place::{Ran, is_running};
 use crate::support::read;
 use crate::support::registry::{PASSWORD, Registry};
+use crate::support::relay::Weather;
 use crate::support::scratch::{self, mount_points_below};
 use crate::support::wait;
 
@@ -268,6 +269,44 @@ fn what_is_registered_is_there_again_after_the_machine_has_started_anew() {
     }
     references.iter().for_each(|reference| drop(store.artifact(&["remove", reference]).ok()));
     store.assert_empty();
+}
+
+#[test]
+fn while_a_registry_does_not_answer_an_artifact_is_removed_at_once_and_adding_it_says_why_it_cannot_be_had() {
+    let (mut registry, mut store) = (registry(1..=1), Store::start());
+    let reference = registry.reference("models/1:v1");
+    store.add(&reference);
+    let server = store.server(&reference);
+    store.node.kill();
+    kill(server, Signal::SIGKILL).unwrap();
+    Node::await_end(server);
+    scratch::detach_below(&store.dir);
+    scratch::detach_below(&store.node.place.state());
+    fs::remove_dir_all(store.node.place.state()).unwrap();
+    // The next plane has the mount again as long as that takes, and is at that whenever somebody else asks.
+    registry.weather(Weather::Stall);
+    store.node.restart();
+    wait::until("the registry is asked", SOON, || !registry.requests().is_empty());
+    store.artifact(&["remove", &reference]).ok();
+    assert!(store.names().is_empty());
+    store.assert_empty();
+
+    registry.weather(Weather::Clear);
+    store.add(&reference);
+    let server = store.server(&reference);
+    store.node.kill();
+    kill(server, Signal::SIGKILL).unwrap();
+    Node::await_end(server);
+    scratch::detach_below(&store.dir);
+    scratch::detach_below(&store.node.place.state());
+    fs::remove_dir_all(store.node.place.state()).unwrap();
+    registry.stop();
+    store.node.restart();
+    wait::until("it is missing", SOON, || store.list()[0]["trouble"].is_string());
+    store.artifact(&["add", &reference]).failed(5, &[&registry.host()]);
+    registry.restart();
+    store.server(&reference);
+    store.assert_copied(&reference, &model(1));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use tonic::Code;
-use weightfs::serve::csi::v1::NodePublishVolumeRequest;
+use weightfs::serve::csi::DRIVER;
+use weightfs::serve::csi::v1::{
+    CreateVolumeRequest, CreateVolumeResponse, DeleteVolumeRequest, DeleteVolumeResponse,
+    NodePublishVolumeRequest,
+};
 
 use super::{WEIGHTS, assert_right, registry};
 use crate::support::artifacts::bytes;
@@ -195,14 +200,42 @@ fn what_a_pod_may_not_ask_is_refused_and_gets_it_nowhere() {
     assert_eq!(fs::metadata(pod.target.join("csi/csi.sock")).unwrap().mode() & 0o777, 0o666, "for any user");
 }
 
-#[test]
-fn a_volume_has_as_many_models_as_it_may_and_room_again_once_one_is_closed() {
-    let registry = registry(1..=2);
+/// A node whose dynamic volumes have so many models at once at most.
+fn with_models(most: usize) -> (Node, Client) {
     let mut node = Node::with(&["--node-id", "node-1"]);
-    fs::write(node.place.folder("config/weightfs").join("config.toml"), "[serve]\nmax_models = 1\n").unwrap();
+    let text = format!("[serve]\nmax_models = {most}\n");
+    fs::write(node.place.folder("config/weightfs").join("config.toml"), text).unwrap();
     node.kill();
     node.restart();
     let client = Client::connect(&node.csi());
+    (node, client)
+}
+
+#[test]
+fn who_has_a_models_note_open_reads_it_after_the_model_was_taken_out() {
+    let registry = registry(1..=2);
+    let (node, client) = with_models(2);
+    let pod = Pod::start(&node, &client, "csi-1");
+    let (first, second) = (registry.reference("models/1:v1"), registry.reference("models/2:v1"));
+    assert_eq!(pod.add("one", &first).0, 201);
+    let mut note = File::open(pod.target.join("models/one/status.json")).unwrap();
+    assert_eq!(pod.ask("DELETE", "/one", "").0, 204);
+    assert_eq!(pod.add("two", &second).0, 201);
+    assert_eq!(pod.ask("DELETE", "/two", "").0, 204);
+    // Nobody has anything of this one, which was taken out later.
+    wait::until("the other one is closed", SOON, || pod.add("three", &second).0 == 201);
+    let mut text = String::new();
+    note.read_to_string(&mut text).unwrap();
+    assert!(text.contains("PULL_SUCCEEDED"), "{text}");
+    assert!(!pod.target.join("models/one/status.json").exists());
+    drop(note);
+    wait::until("the first one is closed too", SOON, || pod.add("four", &first).0 == 201);
+}
+
+#[test]
+fn a_volume_has_as_many_models_as_it_may_and_room_again_once_one_is_closed() {
+    let registry = registry(1..=2);
+    let (node, client) = with_models(1);
     let pod = Pod::start(&node, &client, "csi-1");
     let (first, second) = (registry.reference("models/1:v1"), registry.reference("models/2:v1"));
     assert_eq!(pod.add("one", &first).0, 201);
@@ -265,6 +298,61 @@ fn a_pod_gets_what_its_own_secret_opens_and_what_others_have_stays_closed_to_it(
         HashMap::from([("username".to_owned(), "u".to_owned()), ("password".to_owned(), "p".to_owned())]);
     let nowhere = NodePublishVolumeRequest { secrets: user, ..dynamic("csi-3", &node.target("csi-3")) };
     assert_eq!(code(client.publish(nowhere)), Code::InvalidArgument);
+}
+
+#[test]
+fn a_volume_that_is_made_with_a_mount_id_is_a_model_of_a_dynamic_volume() {
+    let registry = registry(1..=1);
+    let (node, client) = Node::for_pods();
+    let pod = Pod::start(&node, &client, "csi-1");
+    let reference = registry.reference("models/1:v1");
+    let make = |volume: &str, id: &str, reference: &str| {
+        let parameters = [("type", "image"), ("mount-id", id), ("reference", reference)];
+        let parameters = parameters.map(|(key, value)| (format!("{DRIVER}/{key}"), value.to_owned()));
+        let request = CreateVolumeRequest {
+            name: volume.to_owned(),
+            parameters: parameters.into(),
+            ..CreateVolumeRequest::default()
+        };
+        let made: Result<CreateVolumeResponse, _> = client.call("Controller/CreateVolume", request);
+        made.map(|made| made.volume.unwrap().volume_id)
+    };
+    assert_eq!(make("csi-1", "one", &reference).unwrap(), "csi-1/one");
+    assert_eq!(make("csi-1", "one", &reference).unwrap(), "csi-1/one", "once more changes nothing");
+    assert_right(&pod.model("one"), 1);
+    let refused = |volume, id, reference: &str| code(make(volume, id, reference));
+    assert_eq!(refused("csi-1", "one", &registry.reference("models/2:v1")), Code::AlreadyExists);
+    assert_eq!(refused("csi-1", "none", &registry.reference("models/9:v1")), Code::NotFound);
+    assert_eq!(refused("csi-1", "a/../b", &reference), Code::InvalidArgument);
+    assert_eq!(refused("csi-2", "one", &reference), Code::NotFound);
+    for _ in 0..2 {
+        let volume_id = "csi-1/one".to_owned();
+        let request = DeleteVolumeRequest { volume_id, ..DeleteVolumeRequest::default() };
+        let _gone: DeleteVolumeResponse = client.call("Controller/DeleteVolume", request).unwrap();
+        assert!(!pod.model("one").exists());
+    }
+}
+
+#[test]
+fn a_pull_secret_that_was_changed_is_taken_when_the_volume_is_published_again() {
+    let registry = Registry::with_password();
+    registry.push("models/1", "v1", &super::model(1));
+    let (node, client) = Node::for_pods();
+    let pod = Pod { id: "csi-1".to_owned(), target: node.target("csi-1") };
+    let publish = |auth: &str| {
+        let auths = json!({"auths": {registry.host(): {"auth": auth}}});
+        let secrets = HashMap::from([(".dockerconfigjson".to_owned(), auths.to_string())]);
+        client.publish(NodePublishVolumeRequest { secrets, ..dynamic("csi-1", &pod.target) }).unwrap();
+    };
+    // "reader:canary-former"
+    publish("cmVhZGVyOmNhbmFyeS1mb3JtZXI=");
+    let process = node.server(&pod.target);
+    let reference = registry.reference("models/1:v1");
+    assert_eq!(pod.add("one", &reference).0, 500);
+    publish(BASIC);
+    assert_eq!(node.server(&pod.target), process, "the same mount");
+    assert_eq!(pod.add("one", &reference).0, 201);
+    assert_right(&pod.model("one"), 1);
 }
 
 #[test]

@@ -10,9 +10,10 @@ use std::process::Command;
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 use weightfs::config::{Environment, KEYS, Settings};
+use weightfs::serve::csi::v1::{CreateVolumeRequest, CreateVolumeResponse};
 
 use super::{assert_right, registry};
-use crate::support::csi::{Client, volume};
+use crate::support::csi::{Client, REFERENCE, capability, volume};
 use crate::support::node::{Node, SOON};
 use crate::support::place::PROGRAM;
 use crate::support::scratch::mount_points_below;
@@ -86,7 +87,7 @@ fn every_word_that_weightfs_is_given_is_one_that_it_knows() {
             seen += 1;
         }
     }
-    assert!(seen >= 2, "{seen} containers");
+    assert!(seen >= 3, "{seen} containers");
 }
 
 /// Makes sure that flags and variables set what can be set, to what can be meant.
@@ -126,6 +127,24 @@ fn the_configuration_that_the_chart_writes_can_be_meant() {
     let settings = Settings::load(&environment, Some(&path), &Vec::new()).unwrap();
     assert_eq!(settings.store.size, Some(200 << 30));
     assert_eq!(settings.serve.max_mounts, 256);
+}
+
+#[test]
+fn the_controller_makes_volumes_of_claims_with_none_of_roots_rights() {
+    let by = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
+    let node = Node::by(&by, &["--node-id", "controller"], |_| ());
+    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    let reference = "registry.example/acme/llm:v1";
+    let request = CreateVolumeRequest {
+        name: "pvc-1".to_owned(),
+        volume_capabilities: vec![capability()],
+        parameters: [(REFERENCE.to_owned(), reference.to_owned())].into(),
+        ..CreateVolumeRequest::default()
+    };
+    let client = Client::connect(&node.csi());
+    let made: CreateVolumeResponse = client.call("Controller/CreateVolume", request).unwrap();
+    assert_eq!(made.volume.unwrap().volume_context[REFERENCE], reference);
 }
 
 /// As a container has them: processes and mounts of its own, and of all mounts only the kubelet's folder of pods goes both ways.

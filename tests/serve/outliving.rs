@@ -151,3 +151,20 @@ fn what_died_while_the_plane_was_away_is_started_again_by_the_next_one() {
     assert_right(&dirs[1], 2);
     assert_eq!(node.server(&dirs[1]), alive);
 }
+
+#[test]
+fn more_mounts_than_are_started_at_once_are_all_back_after_all_of_them_died() {
+    let (registry, mut node) = (registry(1..=10), Node::start());
+    let dirs = mounted(&node, &registry, 10);
+    let servers: Vec<_> = dirs.iter().map(|dir| node.server(dir)).collect();
+    node.kill();
+    for server in servers {
+        kill(server, Signal::SIGKILL).unwrap();
+        Node::await_end(server);
+    }
+    node.restart();
+    for (number, dir) in (1..).zip(&dirs) {
+        wait::until("it is back", SOON, || is_whole(dir, number));
+    }
+    assert_eq!(node.metric("weightfs_abnormal_volumes"), 0);
+}

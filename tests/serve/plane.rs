@@ -1,6 +1,7 @@
 //! `mount`, `unmount` and `list` by way of the plane, its pages, its configuration.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
@@ -69,6 +70,17 @@ fn folders_that_show_one_model_share_a_process_and_what_was_fetched() {
     assert!(is_running(pid), "the last folder still shows it");
     node.unmount(&dirs[0]).ok();
     Node::await_end(pid);
+}
+
+#[test]
+fn who_holds_all_connections_to_the_pages_and_says_nothing_is_let_go() {
+    let node = Node::on_loopback();
+    let mut silent: Vec<_> = (0..70).map(|_| node.silence()).collect();
+    // There is no place for this one before others have lost theirs.
+    assert_eq!(node.get("/healthz").unwrap().status, 200);
+    silent[0].set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(silent[0].read(&mut [0]).unwrap(), 0, "closed");
+    assert_eq!(node.get("/metrics").unwrap().header("connection"), Some("close"));
 }
 
 #[test]

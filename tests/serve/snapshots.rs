@@ -535,6 +535,16 @@ fn a_remote_snapshot_is_there_without_its_layers_and_one_process_shows_all_of_th
 }
 
 #[test]
+fn a_second_namespace_has_an_image_by_the_process_that_shows_it_already() {
+    let (asker, layers) = (Asker::new(), model(3));
+    let (_registry, reference) = pushed(&layers);
+    let top = had(&asker, &reference, &layers);
+    // containerd keeps records of its own for each namespace, and asks for every layer in each.
+    assert_eq!(had(&asker, &reference, &layers), top);
+    assert_eq!(asker.node.mounts().len(), 1);
+}
+
+#[test]
 fn what_lies_on_a_part_of_an_image_sees_that_part_and_no_more() {
     let (mut asker, layers) = (Asker::new(), model(3));
     let (_registry, reference) = pushed(&layers);

@@ -168,6 +168,11 @@ impl Node {
         }
     }
 
+    /// A connection to the pages, at which nothing is said.
+    pub fn silence(&self) -> std::net::TcpStream {
+        std::net::TcpStream::connect(("127.0.0.1", self.port.expect("a node on the loopback"))).unwrap()
+    }
+
     fn pages(&self) -> PathBuf {
         self.place.folder("csi").join("pages.sock")
     }

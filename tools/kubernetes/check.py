@@ -3,7 +3,7 @@
 
 By Helm's own engine (`helm-python-sdk`) the chart is linted and rendered, with its own values and with all that can be turned on; every
 document, also of the examples, is held to the schemas of Kubernetes (`kubernetes-validate`), unknown fields refused. The plain manifests have
-to be what the chart gives with its own values; `--write` makes them so. Run by the tests (tests/serve/kubernetes.rs) in the Python that
+to be what the chart gives; `--write` makes them so. Run by the tests (tests/serve/kubernetes.rs) in the Python that
 tools/test makes. A ServiceMonitor is no kind of Kubernetes's own: of it only the form is looked at.
 """
 
@@ -16,15 +16,15 @@ import kubernetes_validate
 import yaml
 
 HERE = pathlib.Path(__file__).resolve().parent
-MANIFESTS = HERE / "manifests" / "weightfs.yaml"
+MANIFESTS = HERE / "manifests"
 
 # The oldest that the chart says it is for, one between, the newest that there are schemas of.
 VERSIONS = ("1.25.0", "1.31.0", "1.37.0")
 
-HEAD = "# What the chart gives with its own values, for who has no Helm; not written by hand (check.py --write).\n"
+HEAD = "# What the chart gives with {}, for who has no Helm; not written by hand (check.py --write).\n"
 
 # In the order in which each finds what it needs.
-ORDER = ("csidriver", "rbac", "configmap", "servicemonitor", "daemonset")
+ORDER = ("csidriver", "rbac", "configmap", "servicemonitor", "daemonset", "storageclass", "controller")
 
 EVERYTHING = {
     "nodeCredentials": "registry-reader",
@@ -34,6 +34,16 @@ EVERYTHING = {
         "requiresRepublish": True,
         "tokenRequests": [{"audience": "registry.example", "expirationSeconds": 3600}],
     },
+    "controller": {"enabled": True, "replicas": 2},
+    "storageClasses": [
+        {"name": "plain", "reference": "registry.example/acme/llm:v1"},
+        {
+            "name": "private",
+            "reference": "registry.example/acme/llm:v2",
+            "secret": {"name": "registry-reader", "namespace": "default"},
+            "parameters": {"weightfs.dev/warm": "all"},
+        },
+    ],
     "metrics": {"proxy": {"enabled": True}, "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
     "affinity": {"nodeAffinity": {}},
     "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
@@ -44,6 +54,8 @@ EVERYTHING = {
 REFUSED = (
     ({"plane": "elsewhere"}, "plane"),
     ({"metrics": {"serviceMonitor": {"enabled": True}}}, "metrics.proxy"),
+    ({"storageClasses": [{"name": "m", "reference": "r.example/m:v1"}]}, "controller.enabled"),
+    ({"storageClasses": [{"name": "m"}], "controller": {"enabled": True}}, "reference"),
     ({"imagess": {}}, "imagess"),
 )
 
@@ -60,10 +72,10 @@ def joined(texts):
     return "".join(f"---\n{text}\n" for text in texts.values())
 
 
-def plain(text):
+def plain(text, values):
     """The same for who has no Helm, and may have it later: nothing says that Helm manages it."""
     lines = text.splitlines(keepends=True)
-    return HEAD + "".join(line for line in lines if "app.kubernetes.io/managed-by" not in line)
+    return HEAD.format(values) + "".join(line for line in lines if "app.kubernetes.io/managed-by" not in line)
 
 
 def invalid(name, text):
@@ -109,10 +121,17 @@ def unrefused(chart):
 def check(write):
     chart = helm_python.Chart.load(HERE / "chart")
     own = joined(rendered(chart, {}))
-    if write:
-        MANIFESTS.write_text(plain(own))
-    if not MANIFESTS.exists() or MANIFESTS.read_text() != plain(own):
-        yield f"{MANIFESTS.name} is not what the chart gives: run this with --write"
+    controller = {"controller": rendered(chart, {"controller": {"enabled": True}})["controller"]}
+    manifests = {
+        "weightfs.yaml": plain(own, "its own values"),
+        "controller.yaml": plain(joined(controller), "controller.enabled beside that"),
+    }
+    for name, text in manifests.items():
+        path = MANIFESTS / name
+        if write:
+            path.write_text(text)
+        if not path.exists() or path.read_text() != text:
+            yield f"{name} is not what the chart gives: run this with --write"
     texts = {"chart": own}
     for name, values in {"everything": EVERYTHING, "plane=host": {"plane": "host"}}.items():
         texts[name] = joined(rendered(chart, values))

@@ -105,7 +105,8 @@ impl Filesystem for Doors {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         match self.rooms.place(ino) {
             Some(Place::Inside(room)) => room.adapter().open(request, ino, flags, reply),
-            Some(Place::Note(_)) if flags.acc_mode() == fuser::OpenAccMode::O_RDONLY => {
+            Some(Place::Note(room)) if flags.acc_mode() == fuser::OpenAccMode::O_RDONLY => {
+                room.open_note();
                 reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
             }
             Some(Place::Note(_)) => reply.error(Errno::EROFS),
@@ -152,6 +153,10 @@ impl Filesystem for Doors {
         match self.rooms.place(ino) {
             Some(Place::Inside(room)) => {
                 room.adapter().release(request, ino, handle, flags, owner, flush, reply);
+            }
+            Some(Place::Note(room)) => {
+                room.close_note();
+                reply.ok();
             }
             _ => reply.ok(),
         }

@@ -172,7 +172,7 @@ async fn see_out(rooms: Arc<Rooms>, room: Arc<Room>, mut ended: watch::Receiver<
             () = tokio::time::sleep(LOOK) => {}
             _ = ended.changed() => break,
         }
-        idle = if room.answers().handles.is_idle() { idle + 1 } else { 0 };
+        idle = if room.is_idle() { idle + 1 } else { 0 };
     }
     rooms.clear(&room);
     room.answers().model.close().await;

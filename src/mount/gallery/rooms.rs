@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -37,6 +37,8 @@ pub(super) struct Room {
     adapter: Adapter,
     answers: Arc<Answers>,
     note: Bytes,
+    /// How many have the note open.
+    readers: AtomicUsize,
     since: SystemTime,
     looks: Looks,
     /// Dropped with the room: who watches over the model ends then.
@@ -73,6 +75,21 @@ impl Room {
 
     pub(super) fn note(&self) -> &Bytes {
         &self.note
+    }
+
+    /// Takes down that somebody opens the note.
+    pub(super) fn open_note(&self) {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes down that somebody who had opened it closes it.
+    pub(super) fn close_note(&self) {
+        self.readers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether nobody has a file of the folder open.
+    pub(super) fn is_idle(&self) -> bool {
+        self.readers.load(Ordering::Relaxed) == 0 && self.answers.handles.is_idle()
     }
 
     /// Closed once the room is cleared.
@@ -166,6 +183,7 @@ impl Rooms {
             adapter: Adapter::new(answers.clone()),
             answers,
             note,
+            readers: AtomicUsize::new(0),
             since: SystemTime::now(),
             looks: self.looks,
             end,

@@ -25,6 +25,7 @@ use crate::oci::manifest::{Document, OCI_INDEX};
 use crate::repository::MANIFEST_LIMIT;
 use crate::repository::layout::TAG;
 use crate::serve::Overrides;
+use crate::serve::put::settle;
 
 /// The annotation of a manifest in `index.json` that has its settings, as a JSON object.
 const SETTINGS: &str = "dev.weightfs.settings";
@@ -146,11 +147,15 @@ impl Layout {
     /// `Storage`; what was registered before still is, or these are.
     pub(super) fn arrange(&self, all: &[Named]) -> Result<()> {
         let blobs = self.blobs(all);
-        for (path, target) in &blobs {
-            if let Some(target) = target {
-                self.link(path, target)?;
-            }
+        let links: Vec<_> =
+            blobs.iter().filter_map(|(path, target)| Some((path, target.as_ref()?))).collect();
+        for (path, target) in &links {
+            self.link(path, target)?;
         }
+        // One of each folder stands for all that was put there: what the index leads to is on the disk before it.
+        let folders: BTreeMap<_, _> =
+            links.iter().map(|(path, _)| (path.parent(), self.folder.join(path))).collect();
+        folders.values().try_for_each(|path| settle(path).storage(|| cannot_write(path)))?;
         self.put(Path::new("index.json"), &index_of(all)?)?;
         self.sweep(&blobs)
     }
@@ -233,7 +238,7 @@ impl Layout {
         let mut options = OpenOptions::new();
         let mut file = options.create_new(true).write(true).mode(0o644).open(&draft).storage(doing)?;
         file.write_all(bytes).and_then(|()| file.sync_all()).storage(doing)?;
-        std::fs::rename(&draft, &path).storage(doing)
+        std::fs::rename(&draft, &path).and_then(|()| settle(&path)).storage(doing)
     }
 
     /// Takes away all blobs that are not among `wanted`.

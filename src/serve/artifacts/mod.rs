@@ -15,22 +15,27 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 
 use self::layout::{Layout, Named};
 use super::book::{Origin, Volume};
+use super::claims::{Claim, Claims};
 use super::plane::{Plane, blocking};
-use super::volumes::Published;
+use super::volumes::{Published, Terms, Wanted};
 use super::wish::{self, Wish};
 use crate::content::store::Asked;
 use crate::error::{Error, Kind, Result};
 use crate::fs;
 use crate::mount::Detach;
-use crate::oci::{Place, Reference};
+use crate::oci::{Artifact, Place, Reference};
 use crate::repository::Pinned;
 
 /// The pauses between tries to have a registered artifact's mount again: the first, and what they grow to.
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
+
+/// How long the registry and the mount's process are waited for, all in all: less than who asks waits for the answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An artifact that is registered, as others are told of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +63,7 @@ pub struct Artifacts {
     /// What is registered, by its name. Held while the folder is made to say so.
     named: tokio::sync::Mutex<BTreeMap<String, Named>>,
     /// The names for which something is under way.
-    claims: Mutex<HashSet<String>>,
+    claims: Claims<String>,
     /// Why mounts that are missing could not be had again so far, by name.
     troubles: Mutex<HashMap<String, String>>,
     /// Who has mounts again that are missing; they end with this.
@@ -83,7 +88,7 @@ impl Artifacts {
         .await?;
         let named = all.iter().map(|named| (named.name.clone(), named.clone())).collect();
         let named = tokio::sync::Mutex::new(named);
-        let (claims, troubles, tasks) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (claims, troubles, tasks) = (Claims::default(), Mutex::default(), Mutex::default());
         let artifacts = Arc::new(Self { plane, layout, named, claims, troubles, tasks });
         artifacts.drop_others(&all).await;
         let asked = artifacts.clone();
@@ -98,22 +103,33 @@ impl Artifacts {
     /// wish's credentials. Once it is done, whoever reads the store finds the artifact there. Once more asks the registry again:
     /// a tag that leads elsewhere by now leads there in the store too.
     ///
-    /// Who gives the wait up leaves what was begun to the next one who asks: spawn it.
+    /// Who gives the wait up leaves what was begun to the next one who asks: spawn it. Whatever is under way for this name gives way.
     ///
     /// # Errors
-    /// As [`Plane::publish`]; `Invalid` for a reference that is in no registry, `Unsupported` for what CRI-O does not take as an
-    /// artifact, `Busy` while something is under way for this name.
-    pub async fn add(self: &Arc<Self>, mut wish: Wish) -> Result<Registered> {
+    /// As [`Plane::publish_on`], after two minutes at most; `Invalid` for a reference that is in no registry, `Unsupported` for what
+    /// CRI-O does not take as an artifact, `Busy` where somebody asks for something else for this name meanwhile.
+    pub async fn add(self: &Arc<Self>, wish: Wish) -> Result<Registered> {
         let name = name(&wish.reference)?;
-        let _claim = self.claim(&name)?;
+        let claim = self.take_over(&name).await?;
+        let given_up = || Error::new(Kind::Busy, format!("something else was asked for {name} meanwhile"));
+        self.add_with(&claim, name.clone(), wish).await?.ok_or_else(given_up)
+    }
+
+    /// The same, by who has the claim; `None` where it was given up.
+    async fn add_with(
+        self: &Arc<Self>,
+        claim: &Claim<String>,
+        name: String,
+        mut wish: Wish,
+    ) -> Result<Option<Registered>> {
+        let end = Instant::now() + PATIENCE;
         wish.settings.insert("content.view".to_owned(), "blobs".to_owned());
         // Whoever runs in a container may be any user.
         wish.settings.insert("mount.allow_other".to_owned(), "true".to_owned());
-        let settled = self.plane.settle(&wish.settings).await?;
-        let platform = settled.platform.clone();
-        let (repository, _) = wish::connect(&wish, settled.repository)?;
-        let asked = Asked { reference: wish.reference.clone(), platform };
-        let (pinned, artifact) = fs::resolve(&*repository, &asked).await?;
+        let (pinned, artifact) = tokio::select! {
+            looked = timeout_at(end, self.look(&wish)) => looked.unwrap_or_else(|_| Err(late(&name)))?,
+            () = claim.given_up() => return Ok(None),
+        };
         let named = Named {
             name,
             media_type: fitness::media_type(&pinned)?,
@@ -122,7 +138,9 @@ impl Artifacts {
             settings: wish.settings.clone(),
         };
         wish.reference.digest = Some(pinned.digest.clone());
-        self.show(&named, wish).await?;
+        if !self.show(&named, wish, end, claim).await? {
+            return Ok(None);
+        }
         match self.register(&named, pinned).await {
             Ok(Some(former)) => self.drop_quietly(&former.name, &self.layout.mount_of(&former)).await,
             Ok(None) => {}
@@ -133,17 +151,27 @@ impl Artifacts {
         }
         let mut warnings = fitness::warnings(&artifact);
         warnings.extend(self.namesakes(&named).await);
-        Ok(Registered { warnings, ..self.registered(named).await? })
+        Ok(Some(Registered { warnings, ..self.registered(named).await? }))
     }
 
-    /// Takes an artifact out of the store. Containers that have its files go on reading them; whether there was one.
+    /// What the registry says that the reference is now.
+    async fn look(self: &Arc<Self>, wish: &Wish) -> Result<(Pinned, Artifact)> {
+        let settled = self.plane.settle(&wish.settings).await?;
+        let platform = settled.platform.clone();
+        let (repository, _) = wish::connect(wish, settled.repository)?;
+        let asked = Asked { reference: wish.reference.clone(), platform };
+        fs::resolve(&*repository, &asked).await
+    }
+
+    /// Takes an artifact out of the store. Containers that have its files go on reading them; whether there was one. No registry is
+    /// asked or waited for: whatever is under way for this name gives way.
     ///
     /// # Errors
-    /// `Invalid` for a reference that is in no registry; `Busy` while something is under way for this name; `Storage`, and those of
-    /// [`Plane::unpublish`].
+    /// `Invalid` for a reference that is in no registry; `Busy` where what is under way takes too long to give way; `Storage`, and
+    /// those of [`Plane::unpublish`].
     pub async fn remove(self: &Arc<Self>, reference: &Reference) -> Result<bool> {
         let name = name(reference)?;
-        let _claim = self.claim(&name)?;
+        let _claim = self.take_over(&name).await?;
         let mut all = self.named.lock().await;
         let Some(named) = all.get(&name).cloned() else { return Ok(false) };
         let left: Vec<Named> = all.values().filter(|other| other.name != name).cloned().collect();
@@ -186,15 +214,24 @@ impl Artifacts {
         .await
     }
 
-    /// Has the volume that shows an artifact's blobs.
-    async fn show(&self, named: &Named, wish: Wish) -> Result<()> {
+    /// Has the volume that shows an artifact's blobs; whether it is there, and the claim was not given up meanwhile.
+    async fn show(&self, named: &Named, wish: Wish, end: Instant, claim: &Claim<String>) -> Result<bool> {
         let dir = self.layout.mount_of(named);
-        match self.plane.publish(&named.name, &dir, Origin::Artifact, wish).await? {
+        let limit = end.saturating_duration_since(Instant::now());
+        let (wanted, terms) = (Wanted::Model(wish), Terms { limit, ..Terms::default() });
+        let given_up = claim.given_up();
+        let published =
+            self.plane.publish_unless(given_up, &named.name, &dir, Origin::Artifact, wanted, terms).await;
+        if claim.is_given_up() {
+            self.drop_unless_registered(named).await;
+            return Ok(false);
+        }
+        match published? {
             Published::Taken(_) => {
                 let error = Error::new(Kind::Busy, format!("{} is there with other settings", named.name));
                 Err(error.hint("remove it first"))
             }
-            published => published.ready().map(drop),
+            published => published.ready().map(|_| true),
         }
     }
 
@@ -225,11 +262,10 @@ impl Artifacts {
         ))
     }
 
-    fn claim(self: &Arc<Self>, name: &str) -> Result<Claim> {
-        match self.claims.lock().insert(name.to_owned()) {
-            true => Ok(Claim { artifacts: self.clone(), name: name.to_owned() }),
-            false => Err(Error::new(Kind::Busy, format!("something is under way for {name} already"))),
-        }
+    /// The claim for a name, of which nothing else is under way from now on.
+    async fn take_over(&self, name: &String) -> Result<Claim<String>> {
+        let busy = || Error::new(Kind::Busy, format!("something is under way for {name} already"));
+        self.claims.take_over(name).await.ok_or_else(busy)
     }
 
     /// Whether what shows the artifact has to be had again: a volume that is known is repaired by the plane.
@@ -246,13 +282,11 @@ impl Artifacts {
         self.tasks.lock().spawn(async move {
             let mut pause = FIRST;
             while let Some(artifacts) = artifacts.upgrade() {
-                if artifacts.named.lock().await.get(&named.name) != Some(&named) {
-                    return;
-                }
-                let done = artifacts.add_as_named(&named).await;
-                artifacts.note_trouble(&named.name, done.as_ref().err());
-                if done.is_ok() {
-                    return;
+                match artifacts.add_again(&named).await {
+                    Ok(Again::Done) => return artifacts.note_trouble(&named.name, None),
+                    // Tried again all the same: what was asked for instead may have failed.
+                    Ok(Again::GivenUp) => {}
+                    Err(error) => artifacts.note_trouble(&named.name, Some(&error)),
                 }
                 drop(artifacts);
                 tokio::time::sleep(pause).await;
@@ -273,11 +307,19 @@ impl Artifacts {
         }
     }
 
-    async fn add_as_named(self: &Arc<Self>, named: &Named) -> Result<()> {
+    /// Tries once to have the mount of what is registered, where it is missing still. Whatever else is under way goes before.
+    async fn add_again(self: &Arc<Self>, named: &Named) -> Result<Again> {
+        let claim = self.claims.claim_in_turn(&named.name).await;
+        let is_registered = self.named.lock().await.get(&named.name) == Some(named);
+        let (asked, of) = (self.clone(), named.clone());
+        if !is_registered || !blocking(move || Ok(asked.is_missing(&of))).await? {
+            return Ok(Again::Done);
+        }
         let mut reference: Reference = named.name.parse()?;
         reference.digest = Some(named.digest.clone());
         let wish = Wish { reference, settings: named.settings.clone(), secret: None };
-        self.add(wish).await.map(drop)
+        let added = self.add_with(&claim, named.name.clone(), wish).await?;
+        Ok(if added.is_some() { Again::Done } else { Again::GivenUp })
     }
 
     /// Takes away volumes that nothing registered needs, as where a plane ended between two steps.
@@ -334,17 +376,18 @@ fn name(reference: &Reference) -> Result<String> {
     Ok(format!("{host}/{repository}{which}"))
 }
 
-/// The word that something is under way for a name.
-#[derive(Debug)]
-struct Claim {
-    artifacts: Arc<Artifacts>,
-    name: String,
+fn late(name: &str) -> Error {
+    let error = Error::new(Kind::Deadline, format!("{name} takes longer than {PATIENCE:?} to be had"));
+    error.hint("ask again; the registry may be slow, or away")
 }
 
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.artifacts.claims.lock().remove(&self.name);
-    }
+/// What came of having a mount again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Again {
+    /// It is there, or not wanted any more.
+    Done,
+    /// Something else was asked for meanwhile.
+    GivenUp,
 }
 
 #[cfg(test)]

@@ -3,15 +3,20 @@
 //! Nothing of a model has to be anywhere before a pod reads it, so that a volume is its attributes: they go along in its
 //! context, and the node that a pod is on reads them. No node is asked, and none has to be reached. What was made is remembered
 //! for as long as the process lives, to tell a second volume of the same name; the volume itself needs nobody's memory.
+//!
+//! With a `mount-id` a volume is, as at model-csi-driver, a model that is added to a dynamic volume of this node; its id then is
+//! `VOLUME/MOUNT-ID`.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status};
 
 use super::Driver;
-use super::request::{self, Refused};
+use super::node::patience;
+use super::request;
 use super::v1::controller_server::Controller;
 use super::v1::controller_service_capability::{Rpc, Type, rpc};
 use super::v1::validate_volume_capabilities_response::Confirmed;
@@ -26,7 +31,9 @@ use super::v1::{
     ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse,
     ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, Volume, VolumeCapability,
 };
+use crate::serve::dynamic::{self, Folders};
 use crate::serve::operations::Asker;
+use crate::serve::refused::Refused;
 
 /// How many volumes are remembered: the last that were made.
 const REMEMBERED: usize = 10_000;
@@ -84,7 +91,30 @@ impl Made {
 }
 
 impl Driver {
-    fn create(&self, request: CreateVolumeRequest) -> Result<Volume, Refused> {
+    /// Makes a volume, or adds a model to one, as long as `limit` lasts.
+    async fn create(&self, request: CreateVolumeRequest, limit: Duration) -> Result<Volume, Refused> {
+        let Some(addition) = request::addition(&self.names.driver, &request.parameters)? else {
+            return self.make(request);
+        };
+        let name = request::volume_name(&request.name)?;
+        let missing = || Refused::new(Code::NotFound, format!("no dynamic volume {name:?} is on this node"));
+        let folders = self.dynamic(name).ok_or_else(missing)?;
+        let late =
+            || Refused::new(Code::DeadlineExceeded, "the model takes too long to be opened; ask again");
+        timeout(limit, dynamic::add(&folders, name, &addition)).await.unwrap_or_else(|_| Err(late()))?;
+        let volume_id = format!("{name}/{}", addition.mount_id);
+        tracing::info!(volume = volume_id, "added");
+        Ok(Volume { volume_id, ..Volume::default() })
+    }
+
+    /// The folders of the dynamic volume `id`, where this node has it.
+    fn dynamic(&self, id: &str) -> Option<Folders> {
+        let volumes = self.plane.volumes.lock();
+        let volume = volumes.values().find(|volume| volume.id == id && volume.is_dynamic())?;
+        Some(self.plane.book.dynamic(&volume.mount))
+    }
+
+    fn make(&self, request: CreateVolumeRequest) -> Result<Volume, Refused> {
         let id = request::volume_name(&request.name)?.to_owned();
         capabilities(&request.volume_capabilities)?;
         if request.volume_content_source.is_some() {
@@ -126,9 +156,16 @@ impl Driver {
         Ok(ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed), message: String::new() })
     }
 
-    fn delete(&self, request: &DeleteVolumeRequest) -> Result<(), Refused> {
+    async fn delete(&self, request: &DeleteVolumeRequest, limit: Duration) -> Result<(), Refused> {
         let id = request::volume_id(&request.volume_id)?;
         self.made.forget(id);
+        if let Some((volume, model)) = id.split_once('/')
+            && let Some(folders) = self.dynamic(volume)
+        {
+            let late = || Refused::new(Code::DeadlineExceeded, "the volume's process does not answer");
+            let removing = timeout(limit, dynamic::remove(&folders, volume, model)).await;
+            removing.unwrap_or_else(|_| Err(late()))?;
+        }
         tracing::info!(volume = id, "unmade");
         Ok(())
     }
@@ -147,8 +184,8 @@ impl Controller for Driver {
         &self,
         request: Request<CreateVolumeRequest>,
     ) -> Result<Response<CreateVolumeResponse>, Status> {
-        let begun = Instant::now();
-        let made = self.create(request.into_inner());
+        let (begun, limit) = (Instant::now(), patience(request.metadata()));
+        let made = self.create(request.into_inner(), limit).await;
         self.plane.tally.operations.count(Asker::Controller, "create_volume", begun.elapsed(), &made);
         Ok(Response::new(CreateVolumeResponse { volume: Some(made?) }))
     }
@@ -157,8 +194,8 @@ impl Controller for Driver {
         &self,
         request: Request<DeleteVolumeRequest>,
     ) -> Result<Response<DeleteVolumeResponse>, Status> {
-        let begun = Instant::now();
-        let done = self.delete(request.get_ref());
+        let (begun, limit) = (Instant::now(), patience(request.metadata()));
+        let done = self.delete(request.get_ref(), limit).await;
         self.plane.tally.operations.count(Asker::Controller, "delete_volume", begun.elapsed(), &done);
         done?;
         Ok(Response::new(DeleteVolumeResponse {}))

@@ -50,6 +50,22 @@ fn secrets(documents: &[(String, Value)]) -> HashMap<String, HashMap<String, Str
 }
 
 #[test]
+fn every_storage_class_of_the_examples_makes_volumes_that_the_driver_understands() {
+    let (documents, mut seen) = (documents(), 0);
+    for (file, class) in documents.iter().filter(|(_, document)| document["kind"] == "StorageClass") {
+        assert_eq!(class["provisioner"], DRIVER, "{file}");
+        let mut parameters = texts(&class["parameters"]);
+        // These are the provisioner's own.
+        parameters.retain(|key, _| !key.starts_with("csi.storage.k8s.io/"));
+        let made = request::context(DRIVER, &parameters);
+        let made = made.unwrap_or_else(|refused| panic!("{file}: {}", refused.message));
+        request::asked(DRIVER, "pvc-1", &made, &HashMap::new()).unwrap();
+        seen += 1;
+    }
+    assert!(seen >= 1, "{seen} storage classes in the examples");
+}
+
+#[test]
 fn every_volume_of_the_examples_is_one_that_the_driver_understands() {
     let documents = documents();
     let (secrets, mut seen) = (secrets(&documents), 0);

@@ -10,7 +10,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use super::Driver;
-use super::request::{self, Asked, Refused};
+use super::request::{self, Asked};
 use super::v1::node_server::Node;
 use super::v1::node_service_capability::{Rpc, Type, rpc};
 use super::v1::volume_usage::Unit;
@@ -25,6 +25,7 @@ use crate::error::{Error, Kind};
 use crate::mount::Detach;
 use crate::serve::operations::Asker;
 use crate::serve::plane::{Plane, blocking};
+use crate::serve::refused::Refused;
 use crate::serve::volumes::INLINE;
 use crate::serve::{Condition, Origin, Published, Terms};
 
@@ -110,7 +111,7 @@ fn named(volume: &str, [claimed, inline]: [&'static str; 2]) -> &'static str {
 }
 
 /// How long a publish may wait for a registry: less than who asks waits for the answer, and never longer than [`PATIENCE`].
-fn patience(metadata: &MetadataMap) -> Duration {
+pub(super) fn patience(metadata: &MetadataMap) -> Duration {
     let said = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
     let asked = said.and_then(timeout).map_or(PATIENCE, |timeout| timeout.mul_f32(0.9));
     asked.min(PATIENCE)

@@ -9,18 +9,17 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use tonic::{Code, Status};
 
 use super::tokens::{TOKENS, Tokens};
 use super::v1::VolumeCapability;
 use super::v1::volume_capability::access_mode::Mode;
 use super::v1::volume_capability::{AccessType, MountVolume};
-use crate::error::Error;
 use crate::oci::exclude::{Exclude, WEIGHTS};
 use crate::oci::{Place, Reference};
 use crate::repository::Secret;
 use crate::serve::book::is_plain;
-use crate::serve::codes;
+use crate::serve::dynamic::Addition;
+use crate::serve::refused::Refused;
 use crate::serve::volumes::INLINE;
 use crate::serve::{Overrides, Renewal, Room, Wanted, Wish};
 
@@ -30,35 +29,6 @@ const TABLE_LIMIT: usize = 4 << 10;
 
 /// The largest pull secret: what Kubernetes keeps in one at most.
 const SECRET_LIMIT: usize = 1 << 20;
-
-/// Why a request is not done.
-#[derive(Clone, Debug)]
-pub(super) struct Refused {
-    pub(super) code: Code,
-    pub(super) message: String,
-}
-
-impl Refused {
-    pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
-    }
-
-    pub(super) fn invalid(message: impl Into<String>) -> Self {
-        Self::new(Code::InvalidArgument, message)
-    }
-}
-
-impl From<Error> for Refused {
-    fn from(error: Error) -> Self {
-        Self::new(codes::of(error.kind()), error.to_string())
-    }
-}
-
-impl From<Refused> for Status {
-    fn from(refused: Refused) -> Self {
-        Self::new(refused.code, refused.message)
-    }
-}
 
 /// A volume's id.
 pub(super) fn volume_id(id: &str) -> Result<&str, Refused> {
@@ -163,10 +133,9 @@ fn dynamic(
     attributes.check_form()?;
     let settings = attributes.settings()?;
     attributes.refuse_unknown()?;
-    let (secret, renewal) = match secret(secrets, None)? {
-        Some(secret) => (Some(secret), Renewal::AnotherMount),
-        None => (tokens.secret_for(None), Renewal::InPlace),
-    };
+    let secret = secret(secrets, None)?.or_else(|| tokens.secret_for(None));
+    // The mount is this one pod's, whatever it is known by: the registry is shown what it has now, for each model anew.
+    let renewal = Renewal::InPlace;
     Ok(Asked { wanted: Wanted::Dynamic { settings, secret }, room: Room::NotNeeded, renewal })
 }
 
@@ -185,6 +154,25 @@ pub(super) fn context(
     attributes.refuse_unknown()?;
     let known = parameters.iter().filter(|(key, _)| attributes.used.contains(key));
     Ok(known.map(|(key, value)| (key.clone(), value.clone())).collect())
+}
+
+/// The model that is to be added to a dynamic volume, where that is what is asked for: then it says under which name.
+pub(super) fn addition(
+    driver: &str,
+    parameters: &HashMap<String, String>,
+) -> Result<Option<Addition>, Refused> {
+    let mut attributes = Attributes::new(driver, parameters)?;
+    let Some(mount_id) = attributes.own("mount-id") else { return Ok(None) };
+    attributes.check_type()?;
+    let addition = Addition {
+        mount_id: mount_id.to_owned(),
+        reference: attributes.reference()?.to_string(),
+        check_disk_quota: attributes.switch("check-disk-quota")?,
+        exclude_model_weights: attributes.switch("exclude-model-weights")?,
+        exclude_file_patterns: attributes.patterns()?,
+    };
+    attributes.refuse_unknown()?;
+    Ok(Some(addition))
 }
 
 /// What says nothing of what is mounted: where a controller put the volume, and what it noted.
@@ -257,12 +245,17 @@ impl<'a> Attributes<'a> {
     }
 
     fn check_form(&mut self) -> Result<(), Refused> {
+        if self.own("mount-id").is_some() {
+            let way_out =
+                "a model is added to a dynamic volume at its own socket, csi/csi.sock, or by CreateVolume";
+            return Err(Refused::invalid(format!("mount-id: {way_out}")));
+        }
+        self.check_type()
+    }
+
+    fn check_type(&mut self) -> Result<(), Refused> {
         if let Some(other) = self.own("type").filter(|form| *form != "image") {
             return Err(Refused::invalid(format!("the type {other:?} is not known; it is 'image'")));
-        }
-        if self.own("mount-id").is_some() {
-            let way_out = "models are added to a dynamic volume at its own socket, csi/csi.sock";
-            return Err(Refused::invalid(format!("mount-id: {way_out}")));
         }
         for name in PASSED_OVER {
             let _ = self.own(name);
@@ -306,17 +299,18 @@ impl<'a> Attributes<'a> {
             true => WEIGHTS.map(str::to_owned).to_vec(),
             false => Vec::new(),
         };
-        if let Some(text) = self.own("exclude-file-patterns") {
-            let named: Vec<String> = serde_json::from_str(text)
-                .map_err(|_| Refused::invalid("exclude-file-patterns is no JSON array of patterns"))?;
-            patterns.extend(named);
-        }
+        patterns.extend(self.patterns()?.unwrap_or_default());
         if patterns.is_empty() {
             return Ok(None);
         }
         let json = serde_json::json!(patterns).to_string();
         Exclude::parse(&json).map_err(|why| Refused::invalid(format!("exclude-file-patterns: {why}")))?;
         Ok(Some(json))
+    }
+
+    fn patterns(&mut self) -> Result<Option<Vec<String>>, Refused> {
+        let no_array = |_| Refused::invalid("exclude-file-patterns is no JSON array of patterns");
+        self.own("exclude-file-patterns").map(serde_json::from_str).transpose().map_err(no_array)
     }
 
     fn refuse_unknown(&self) -> Result<(), Refused> {
@@ -364,6 +358,8 @@ fn secret(
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
     use crate::serve::csi::DRIVER;
 
@@ -464,6 +460,7 @@ mod tests {
     fn a_single_pods_volume_without_a_model_is_dynamic_and_says_nothing_of_models() {
         let read = |id: &str, pairs: &[(&str, &str)]| asked(DRIVER, id, &table(pairs), &HashMap::new());
         let warm = read("csi-1", &[("weightfs.dev/warm", "all")]).unwrap();
+        assert_eq!(warm.renewal, Renewal::InPlace, "it is one pod's, with whatever secret");
         let Wanted::Dynamic { settings, secret: None } = warm.wanted else { panic!("{warm:?}") };
         assert_eq!(settings["content.warm"], "all");
         assert!(matches!(read("csi-1", &[REFERENCE]).unwrap().wanted, Wanted::Model(_)));
@@ -495,6 +492,23 @@ mod tests {
         );
         for wrong in [vec![], vec![REFERENCE, ("model.csi.modelpack.org/quick", "true")]] {
             assert_eq!(context(DRIVER, &table(&wrong)).unwrap_err().code, Code::InvalidArgument);
+        }
+    }
+
+    #[test]
+    fn what_has_a_name_of_its_own_is_added_to_a_dynamic_volume() {
+        let named = ("model.csi.modelpack.org/mount-id", "m");
+        let read = |pairs: &[(&str, &str)]| addition(DRIVER, &table(pairs));
+        assert_eq!(read(&[REFERENCE]).unwrap(), None);
+        let plain = read(&[REFERENCE, named, ("model.csi.modelpack.org/type", "image")]).unwrap().unwrap();
+        assert_eq!((&*plain.mount_id, &*plain.reference), ("m", "r.io/a/b:v1"));
+        let patterns = ("model.csi.modelpack.org/exclude-file-patterns", r#"["*.md"]"#);
+        let weights = ("model.csi.modelpack.org/exclude-model-weights", "true");
+        let some = read(&[REFERENCE, named, patterns, weights]).unwrap().unwrap();
+        let exclude_file_patterns = Some(vec!["*.md".to_owned()]);
+        assert_eq!(some, Addition { exclude_model_weights: true, exclude_file_patterns, ..plain });
+        for wrong in [vec![named], vec![named, REFERENCE, ("weightfs.dev/warm", "all")]] {
+            assert_eq!(read(&wrong).unwrap_err().code, Code::InvalidArgument, "{wrong:?}");
         }
     }
 

@@ -5,9 +5,9 @@
 
 use std::collections::HashMap;
 
-use super::request::Refused;
 use crate::oci::{Place, Reference};
 use crate::repository::Secret;
+use crate::serve::refused::Refused;
 
 /// Where the kubelet puts a pod's service account tokens, by their audience (`tokenRequests` of the CSIDriver).
 pub(super) const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";

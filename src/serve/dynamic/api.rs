@@ -4,6 +4,7 @@
 //! bodies are small, and nothing is said of the node but what concerns the model.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -15,15 +16,18 @@ use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use super::door::Door;
 use super::models::{Models, Refused, Wanted};
 use crate::error::{Error, Kind};
 use crate::oci::exclude::WEIGHTS;
 use crate::serve::Room;
 use crate::serve::book::is_plain;
+use crate::serve::places::Places;
 
 /// The largest question, in bytes: more than a reference and all patterns that there may be.
 const BODY_LIMIT: usize = 64 << 10;
+
+/// How long a connection may last: longer than all models of a volume take to be opened, one after the other.
+const LIFE: Duration = Duration::from_secs(3600);
 
 /// Answers at `listener` as long as the task lives.
 pub(super) async fn serve(models: Arc<Models>, listener: UnixListener) {
@@ -32,27 +36,29 @@ pub(super) async fn serve(models: Arc<Models>, listener: UnixListener) {
         .route("/api/v1/volumes/{volume}/mounts/{id}", get(look).delete(remove))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(models);
-    if let Err(error) = axum::serve(Door::new(listener), router).await {
+    if let Err(error) = axum::serve(Places::new(listener, LIFE), router).await {
         tracing::error!(%error, "the pod is no longer answered");
     }
 }
 
 /// What is posted. Other keys are passed over, as there.
-#[derive(Debug, Deserialize)]
-struct Asked {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::serve) struct Addition {
+    /// What the model is to be called.
     #[serde(default)]
-    mount_id: String,
+    pub(in crate::serve) mount_id: String,
     #[serde(default)]
-    reference: String,
+    pub(in crate::serve) reference: String,
+    /// Whether all of it must fit into the store.
     #[serde(default)]
-    check_disk_quota: bool,
+    pub(in crate::serve) check_disk_quota: bool,
     #[serde(default)]
-    exclude_model_weights: bool,
+    pub(in crate::serve) exclude_model_weights: bool,
     #[serde(default)]
-    exclude_file_patterns: Option<Vec<String>>,
+    pub(in crate::serve) exclude_file_patterns: Option<Vec<String>>,
 }
 
-impl Asked {
+impl Addition {
     /// Those that are named count before the word that leaves out weights.
     fn exclude(&mut self) -> Vec<String> {
         let weights = self.exclude_model_weights.then_some(WEIGHTS).into_iter().flatten();
@@ -146,7 +152,7 @@ async fn add(
 ) -> Result<Response, No> {
     check_volume(&models, &volume)?;
     let body = body.map_err(|error| No::invalid(error.to_string()))?;
-    let mut asked: Asked = serde_json::from_slice(&body).map_err(|_| No::invalid("invalid JSON body"))?;
+    let mut asked: Addition = serde_json::from_slice(&body).map_err(|_| No::invalid("invalid JSON body"))?;
     let (id, exclude) = (asked.mount_id.trim().to_owned(), asked.exclude());
     check_id(&id)?;
     let wanted = Wanted { reference: asked.reference.trim().to_owned(), exclude };

@@ -12,7 +12,7 @@
 //! volume's own credentials, which the registry is shown each time.
 
 mod api;
-mod door;
+mod ask;
 mod folders;
 mod models;
 mod noted;
@@ -21,6 +21,8 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
+pub(super) use self::api::Addition;
+pub(super) use self::ask::{add, remove};
 pub(super) use self::folders::{Folders, MODELS};
 use self::models::Models;
 use super::listen;

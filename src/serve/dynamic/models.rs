@@ -22,6 +22,7 @@ use crate::oci::exclude::Exclude;
 use crate::oci::{Place as Where, Reference};
 use crate::repository;
 use crate::serve::report::{Phase, Progress, Report};
+use crate::serve::turns::Turns;
 use crate::serve::{Room, wish};
 
 /// How many models are opened at once.
@@ -125,6 +126,8 @@ pub(super) struct Models {
     /// Held while they are noted, so that what is noted last is what there was last.
     noting: Mutex<()>,
     openings: Semaphore,
+    /// Those of a former process have turns of their own, so that they hold up nobody who is waited for.
+    turns: Turns,
 }
 
 impl Models {
@@ -135,9 +138,9 @@ impl Models {
         gallery: Arc<Gallery>,
         store: Arc<Store>,
     ) -> Arc<Self> {
-        let openings = Semaphore::new(OPENED_AT_ONCE);
+        let (openings, turns) = (Semaphore::new(OPENED_AT_ONCE), Turns::new(OPENED_AT_ONCE));
         let (table, noting) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { config, folders, gallery, store, table, noting, openings })
+        Arc::new(Self { config, folders, gallery, store, table, noting, openings, turns })
     }
 
     /// The volume's id.
@@ -163,8 +166,8 @@ impl Models {
         models.change(&id, serial, |entry| entry.pinned = Some(pinned.clone()));
         Some(tokio::spawn(async move {
             while models.is_there(&id, serial) {
-                let opened = models.open_pinned(&wanted, pinned.clone(), SystemTime::now());
-                let shown = match opened.await {
+                let opening = Box::pin(models.open_pinned(&wanted, pinned.clone(), SystemTime::now()));
+                let shown = match models.turns.take(std::future::pending(), opening).await {
                     Ok(opened) => models.show(&id, serial, opened).await,
                     Err(error) => Err(error),
                 };

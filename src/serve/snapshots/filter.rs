@@ -5,7 +5,7 @@
 //! removed than was meant.
 
 use super::record::Record;
-use super::refused::Refused;
+use crate::serve::refused::Refused;
 
 /// The longest filter, in bytes: more than its labels may have.
 const LIMIT: usize = 16 << 10;

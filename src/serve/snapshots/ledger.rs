@@ -13,11 +13,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use tonic::Code;
 
 use super::filter::Filter;
 use super::record::{Kind, Labels, Record, Usage};
-use super::refused::Refused;
 use crate::error::{Error, Kind as Fault, Result, StorageContext};
+use crate::serve::put::settle;
+use crate::serve::refused::Refused;
 use crate::serve::state::private;
 
 /// The label by which containerd finds a snapshot that was made without being asked for by name.
@@ -216,7 +218,7 @@ impl Ledger {
             return Err(Refused::state(format!("cannot remove the snapshot {name:?}: another lies on it")));
         }
         let path = self.record_path(record.id);
-        std::fs::remove_file(&path).and_then(|()| sync(&path)).storage(|| cannot_write(&path))?;
+        std::fs::remove_file(&path).and_then(|()| settle(&path)).storage(|| cannot_write(&path))?;
         state.by_name.remove(name);
         Ok(record)
     }
@@ -269,7 +271,7 @@ impl Ledger {
             file.write_all(&bytes)?;
             file.sync_all()?;
             std::fs::rename(&draft, &path)?;
-            sync(&path)
+            settle(&path)
         };
         written().storage(|| cannot_write(&path))
     }
@@ -305,12 +307,12 @@ impl State {
     }
 
     fn get(&self, name: &str) -> Result<&Record, Refused> {
-        self.by_name.get(name).ok_or_else(|| Refused::no_such(name))
+        self.by_name.get(name).ok_or_else(|| no_such(name))
     }
 
     fn refuse_taken(&self, name: &str) -> Result<(), Refused> {
         match self.by_name.contains_key(name) {
-            true => Err(Refused::exists(name)),
+            true => Err(exists(name)),
             false => Ok(()),
         }
     }
@@ -372,9 +374,14 @@ fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// Has the folder of a file that was put or removed on the disk.
-fn sync(path: &Path) -> std::io::Result<()> {
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+/// There is no snapshot of this name.
+pub(super) fn no_such(name: &str) -> Refused {
+    Refused::new(Code::NotFound, format!("there is no snapshot {name:?}"))
+}
+
+/// There is one of this name.
+pub(super) fn exists(name: &str) -> Refused {
+    Refused::new(Code::AlreadyExists, format!("the snapshot {name:?} exists already"))
 }
 
 fn cannot_write(path: &Path) -> String {

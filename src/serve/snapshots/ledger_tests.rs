@@ -42,6 +42,24 @@ fn snapshots_are_known_again_after_a_restart_with_their_parents_labels_and_folde
 }
 
 #[test]
+fn a_number_is_given_to_one_snapshot_as_long_as_the_process_lives_and_the_folder_is_there() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("s");
+    let ledger = Ledger::open(&root).unwrap();
+    let make = |ledger: &Ledger, key: &str| ledger.create(key, "", Kind::Active, Labels::new()).unwrap().id;
+    let (first, second) = (make(&ledger, "a"), make(&ledger, "b"));
+    ledger.remove("b").unwrap();
+    ledger.discard(second);
+    let third = make(&ledger, "c");
+    assert!(first < second && second < third);
+    ledger.remove("c").unwrap();
+    drop(ledger);
+    // Its folder is nobody's, and not taken away yet.
+    let ledger = Ledger::open(&root).unwrap();
+    assert!(make(&ledger, "d") > third);
+}
+
+#[test]
 fn what_containerds_own_snapshotters_refuse_is_refused_with_their_codes() {
     let place = tempfile::tempdir().unwrap();
     let ledger = Ledger::open(&place.path().join("s")).unwrap();

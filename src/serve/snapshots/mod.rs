@@ -12,7 +12,6 @@ mod ledger;
 mod mounts;
 mod plan;
 mod record;
-mod refused;
 mod remote;
 mod service;
 mod usage;

@@ -14,7 +14,8 @@ pub(super) type Labels = BTreeMap<String, String>;
 /// A snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
-    /// The number of its folder, never given twice.
+    /// The number of its folder: nobody else's as long as the folder or the record is there, nor as long as this process lives. Of one
+    /// that is gone the next process may give it again.
     pub(super) id: u64,
     /// What containerd calls it: the key while it is active, the name from its commit on. The namespace is part of it.
     pub(super) name: String,

@@ -64,7 +64,8 @@ impl Snapshots {
             }
         };
         if let Some(known) = self.ledger.find_remote(&asked.target.to_string(), parent) {
-            return self.show(&known).await.map(|()| true);
+            // As it was when it was made: by the mount of all that will lie on it, and by none of its own layers alone.
+            return self.mount_whole(&known).await.map(|_| true);
         }
         self.make(&asked, parent, labels, remote, &below).await?;
         tracing::info!("{} is shown without being downloaded, of {}", asked.layer, asked.image);
@@ -114,15 +115,19 @@ impl Snapshots {
         made
     }
 
-    /// Mounts all that will be shown together, and looks whether it can stand on what lies below.
-    async fn mount_run(&self, record: &Record, below: &[Record]) -> Result<()> {
-        let Some(remote) = &record.remote else { return Ok(()) };
+    /// Mounts all that will be shown together, where it does not stand; gives where that is.
+    async fn mount_whole(&self, record: &Record) -> Result<Option<PathBuf>> {
+        let Some(remote) = &record.remote else { return Ok(None) };
         let is_top = remote.last() == remote.top;
         let dir = if is_top { self.ledger.fs(record.id) } else { self.ledger.run(record.id) };
         self.publish(record.id, &dir, remote, remote.whole()).await?;
-        if remote.first <= 1 {
-            return Ok(());
-        }
+        Ok(Some(dir))
+    }
+
+    /// Mounts all that will be shown together, and looks whether it can stand on what lies below.
+    async fn mount_run(&self, record: &Record, below: &[Record]) -> Result<()> {
+        let Some(dir) = self.mount_whole(record).await? else { return Ok(()) };
+        let Some(remote) = record.remote.as_ref().filter(|remote| remote.first > 1) else { return Ok(()) };
         let covered = remote.layers.len().saturating_sub(1);
         let rest = below.get(covered..).unwrap_or_default();
         self.show_all(rest).await?;

@@ -14,9 +14,8 @@ use tonic::{Request, Response, Status};
 
 use super::Snapshots;
 use super::filter::Filter;
-use super::ledger::{Ledger, TARGET};
+use super::ledger::{Ledger, TARGET, exists, no_such};
 use super::record::{Kind, Labels, Record, Usage};
-use super::refused::Refused;
 use super::v1::snapshots_server::Snapshots as Service;
 use super::v1::types::Mount;
 use super::v1::{
@@ -28,6 +27,7 @@ use super::v1::{
 use super::{mounts, usage};
 use crate::error::{Error, Kind as Fault};
 use crate::serve::plane::blocking;
+use crate::serve::refused::Refused;
 
 /// The longest key or name, in bytes: containerd's own are a namespace, a number and a digest.
 const NAME_LIMIT: usize = 4 << 10;
@@ -53,7 +53,7 @@ impl Service for Snapshots {
             if let Some(target) = target
                 && snapshots.stands(&parent, &labels).await
             {
-                return Err(Refused::exists(&target));
+                return Err(exists(&target));
             }
             snapshots.create(&key, &parent, Kind::Active, labels).await
         });
@@ -192,7 +192,7 @@ impl Snapshots {
 
     async fn mounts_of(&self, key: &str) -> Result<Vec<Mount>, Refused> {
         let chain = self.ledger.chain(key)?;
-        let Some((record, below)) = chain.split_first() else { return Err(Refused::no_such(key)) };
+        let Some((record, below)) = chain.split_first() else { return Err(no_such(key)) };
         if record.kind == Kind::Committed {
             return Err(Refused::state(format!("the snapshot {key:?} is committed and has no mounts")));
         }
