@@ -107,6 +107,8 @@ impl Artifacts {
         let name = name(&wish.reference)?;
         let _claim = self.claim(&name)?;
         wish.settings.insert("content.view".to_owned(), "blobs".to_owned());
+        // Whoever lists the same blob is shown it too.
+        wish.settings.insert("content.proof".to_owned(), "layer".to_owned());
         // Whoever runs in a container may be any user.
         wish.settings.insert("mount.allow_other".to_owned(), "true".to_owned());
         let settled = self.plane.settle(&wish.settings).await?;
@@ -114,8 +116,10 @@ impl Artifacts {
         let (repository, _) = wish::connect(&wish, settled.repository)?;
         let asked = Asked { reference: wish.reference.clone(), platform };
         let (pinned, artifact) = fs::resolve(&*repository, &asked).await?;
+        let chunks = fs::chunk_names(&*repository, &artifact).await?;
         let named = Named {
             name,
+            chunks,
             media_type: fitness::media_type(&pinned)?,
             size: u64::try_from(pinned.bytes.len()).unwrap_or(u64::MAX),
             digest: pinned.digest.clone(),
@@ -203,6 +207,9 @@ impl Artifacts {
         let mut all = self.named.lock().await;
         let layout = self.layout.clone();
         blocking(move || layout.keep_manifest(&manifest.digest, &manifest.bytes)).await?;
+        let (layout, others, new) =
+            (self.layout.clone(), all.values().cloned().collect::<Vec<_>>(), named.clone());
+        blocking(move || layout.refuse_other_word(&others, &new)).await?;
         let mut next = all.clone();
         let former = next.insert(named.name.clone(), named.clone());
         self.arrange(next.values().cloned().collect()).await?;
