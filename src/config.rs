@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 pub use self::environment::Environment;
 use self::values::{
-    duration, existing_folder, folder, integrity, modes, mounts, number, passthrough, plain_http, read_ahead,
-    read_around, redirect_to, requests, size, switch, traces, umask, view, warm,
+    duration, existing_folder, folder, integrity, modes, mounts, number, passthrough, plain_http, proof,
+    read_ahead, read_around, redirect_to, requests, size, switch, traces, umask, view, warm,
 };
 use crate::content;
 use crate::content::store::StoreConfig;
@@ -185,6 +185,9 @@ keys! {
     |all, text| switch(text).map(|on| {
         all.content.trust_index = if on { Trust::Always } else { Trust::Never };
     });
+    "content.proof", "WEIGHTFS_PROOF", None, "`index`", "`index` or `layer`",
+    "what proves layers of which the artifact brings the digests of chunks: these, or each layer's own digest too, once all of it is here",
+    |all, text| proof(text).map(|value| all.content.proof = value);
     "content.platform", "WEIGHTFS_PLATFORM", Some("--platform"), "this machine's, or the only one",
     "`OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`, as `linux/arm64`",
     "which manifest is meant where a reference leads to a list with one for each platform, as container images have",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::content::{Integrity, Warm};
-use crate::index::View;
+use crate::index::{Proof, View};
 use crate::mount::{Modes, Passthrough, ReadAround};
 use crate::repository::{PlainHttp, RedirectTo};
 
@@ -99,6 +99,14 @@ pub(super) fn warm(text: &str) -> Result<Warm, String> {
         "auto" => Ok(Warm::Auto),
         "all" => Ok(Warm::All),
         _ => Err(format!("{text:?} is none of none, auto, all")),
+    }
+}
+
+pub(super) fn proof(text: &str) -> Result<Proof, String> {
+    match text {
+        "index" => Ok(Proof::Index),
+        "layer" => Ok(Proof::Layer),
+        _ => Err(format!("{text:?} is neither index nor layer")),
     }
 }
 

@@ -46,6 +46,8 @@ pub(super) struct Binding {
     section: Arc<OnceCell<Bytes>>,
     /// Whether this place reads and keeps the layer where all do who can have it.
     shared: AtomicBool,
+    /// Whether its bytes were found to be another layer's once.
+    doubted: AtomicBool,
 }
 
 /// Where the digests of one file's chunks are in its layer's section. Nothing is copied: 32 bytes a chunk in all.
@@ -63,7 +65,12 @@ pub(super) struct Refused(Mutex<BTreeSet<Key>>);
 impl Binding {
     /// A binding whose section is not here yet; `shared` says whether the place was shown to have the layer before.
     pub(super) fn new(shared: bool) -> Self {
-        Self { section: Arc::default(), shared: AtomicBool::new(shared) }
+        Self { section: Arc::default(), shared: AtomicBool::new(shared), doubted: AtomicBool::new(false) }
+    }
+
+    /// Takes down that its bytes were found to be another layer's; whether that is news.
+    pub(super) fn doubt(&self) -> bool {
+        !self.doubted.swap(true, Ordering::AcqRel)
     }
 
     /// The digests of the file whose chunks are these, counted within the layer.

@@ -17,7 +17,7 @@ use super::loader_tests::{
 use super::store::kept::KeptFile;
 use super::{Config, Integrity, Loader, Standing, Store, StoreConfig, Warm};
 use crate::error::Kind;
-use crate::index::{Bound, CHUNK, ChunkDigest, Coding, ExtentId, Grid, Home, Index, Layer, Section};
+use crate::index::{Bound, CHUNK, ChunkDigest, Coding, ExtentId, Grid, Home, Index, Layer, Proof, Section};
 use crate::oci::{Blob, Digest};
 use crate::range::{ContentRange, StoredRange};
 use crate::repository::Repository;
@@ -76,6 +76,21 @@ impl Packed {
 
     fn loader_of(&self, repository: Arc<dyn Repository>, config: Config) -> Arc<Loader> {
         loader_in(&self.dir, self.budget, repository, &self.index, config)
+    }
+
+    /// A repository that gives other bytes for the layer, and the index that says just these of it.
+    fn forged(&self) -> (Arc<Memory>, Arc<Index>) {
+        let wrong = content(999, self.layer.len() as u64);
+        let section = chunk_digests(&wrong, &self.index.layers[0].extents);
+        let forger = Arc::new(Memory::new());
+        forger.replace(&self.blob().digest, wrong);
+        let home = forger.put(section.clone());
+        let (digest, range) = (home.digest.clone(), StoredRange::new(0, home.size));
+        let kept_as = Digest::of(format!("{} {digest}", self.blob().digest).as_bytes());
+        let chunks = Section { home: Home::Repository(home), range, digest, bytes: None };
+        let mut index = Index::clone(&self.index);
+        index.layers[0].bound = Some(Bound { chunks, kept_as });
+        (forger, Arc::new(index))
     }
 
     fn blob(&self) -> &Blob {
@@ -470,6 +485,93 @@ async fn bytes_and_digests_that_somebody_else_has_put_into_the_store_are_not_ser
     assert_eq!(std::fs::read(packed.kept(0, "data")).unwrap(), packed.file(0));
     drop(held);
     loader.close().await;
+}
+
+/// One place, one store, one process: the forger's mount is still open, and everything of it kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_forged_index_says_of_a_layer_counts_for_nobody_who_has_not_chosen_it() {
+    let packed = Packed::new(&[3 * CHUNK + 5, 100]);
+    let (forger, forged) = packed.forged();
+    let wrong = content(999, packed.layer.len() as u64);
+    let mut plain_index = Index::clone(&packed.index);
+    plain_index.layers[0].bound = None;
+    let believing = loader_in(&packed.dir, packed.budget, forger, &forged, plain());
+    for extent in 0..2 {
+        let range = packed.index.layers[0].extents[extent];
+        assert_eq!(read_all(&believing, extent).await.unwrap(), slice(&wrong, range), "it was chosen");
+        whole(&believing, extent).await;
+    }
+    let honest = [Arc::clone(&packed.index), Arc::new(plain_index)];
+    for index in &honest {
+        let repository = Arc::clone(&packed.repository) as Arc<dyn Repository>;
+        let loader = loader_in(&packed.dir, packed.budget, repository, index, plain());
+        assert_eq!(loader.share().kept, 0, "nothing of it is here");
+        for extent in 0..2 {
+            assert_eq!(read_all(&loader, extent).await.unwrap(), packed.file(extent));
+        }
+        whole(&loader, 0).await;
+        loader.close().await;
+    }
+    believing.close().await;
+    // What is kept of each is found again, and no other's.
+    packed.repository.fail_with(|_, _| Some(crate::Error::new(Kind::Unreachable, "gone")));
+    for index in &honest {
+        let loader =
+            loader_in(&packed.dir, packed.budget, Arc::clone(&packed.repository) as _, index, plain());
+        assert_eq!(read_all(&loader, 0).await.unwrap(), packed.file(0));
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_shown_to_others_is_compared_with_its_own_digest_once_all_of_it_is_here() {
+    let packed = Packed::new(&[2 * CHUNK + 5, 100]);
+    let shown = || Config { proof: Proof::Layer, ..plain() };
+    let loader = packed.loader(shown());
+    read_all(&loader, 0).await.unwrap();
+    assert!(loader.hold(id(0)).whole().is_none(), "not the kernel's before");
+    assert_eq!(loader.metrics.proved_layers.value(), 0, "not all of it is here");
+    read_all(&loader, 1).await.unwrap();
+    until(|| loader.metrics.proved_layers.value() == 1).await;
+    whole(&loader, 0).await;
+    loader.close().await;
+    // Once is enough, and who has chosen the index never asks.
+    for config in [shown(), plain()] {
+        let loader = packed.loader(config);
+        assert!(!loader.owes(0) && loader.hold(id(0)).whole().is_some());
+        loader.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_turns_out_to_be_forged_poisons_what_is_shown_to_others_for_good() {
+    let packed = Packed::new(&[2 * CHUNK + 5, 100]);
+    let (forger, forged) = packed.forged();
+    let shown = || Config { proof: Proof::Layer, ..plain() };
+    let loader_of = |repository: &Arc<Memory>, index: &Arc<Index>| {
+        loader_in(&packed.dir, packed.budget, Arc::clone(repository) as _, index, shown())
+    };
+    let loader = loader_of(&forger, &forged);
+    assert_eq!(loader.standing(0), Standing::Proved, "its index says so");
+    read_all(&loader, 0).await.unwrap();
+    let _before_the_verdict = read_all(&loader, 1).await;
+    until(|| loader.standing(0) == Standing::Poisoned).await;
+    let error = read_all(&loader, 0).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Integrity);
+    assert!(loader.ready(id(0), chunk(0)).is_none() && loader.hold(id(0)).whole().is_none());
+    loader.close().await;
+    let asked = forger.requests();
+    let again = loader_of(&forger, &forged);
+    assert_eq!(again.standing(0), Standing::Poisoned, "known from the start");
+    assert!(read_all(&again, 1).await.is_err());
+    assert_eq!(forger.requests(), asked);
+    again.close().await;
+    let honest = loader_of(&packed.repository, &packed.index);
+    for extent in 0..2 {
+        assert_eq!(read_all(&honest, extent).await.unwrap(), packed.file(extent));
+    }
+    whole(&honest, 0).await;
+    honest.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -294,7 +294,7 @@ impl Loader {
             self.refused.clear(key);
             self.board.publish(key, verified.bytes());
         }
-        if standing == Standing::Unproved {
+        if self.is_to_be_proved(key.0.layer) {
             self.prover.arrived(key.0, key.1, verified.bytes());
         }
     }

@@ -106,6 +106,7 @@ impl Model {
             attached: Attached::Nowhere,
             known: &|_| Vec::new(),
             guides,
+            proof: crate::index::Proof::default(),
         };
         let (index, _) = find_in(&line, &artifact, sources).await.unwrap();
         assert!(matches!(&index.layers[0].coding, Coding::Streamed(_, Some(_))), "it has no guide");

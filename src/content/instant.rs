@@ -20,7 +20,7 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::extent::Extent;
 use super::flight::Key;
-use super::loader::{Loader, Standing};
+use super::loader::Loader;
 use crate::buffer::Pool;
 use crate::index::CHUNK;
 use crate::range::ContentRange;
@@ -157,7 +157,7 @@ impl Loader {
 
     /// As the kernel reads a file that it was given.
     fn out_of_sealed(&self, extent: &Extent, range: ContentRange) -> Option<Bytes> {
-        let proved = self.standing(extent.id.layer) == Standing::Proved;
+        let proved = self.is_settled(extent.id.layer);
         let kept = extent.kept_now().filter(|_| proved && range.len() <= CHUNK)?;
         if !kept.still_sealed() {
             extent.note_sealed(false);

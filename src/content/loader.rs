@@ -5,6 +5,7 @@
 //! Floor 4 calls; nothing here knows files by name, save for messages.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,6 +21,7 @@ use super::extent::Extent;
 use super::flight::{Board, Flight, Place};
 use super::instant::Sums;
 use super::lanes::Lanes;
+use super::owing;
 use super::part::Parts;
 use super::prove::Prover;
 use super::shelf::Shelf;
@@ -29,7 +31,7 @@ use super::stream::turns::Turns;
 use super::{Config, Integrity};
 use crate::buffer::Pool;
 use crate::error::{Error, Kind, Result};
-use crate::index::{Allowance, CHUNK, EntryKind, ExtentId, Grid, Index, Layer};
+use crate::index::{Allowance, CHUNK, EntryKind, ExtentId, Grid, Index, Layer, Proof};
 use crate::metrics::Metrics;
 use crate::range::ContentRange;
 use crate::repository::Repository;
@@ -119,8 +121,10 @@ pub(super) struct Stratum {
     pub(super) standing: watch::Sender<Standing>,
     /// Why it is poisoned, where that is not the fault of its bytes.
     pub(super) reason: OnceLock<Error>,
-    /// Of a bound layer, whose standing never changes: what binds it.
+    /// Of a bound layer: what binds it.
     pub(super) binding: Option<Binding>,
+    /// Of a bound layer: whether its own digest is still to be found over its bytes.
+    pub(super) owes: AtomicBool,
     /// Of a compressed layer: what is had and under way of its spans.
     pub(super) decoding: Decoding,
     /// Extents not known to be complete; `None`: not looked at yet.
@@ -152,7 +156,7 @@ impl Loader {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let shelf = Shelf { store, who: repository.identity() };
-        let layers = strata(&index, &shelf);
+        let layers = strata(&index, &shelf, config.proof);
         let loader = Arc::new(Self {
             board: Board::new(config.memory),
             lanes: Lanes::default(),
@@ -181,6 +185,7 @@ impl Loader {
         loader.prover.start(&loader);
         for layer in 0..loader.layers.len() {
             loader.stand_by(layer);
+            loader.recall_lie(layer);
         }
         loader.spawn(tend(Arc::downgrade(&loader)));
         loader
@@ -401,7 +406,7 @@ impl Stratum {
     }
 }
 
-fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
+fn strata(index: &Index, shelf: &Shelf, proof: Proof) -> Vec<Stratum> {
     let mut paths = HashMap::new();
     for entry in &index.entries {
         if let EntryKind::File { extent: Some(id), .. } = entry.kind {
@@ -426,6 +431,7 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
         let extents: boxcar::Vec<Box<Extent>> = extents.collect();
         shelf.store.finish_poisoning(&shelf.who, layer.kept_as());
         let proved = binding.is_some() || shelf.proved(layer.kept_as());
+        let owes = proof == Proof::Layer && owing::may_owe(layer, shelf);
         let standing = watch::Sender::new(if proved { Standing::Proved } else { Standing::Unproved });
         Stratum {
             extents,
@@ -433,6 +439,7 @@ fn strata(index: &Index, shelf: &Shelf) -> Vec<Stratum> {
             standing,
             reason: OnceLock::new(),
             binding,
+            owes: AtomicBool::new(owes),
             decoding: Decoding::default(),
             incomplete: Mutex::default(),
             admitted: OnceCell::new(),

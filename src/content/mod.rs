@@ -20,6 +20,7 @@ mod lanes;
 pub mod loader;
 #[cfg(test)]
 mod loader_tests;
+mod owing;
 mod part;
 mod passing;
 mod pieces;
@@ -53,7 +54,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::index::{Trust, View};
+use crate::index::{Proof, Trust, View};
 use crate::metrics::Metrics;
 use crate::oci::Platform;
 use crate::oci::cut::Cut;
@@ -91,6 +92,8 @@ pub struct Config {
     pub sealing: Sealing,
     /// Whether an index that is attached to an artifact counts, for compressed layers that have none of their own.
     pub trust_index: Trust,
+    /// What proves the layers that an index covers.
+    pub proof: Proof,
     /// Which manifest of a list is opened, where it has one for each platform; `None`: this machine's, or the only one.
     pub platform: Option<Platform>,
     /// Which layers of a container image are shown; `None`: all.
@@ -122,6 +125,7 @@ impl Default for Config {
             memory: 32 << 20,
             sealing: Sealing::default(),
             trust_index: Trust::default(),
+            proof: Proof::default(),
             platform: None,
             layers: None,
             exclude: Exclude::default(),

@@ -245,10 +245,11 @@ impl Proving {
             return;
         }
         let found = hasher.finish();
-        if found == layer.blob.digest {
-            loader.set_proved(number);
-        } else {
-            loader.poison(number, &format!("its bytes are {found}"));
+        match (found == layer.blob.digest, loader.binding(number).is_some()) {
+            (true, false) => loader.set_proved(number),
+            (true, true) => loader.note_paid(number),
+            (false, false) => loader.poison(number, &format!("its bytes are {found}")),
+            (false, true) => loader.doubt_index(number, &found),
         }
     }
 
@@ -286,7 +287,7 @@ impl Proving {
     /// somebody touches it meanwhile.
     fn seal(&self, loader: &Loader, id: ExtentId) -> io::Result<()> {
         let Some(extent) = loader.extent(id) else { return Ok(()) };
-        let wanted = loader.config.sealing == Sealing::Soon && loader.standing(id.layer) == Standing::Proved;
+        let wanted = loader.config.sealing == Sealing::Soon && loader.is_settled(id.layer);
         if !wanted || !extent.complete(&loader.shelf) {
             return Ok(());
         }
@@ -355,10 +356,10 @@ impl Loader {
     }
 }
 
-/// The layer, if it is not proved and can be by this thread: compressed ones are as they go by.
+/// The layer, if its digest is still to be found and can be by this thread: compressed ones are proved as they go by.
 fn unproved(loader: &Loader, layer: usize) -> Option<&Layer> {
     let stored = |layer: &&Layer| matches!(layer.coding, Coding::Stored);
-    loader.layer(layer).filter(stored).filter(|_| loader.standing(layer) == Standing::Unproved)
+    loader.layer(layer).filter(stored).filter(|_| loader.is_to_be_proved(layer))
 }
 
 fn pass_gaps(layer: &Layer, hasher: &mut Hasher, mut at: u64) -> u64 {

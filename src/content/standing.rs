@@ -276,6 +276,7 @@ impl Loader {
         poisoned.layers.push(layer);
         poisoned.told.retain(|told| told.send(layer).is_ok());
         drop(poisoned);
+        self.forget_shared(layer);
         self.shelf.store.poison(&self.shelf.who, described.kept_as());
         stratum.files().for_each(Extent::forget);
         self.sums.forget_layer(layer);
@@ -304,10 +305,13 @@ impl Loader {
             if *stratum.standing.borrow() == Standing::Unproved && stratum.files().any(Extent::touched) {
                 self.learn(number, stratum);
             }
-            if stratum.binding.is_some() && self.is_stranger_to(number) && stratum.may_be_tried() {
+            let is_left = self.is_stranger_to(number) || self.owes(number);
+            if stratum.binding.is_some() && is_left && stratum.may_be_tried() {
                 // An earlier process may have been ended before it came to that.
                 stratum.note_attempt();
+                self.recall_lie(number);
                 self.share_whole(number);
+                self.prove_owed(number);
             }
         }
         self.layers.iter().flat_map(Stratum::files).for_each(Extent::check_seal);
@@ -352,6 +356,7 @@ impl Loader {
             Standing::Proved => {
                 if self.binding(layer).is_some() && self.all_complete(extent) {
                     self.share_whole(layer);
+                    self.prove_owed(layer);
                 }
                 self.prover.seal(extent.id);
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::extent::Extent;
-use super::loader::{Loader, Standing};
+use super::loader::Loader;
 use super::store::kept::KeptFile;
 use crate::index::ExtentId;
 
@@ -57,7 +57,7 @@ impl Loader {
     pub fn hold(&self, id: ExtentId) -> Held {
         let Some(extent) = self.extent(id) else { return Held { kept: None, whole: false } };
         let kept = self.reliable(extent);
-        let proved = self.standing(id.layer) == Standing::Proved;
+        let proved = self.is_settled(id.layer);
         let whole = proved && kept.as_ref().is_some_and(|kept| extent.vouched(kept) && kept.sealed());
         extent.note_sealed(whole);
         if proved && !whole && extent.complete_by_now() {
@@ -86,7 +86,7 @@ impl Loader {
     #[must_use]
     pub fn wholeness(&self, id: ExtentId) -> Option<Wholeness> {
         let extent = self.extent(id)?;
-        let proved = self.standing(id.layer) == Standing::Proved;
+        let proved = self.is_settled(id.layer);
         if proved && extent.is_sealed() {
             return Some(Wholeness::Sealed);
         }

@@ -13,5 +13,5 @@ pub mod tree;
 mod mutation_tests;
 
 pub use model::{IndexedBy, Model};
-pub use pin::{diff_ids, parent, resolve};
+pub use pin::{chunk_names, diff_ids, parent, resolve};
 pub use tree::{Child, Node, NodeId, NodeKind, Tree};

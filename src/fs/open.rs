@@ -16,7 +16,7 @@ use crate::content::{Config, Integrity, Loader, Store};
 use crate::error::{Error, Result};
 use crate::index::find::Known;
 use crate::index::{
-    Attached, Coding, EntryKind, Guides, Index, Sources, Trust, View, bound, diff_ids, find_blobs,
+    Attached, Coding, EntryKind, Guides, Index, Proof, Sources, Trust, View, bound, diff_ids, find_blobs,
 };
 use crate::oci::artifact::{ModelLayer, Packaging};
 use crate::oci::exclude::Exclude;
@@ -129,8 +129,14 @@ async fn find(
     known: &Known<'_>,
     config: &Config,
 ) -> Result<Indexes> {
-    let kept = pin::kept_head(repository, store, artifact).await;
-    let opened = bound::open(repository, artifact, kept).await?;
+    let opened = match (config.proof, config.integrity) {
+        // Nothing counts but a layer's own digest, and nothing is served before that.
+        (Proof::Layer, Integrity::Strict) => None,
+        _ => {
+            let kept = pin::kept_head(repository, store, artifact).await;
+            bound::open(repository, artifact, kept).await?
+        }
+    };
     if config.view == View::Blobs {
         let head = opened.as_ref().map(|opened| &opened.head);
         let index = find_blobs(repository, artifact, head).await?;
@@ -154,7 +160,7 @@ async fn find(
         Integrity::Strict => Guides::Pinned,
         Integrity::Auto | Integrity::Deferred => Guides::Checked,
     };
-    let sources = Sources { bound, local: &local, attached, known, guides };
+    let sources = Sources { bound, local: &local, attached, known, guides, proof: config.proof };
     let (index, attached) = crate::index::find_in(repository, artifact, sources).await?;
     Ok(Indexes { index, bound: opened, attached })
 }

@@ -2,7 +2,7 @@
 //!
 //! Asks the repository, and the store where nobody answers, on the pool for what blocks. Reads no layer. Called by [`Model`](super::Model) only.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::content::store::{Asked, Store};
 use crate::error::{Error, Kind, Result};
-use crate::index::{Kept, bound, compression};
+use crate::index::{Kept, bound, compression, find_blobs};
 use crate::oci::artifact::Family;
 use crate::oci::config::{CONFIG_LIMIT, Description, image_diff_ids};
 use crate::oci::manifest::{Document, Manifest};
@@ -99,6 +99,22 @@ pub async fn diff_ids(repository: &dyn Repository, artifact: &Artifact) -> Resul
     let Some(config) = &artifact.config else { return Ok(Vec::new()) };
     let read = async { image_diff_ids(&fetch(repository, config).await?) };
     read.await.map_err(|error| error.context(format!("cannot read the config {}", config.digest)))
+}
+
+/// Of each blob of the artifact whose chunks its own index names as those of one file, what stands for the blob and these chunks: whoever
+/// has the same has the same bytes. Costs a request where there is an index.
+///
+/// # Errors
+/// As [`bound::open`].
+pub async fn chunk_names(
+    repository: &dyn Repository,
+    artifact: &Artifact,
+) -> Result<BTreeMap<Digest, Digest>> {
+    let opened = bound::open(repository, artifact, None).await?;
+    let head = opened.as_ref().map(|opened| &opened.head);
+    let index = find_blobs(repository, &artifact.as_blobs(), head).await?;
+    let named = index.layers.into_iter().filter_map(|layer| Some((layer.blob.digest, layer.bound?.kept_as)));
+    Ok(named.collect())
 }
 
 /// Remembers that the repository has just given `pinned` to who asks.

@@ -21,7 +21,14 @@ struct Model {
 }
 
 fn sources(attached: Attached<'_>) -> Sources<'_> {
-    Sources { bound: None, local: &|_| None, attached, known: &|_| Vec::new(), guides: Guides::default() }
+    Sources {
+        bound: None,
+        local: &|_| None,
+        attached,
+        known: &|_| Vec::new(),
+        guides: Guides::default(),
+        proof: crate::index::Proof::default(),
+    }
 }
 
 fn model() -> Model {

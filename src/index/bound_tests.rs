@@ -4,7 +4,10 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::codec::tar::tests::{header, plain};
-use crate::index::{CHUNK, ChunkDigest, EntryKind, ExtentId, Grid, Home, Index, find, find_with};
+use crate::index::{
+    Attached, CHUNK, ChunkDigest, EntryKind, ExtentId, Grid, Guides, Home, Index, Proof, Sources, find,
+    find_in, find_with,
+};
 use crate::oci::artifact::{INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY, INDEX_KEY, INDEX_PATH};
 use crate::oci::manifest::Manifest;
 use crate::oci::{Blob, Descriptor, Digest};
@@ -343,4 +346,44 @@ fn names_of_an_index_make_one_tree_with_those_of_other_layers() {
     let error = model.find().unwrap_err();
     assert_eq!(error.kind(), Kind::Invalid);
     assert!(error.to_string().contains("symbolic link"), "{error}");
+}
+
+/// An image of one archive, whose index swaps the bytes of two files of it, or says the truth.
+#[test]
+fn what_an_index_says_of_an_images_names_does_not_count_where_others_are_shown_them() {
+    let model = Model::default().layer("tar", "w", archive());
+    let mut image = model.artifact();
+    image.layers[0].members.manner = crate::oci::artifact::Manner::Layered;
+    image.layers[0].path = None;
+    image.family = crate::oci::artifact::Family::Image;
+    assert!(image.is_layered());
+    let found = |image: &Artifact, bound: Option<Head>, proof: Proof| {
+        let (local, known) = (|_: &_| None, |_: &_| Vec::new());
+        let (attached, guides) = (Attached::Nowhere, Guides::default());
+        let sources = Sources { bound, local: &local, attached, known: &known, guides, proof };
+        find_in(&model.memory, image, sources).now_or_never().unwrap().unwrap().0
+    };
+    let truth = found(&image, None, Proof::Index);
+    let head_of = |index: &Index| {
+        let encoded = format::encode(index, &digests(index)).unwrap();
+        let bytes = encoded.bytes().unwrap();
+        format::decode(&bytes.slice(..usize::try_from(encoded.head.size).unwrap()), &encoded.blob).unwrap()
+    };
+    let mut swapped = truth.clone();
+    let named = |name: &str| truth.entries.iter().position(|entry| entry.path == name).unwrap();
+    (swapped.entries[named("a/b")].path, swapped.entries[named("c")].path) = ("c".into(), "a/b".into());
+    swapped.entries.retain(|entry| entry.path != "link");
+    let mut moved = truth.clone();
+    let range = moved.layers[0].extents[0];
+    moved.layers[0].extents[0] = ContentRange::new(range.start() + 1, range.end());
+    if let EntryKind::File { size, .. } = &mut moved.entries[named("a/b")].kind {
+        *size -= 1;
+    }
+    assert_ne!(found(&image, Some(head_of(&swapped)), Proof::Index).entries, truth.entries, "it is believed");
+    for (said, is_bound) in [(&truth, true), (&swapped, true), (&moved, false)] {
+        let index = found(&image, Some(head_of(said)), Proof::Layer);
+        assert_eq!(index.entries, truth.entries);
+        assert_eq!(index.layers[0].bound.is_some(), is_bound);
+        assert_eq!(index.warnings.iter().any(|warning| warning.contains("does not count")), !is_bound);
+    }
 }

@@ -15,6 +15,41 @@ use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::{Manner, ModelLayer, Packaging};
 use crate::oci::{Artifact, path};
 
+/// What proves the layers that an index covers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Proof {
+    /// The index: who opens the artifact has chosen it.
+    #[default]
+    Index,
+    /// Their own digests too, since what is shown is seen by others, who know a layer by its digest alone: names are read from the
+    /// archives, and each layer is compared with its digest once all of it is here.
+    Layer,
+}
+
+/// Takes from an image's layers what an index says of their names, where that is not believed; gives what is left, the digests of their
+/// chunks. Names of compressed layers stay: nobody could read them otherwise.
+pub(super) fn without_names(
+    artifact: &Artifact,
+    covered: &mut [Option<Derived>],
+    proof: Proof,
+) -> Vec<Option<Layer>> {
+    let is_read = |layer: &ModelLayer| {
+        proof == Proof::Layer && artifact.is_layered() && layer.packaging == Packaging::Tar
+    };
+    let layers = artifact.visible().zip(covered);
+    layers.map(|(layer, covered)| covered.take_if(|_| is_read(layer)).map(|derived| derived.layer)).collect()
+}
+
+/// Gives the layer, as its archive's headers have it, the digests of its chunks from what an index says of it; `false` where that
+/// has files elsewhere.
+pub(super) fn bind(layer: &mut Layer, said: Layer) -> bool {
+    let agrees = layer.extents == said.extents;
+    if agrees {
+        layer.bound = said.bound;
+    }
+    agrees
+}
+
 /// For each visible layer of `artifact` what `head` says of it; `None` where it does not say anything.
 ///
 /// The index's layers are the manifest's in its order, so that a blob which is two layers is matched twice.

@@ -18,7 +18,7 @@ use super::bound::{self, Opened};
 use super::format::Head;
 use super::guide::Room;
 use super::plain::{Derived, Task};
-use super::{Entry, EntryKind, Guides, Index, Layer, compression, cover, local, union};
+use super::{Entry, EntryKind, Guides, Index, Layer, Proof, compression, cover, local, union};
 use crate::error::{Error, Kind, Result};
 use crate::oci::artifact::ModelLayer;
 use crate::oci::{Artifact, Digest};
@@ -50,6 +50,8 @@ pub struct Sources<'a> {
     pub known: &'a Known<'a>,
     /// Which of what compressed layers say of themselves counts.
     pub guides: Guides,
+    /// What proves the layers that an index covers.
+    pub proof: Proof,
 }
 
 /// Where an index that is attached to an artifact is looked for.
@@ -88,6 +90,7 @@ pub async fn find_with(
         attached: Attached::Nowhere,
         known,
         guides: Guides::default(),
+        proof: Proof::default(),
     };
     find_in(repository, artifact, sources).await.map(|(index, _)| index)
 }
@@ -116,7 +119,8 @@ pub async fn find_in(
 ) -> Result<(Index, Option<Opened>)> {
     artifact.visible().try_for_each(refuse_huge)?;
     let mut index = Index { warnings: artifact.warnings.clone(), ..Index::default() };
-    let (covered, attached) = covered(repository, artifact, &sources, &mut index.warnings).await?;
+    let (mut covered, attached) = covered(repository, artifact, &sources, &mut index.warnings).await?;
+    let said = cover::without_names(artifact, &mut covered, sources.proof);
     let known = sources.known;
     let (allowance, room) = (Allowance::headers(0), Room::default());
     let tasks: Vec<_> = artifact
@@ -134,7 +138,13 @@ pub async fn find_in(
         .map(|(task, covered)| derive(task, known, covered))
         .collect();
     let layers: Vec<Derived> = stream::iter(tasks).buffered(SIDE_BY_SIDE).try_collect().await?;
-    for derived in layers {
+    for (mut derived, said) in layers.into_iter().zip(said) {
+        if said.is_some_and(|said| !cover::bind(&mut derived.layer, said)) {
+            let layer = &derived.layer.blob.digest;
+            let wrong =
+                format!("the index has files of layer {layer} elsewhere than its headers: it does not count");
+            index.warnings.push(wrong);
+        }
         index.warnings.extend(derived.warnings);
         index.entries.extend(derived.entries);
         index.layers.push(derived.layer);

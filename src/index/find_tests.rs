@@ -516,6 +516,7 @@ fn an_index_of_this_machine_is_used_unless_it_is_wrong() {
             attached: Attached::Nowhere,
             known: &|_| Vec::new(),
             guides: Guides::default(),
+            proof: Proof::default(),
         };
         find_in(&model.repository, &artifact, sources).now_or_never().unwrap().unwrap().0
     };

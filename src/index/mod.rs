@@ -31,7 +31,7 @@ mod window;
 pub use allowance::{Allowance, Headers};
 pub use attached::{ARTIFACT_TYPE, Kept, Trust, mention as mention_attached, open as attached_of};
 pub use blobs::{View, find_blobs};
-pub use cover::of as cover_of;
+pub use cover::{Proof, of as cover_of};
 pub use digest::ChunkDigest;
 pub use find::{Attached, Sources, find, find_in, find_with};
 pub use grid::Grid;

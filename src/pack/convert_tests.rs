@@ -192,3 +192,18 @@ async fn files_that_are_called_otherwise_in_the_image_are_said() {
     assert!(warning.contains("sub/model.bin is model.bin"), "{warning}");
     assert_eq!(paths(&image.read().await.1), ["model.bin"]);
 }
+
+#[tokio::test]
+async fn of_a_path_that_comes_twice_an_image_shows_what_the_model_does_and_it_is_the_same_bytes_twice() {
+    let (old, new) = (tar("config.json", b"old"), tar("config.json", b"new and longer"));
+    let stored = [member(&old, 6), member(&new, 6)];
+    let memory = memory(&[(GZIP, "config.json", &stored[0]), (GZIP, "config.json", &stored[1])], &[]);
+    let (image, again) = (convert(&memory).await.unwrap(), convert(&memory).await.unwrap());
+    assert_eq!(again.converted.digest, image.converted.digest);
+    assert!(image.converted.index.is_some() && again.converted.index == image.converted.index);
+    let (_, index) = image.read().await;
+    assert!(index.layers.iter().all(index::Layer::is_covered));
+    let shown: Vec<_> = index.entries.iter().filter_map(file).collect();
+    assert_eq!(shown, [(ExtentId { layer: 1, extent: 0 }, "config.json")]);
+    assert_eq!(index.layers[1].extents[0].len(), 14);
+}

@@ -216,6 +216,37 @@ fn the_digests_of_a_bound_index_hold_for_blobs_too_and_wrong_bytes_are_not_serve
 }
 
 #[test]
+fn no_index_of_another_artifact_says_what_the_bytes_of_a_blob_are() {
+    let (evil, good, store) = (Registry::start(), Registry::start(), Store::start());
+    let right = bytes(3, WEIGHTS);
+    let mut wrong = right.clone();
+    wrong[77] = !wrong[77];
+    let [honest, forged] = [&right, &wrong].map(|content| [pack::File::new("weights.bin", content.clone())]);
+    let plain = pack::pack(&honest, Packing::Raw, Dialect::Upstream, Path::new("/nowhere"));
+    let weights = plain.blobs[0].digest.clone();
+    evil.push("models/forged", "v1", &bound::bind(&plain, &forged, Packing::Raw));
+    evil.corrupt(&weights, 77);
+    let artifact = bound::bind(&plain, &honest, Packing::Raw);
+    good.push("models/honest", "v1", &artifact);
+    let (bad, other) = (evil.reference("models/forged:v1"), good.reference("models/honest:v1"));
+    let dir = store.add(&bad)["dir"].as_str().unwrap().to_owned();
+    let chosen = Path::new(&dir).join("sha256").join(hex(&weights));
+    let first = File::open(&chosen).and_then(|blob| read::range(&blob, 0, 4096));
+    assert!(first.is_err() || first.is_ok_and(|bytes| bytes == wrong[..4096]), "its own index, or nothing");
+
+    store.artifact(&["add", &other]).failed(10, &[&bad, &weights, "--integrity strict"]);
+    assert_eq!(store.names(), [bad.as_str()]);
+    store.artifact(&["add", &other, "--integrity", "strict"]).ok();
+    assert!(fs::read(store.blob(&weights)).unwrap() == right);
+    store.assert_copied(&other, &artifact);
+    // Once all of it is here it is no secret what it is.
+    wait::until("the forged blob is given up", SOON, || {
+        fs::read(&chosen).is_err_and(|error| error.raw_os_error() == Some(nix::libc::EIO))
+    });
+    assert!(fs::read(store.blob(&weights)).unwrap() == right);
+}
+
+#[test]
 fn mounts_of_artifacts_outlive_the_plane_and_the_next_one_adopts_them() {
     let (registry, mut store) = (registry(1..=1), Store::start());
     let reference = registry.reference("models/1:v1");

@@ -12,6 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::libc::EIO;
 use nix::mount::{MntFlags, umount2};
 use tonic::{Code, Status};
 use weightfs::serve::snapshots::v1::types::Mount;
@@ -23,9 +24,12 @@ use weightfs::serve::snapshots::v1::{
 };
 
 use crate::support::artifacts::bytes;
+use crate::support::bound;
 use crate::support::containers::{Layer, Member, chain, image, tar};
 use crate::support::csi::Client;
 use crate::support::node::{Node, SOON};
+use crate::support::pack::{Artifact, File};
+use crate::support::read as support_read;
 use crate::support::registry::Registry;
 use crate::support::scratch::mount_points_below;
 use crate::support::wait;
@@ -590,6 +594,57 @@ fn what_the_registry_does_not_bear_out_is_an_ordinary_snapshot() {
     assert!(asker.node.mounts().is_empty() && mount_points_below(&asker.node.snapshots()).is_empty());
     registry.stop();
     asker.prepare_with("silent", "", asking_for(&reference, one)).unwrap();
+}
+
+/// Where a model's weights begin in its layer: after the headers of a folder and of themselves.
+const WEIGHTS_AT: u64 = 1024;
+
+/// A model's image whose index names the weights by `name`, and their chunks as those of `weights`.
+fn indexed(layers: &[Layer], name: &str, weights: Vec<u8>) -> Artifact {
+    bound::pin(&image(layers), &[(File::new(name, weights), WEIGHTS_AT)])
+}
+
+#[test]
+fn no_index_of_another_image_says_what_a_layers_names_and_bytes_are() {
+    let (asker, layers, right) = (Asker::new(), model(1), bytes(0, 3 << 20));
+    let (evil, good) = (Registry::start(), Registry::start());
+    let mut wrong = right.clone();
+    wrong[77] = !wrong[77];
+    evil.push("acme/image", "v1", &indexed(&layers, "models/other.bin", wrong.clone()));
+    evil.corrupt(&layers[0].digest().to_string(), WEIGHTS_AT + 77);
+    good.push("acme/image", "v1", &indexed(&layers, "models/0.bin", right.clone()));
+    good.push("acme/plain", "v1", &image(&layers));
+    let chosen = had(&asker, &evil.reference("acme/image:v1"), &layers);
+    let mounts = asker.prepare("chosen", &chosen).unwrap();
+    let mounted = Mounted::new(&asker.node, &mounts);
+    let first = fs::File::open(mounted.0.join("models/0.bin")).expect("names are the archive's");
+    let first = support_read::range(&first, 0, 4096);
+    assert!(first.is_err() || first.is_ok_and(|bytes| bytes == wrong[..4096]), "its own index, or nothing");
+    // As containerd asks in another of its namespaces, where it does not know the snapshot by its chain.
+    for (key, other) in [("bound", "acme/image:v1"), ("plain", "acme/plain:v1")] {
+        let asked = asker.prepare_with(key, "", asking_for(&good.reference(other), &layers));
+        let mounts = asked.expect("an ordinary snapshot, whose layers containerd downloads");
+        asker.within(&mounts, |path| assert_eq!(fs::read_dir(path).unwrap().count(), 0));
+    }
+    // Once all of it is here it is no secret what it is.
+    wait::until("the forged layer is given up", SOON, || {
+        fs::read(mounted.0.join("models/0.bin")).is_err_and(|error| error.raw_os_error() == Some(EIO))
+    });
+}
+
+#[test]
+fn images_whose_index_is_the_same_are_one_snapshot_wherever_they_are() {
+    let (asker, layers) = (Asker::new(), model(1));
+    let registries = [Registry::start(), Registry::start()];
+    let tops = registries.each_ref().map(|registry| {
+        registry.push("acme/image", "v1", &indexed(&layers, "models/0.bin", bytes(0, 3 << 20)));
+        had(&asker, &registry.reference("acme/image:v1"), &layers)
+    });
+    assert_eq!(tops[0], tops[1]);
+    assert_eq!(asker.node.mounts().len(), 1);
+    asker.shows(&tops[0], |path| {
+        assert!(fs::read(path.join("models/0.bin")).unwrap() == bytes(0, 3 << 20));
+    });
 }
 
 #[test]

@@ -39,6 +39,28 @@ pub fn bind(artifact: &Artifact, files: &[File], packing: Packing) -> Artifact {
     bound
 }
 
+/// The same image of one layer, which is not compressed, with an index beside it that its manifest pins: of these files, and where
+/// each begins in the layer.
+pub fn pin(image: &Artifact, files: &[(File, u64)]) -> Artifact {
+    let layer = &image.blobs[0];
+    let files = files.iter().map(|(file, start)| (file, *start)).collect();
+    let layer = Described { digest: layer.digest.clone(), size: layer.content.size(), files };
+    let index = index(&[layer]);
+    let mut manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
+    let digest = pack::digest(&index.bytes);
+    manifest["annotations"] = json!({
+        "dev.weightfs.index": "v1",
+        "dev.weightfs.index.digest": digest,
+        "dev.weightfs.index.size": index.bytes.len().to_string(),
+        "dev.weightfs.index.head.digest": pack::digest(&index.bytes[..index.head]),
+        "dev.weightfs.index.head.size": index.head.to_string(),
+    });
+    let mut pinned = image.clone();
+    pinned.blobs.push(Blob { digest, content: Content::Bytes(index.bytes) });
+    pinned.manifest = manifest.to_string().into_bytes();
+    pinned
+}
+
 /// The digest of the index's blob: the last layer of a bound artifact.
 pub fn index_digest(bound: &Artifact) -> String {
     bound.blobs[bound.blobs.len() - 2].digest.clone()

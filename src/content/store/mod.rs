@@ -7,6 +7,7 @@
 //!     index-READING                      of a compressed layer that went by here (see [`Store::index`])
 //!     proved                             says so
 //!     origins                            who can have it (see [`Store::origin`])
+//!     digest                             of a bound layer: its own digest, once that was found over its bytes
 //! STORE/layers/ALGORITHM/HEX.lock        held by who changes what is shared
 //! STORE/layers/ALGORITHM/HEX.WHO/        one that was not proved yet: for the one who fetches it
 //!     …                                  as above, but for the last two
@@ -63,6 +64,9 @@ use crate::range::{ContentRange, StoredRange};
 
 /// How long an admission counts while the registry cannot be asked: seven days.
 pub const GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The file beside what is kept of a bound layer that says whose own digest it was compared with.
+const PAID: &str = "digest";
 
 /// Room for the keys of those who can have a layer.
 const ORIGINS_LIMIT: u64 = 1 << 20;
@@ -287,6 +291,25 @@ impl Store {
             (0..).zip(files.all()).filter(|(_, here)| *here).map(|(chunk, _)| chunk).collect();
         let chunk = *any(&here)?;
         Some((extent, chunk, files.digest(chunk)?))
+    }
+
+    /// Whether what is kept for `who` under the name `kept_as` was found to be what the layer's own digest says.
+    #[must_use]
+    pub fn is_paid(&self, who: &str, kept_as: &Digest, layer: &Digest) -> bool {
+        let marker = private::read_small(&self.home(who, kept_as).join(PAID), 256);
+        self.sharing == Sharing::Proved && marker.is_ok_and(|text| text == layer.to_string().as_bytes())
+    }
+
+    /// Records that it was.
+    pub fn note_paid(&self, who: &str, kept_as: &Digest, layer: &Digest) {
+        let path = self.home(who, kept_as).join(PAID);
+        self.note(private::write_small(&path, layer.to_string().as_bytes()), "record that a layer is right");
+    }
+
+    /// Whether somebody found what is kept of the layer for `who` to be wrong, however long ago.
+    #[must_use]
+    pub fn is_poisoned(&self, who: &str, layer: &Digest) -> bool {
+        self.own(who, layer).join("poisoned").exists()
     }
 
     /// Whether somebody found what is kept of the layer for `who` to be wrong at or after `since`.

@@ -99,6 +99,7 @@ async fn found_over(line: &Line, artifact: &Artifact, guides: Guides) -> Index {
         attached: Attached::Nowhere,
         known: &|_| Vec::new(),
         guides,
+        proof: crate::index::Proof::default(),
     };
     find_in(line, artifact, sources).await.unwrap().0
 }

@@ -10,7 +10,7 @@
 //! DIR/artifacts/mounts/NAME        a volume of the plane for each artifact
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -30,6 +30,12 @@ use crate::serve::put::settle;
 /// The annotation of a manifest in `index.json` that has its settings, as a JSON object.
 const SETTINGS: &str = "dev.weightfs.settings";
 
+/// The annotation that has what stands for chunks, by blob, as a JSON object.
+const CHUNKS: &str = "dev.weightfs.chunks";
+
+/// Up to how many bytes a blob of two artifacts is read to see whether it is right: 4 MiB.
+const LOOKED_AT: u64 = 4 << 20;
+
 /// What `oci-layout` says (image specification, image-layout.md).
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -46,6 +52,33 @@ pub(super) struct Named {
     pub(super) size: u64,
     /// What is set for it.
     pub(super) settings: Overrides,
+    /// Of each blob whose chunks its own index names, what stands for the blob and these chunks.
+    pub(super) chunks: BTreeMap<Digest, Digest>,
+}
+
+impl Named {
+    /// Whether nothing of it is served but what was found to be what its digest says.
+    fn is_strict(&self) -> bool {
+        self.settings.get("content.integrity").is_some_and(|value| value == "strict")
+    }
+
+    /// Whether a blob may be shown of this one to who reads `other`: the same index counts for both, or they are of one registry.
+    fn has_word_of(&self, other: &Self, blob: &Digest) -> bool {
+        let host = |named: &Self| named.name.split('/').next().map(str::to_owned);
+        match (self.chunks.get(blob), other.chunks.get(blob)) {
+            (Some(own), Some(others)) => own == others,
+            _ => host(self) == host(other),
+        }
+    }
+
+    /// Of those that have a blob the least is the one that shows it.
+    fn rank(&self, blob: &Digest) -> u8 {
+        match (self.is_strict(), self.chunks.contains_key(blob)) {
+            (true, _) => 0,
+            (false, true) => 1,
+            (false, false) => 2,
+        }
+    }
 }
 
 /// The folder, which one plane at a time has.
@@ -119,8 +152,12 @@ impl Layout {
         let named = self.index()?.into_iter().filter_map(|manifest| {
             let name = manifest.annotations.get(TAG)?.clone();
             let settings = serde_json::from_str(manifest.annotations.get(SETTINGS)?).ok()?;
-            let Manifest { media_type, digest, size, .. } = manifest;
-            Some(Named { name, digest, media_type, size, settings })
+            let chunks = manifest
+                .annotations
+                .get(CHUNKS)
+                .map_or(Ok(BTreeMap::new()), |text| serde_json::from_str(text));
+            let (chunks, Manifest { media_type, digest, size, .. }) = (chunks.ok()?, manifest);
+            Some(Named { name, digest, media_type, size, settings, chunks })
         });
         Ok(named.collect())
     }
@@ -160,6 +197,41 @@ impl Layout {
         self.sweep(&blobs)
     }
 
+    /// Refuses `new` where it has a blob that one of `all` has too, and it is not the same that says what the bytes are: a blob is
+    /// shown of one of both, and who reads the other has not chosen that. A small one is looked at: what is right needs
+    /// nobody's word.
+    ///
+    /// # Errors
+    /// `Busy`; those of reading the manifest of `new`, which must be [here](Self::keep_manifest).
+    pub(super) fn refuse_other_word(&self, all: &[Named], new: &Named) -> Result<()> {
+        let own: HashSet<Digest> = self.manifest(new)?.into_iter().collect();
+        let lazy = |other: &&Named| other.name != new.name && !other.is_strict() && !new.is_strict();
+        for other in all.iter().filter(lazy) {
+            let is_doubtful = |blob: &&Digest| {
+                let is_agreed = || new.has_word_of(other, blob);
+                let are_right = || [other, new].iter().all(|named| self.shows_right(named, blob));
+                own.contains(*blob) && !is_agreed() && !are_right()
+            };
+            // One whose manifest is not here is had anew, and looked at then.
+            let blobs = self.manifest(other).unwrap_or_default();
+            if let Some(blob) = blobs.iter().find(is_doubtful) {
+                let name = &other.name;
+                let doing =
+                    format!("{name} has the blob {blob} too, by the word of another index or registry");
+                let way_out = "with --integrity strict it is compared with its digest before it is served; or remove the other one";
+                return Err(Error::new(Kind::Busy, doing).hint(way_out));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the blob as the artifact's mount shows it is what its digest says; `false` also for one that is not small.
+    fn shows_right(&self, named: &Named, blob: &Digest) -> bool {
+        let path = self.mount_of(named).join(path_of(blob));
+        let is_small = std::fs::metadata(&path).is_ok_and(|found| found.len() <= LOOKED_AT);
+        is_small && std::fs::read(&path).is_ok_and(|bytes| blob.matches(&bytes))
+    }
+
     fn index(&self) -> Result<Vec<Manifest>> {
         let path = self.folder.join("index.json");
         let bytes = match std::fs::read(&path) {
@@ -177,6 +249,7 @@ impl Layout {
     fn blobs(&self, all: &[Named]) -> BTreeMap<PathBuf, Option<PathBuf>> {
         let place = |digest: &Digest| Path::new("blobs").join(path_of(digest));
         let mut blobs: BTreeMap<_, _> = all.iter().map(|named| (place(&named.digest), None)).collect();
+        let mut ranks = HashMap::new();
         for named in all {
             let held = match self.manifest(named) {
                 Ok(held) => held,
@@ -188,7 +261,13 @@ impl Layout {
             };
             for digest in held {
                 let target = Path::new("../../mounts").join(mount_name(named)).join(path_of(&digest));
-                blobs.entry(place(&digest)).or_insert(Some(target));
+                let rank = named.rank(&digest);
+                let is_first = ranks.get(&digest).is_none_or(|other| rank < *other);
+                // A manifest that is registered is a file.
+                if is_first && blobs.get(&place(&digest)).is_none_or(Option::is_some) {
+                    blobs.insert(place(&digest), Some(target));
+                    ranks.insert(digest, rank);
+                }
             }
         }
         blobs
@@ -265,9 +344,13 @@ fn mount_name(named: &Named) -> String {
 fn index_of(all: &[Named]) -> Result<Vec<u8>> {
     let manifest = |named: &Named| -> serde_json::Result<Manifest> {
         let settings = serde_json::to_string(&named.settings)?;
-        let annotations = [(TAG.to_owned(), named.name.clone()), (SETTINGS.to_owned(), settings)];
+        let mut annotations =
+            BTreeMap::from([(TAG.to_owned(), named.name.clone()), (SETTINGS.to_owned(), settings)]);
+        if !named.chunks.is_empty() {
+            annotations.insert(CHUNKS.to_owned(), serde_json::to_string(&named.chunks)?);
+        }
         let Named { media_type, digest, size, .. } = named.clone();
-        Ok(Manifest { media_type, digest, size, annotations: annotations.into() })
+        Ok(Manifest { media_type, digest, size, annotations })
     };
     let manifests = all.iter().map(manifest).collect::<serde_json::Result<Vec<_>>>();
     let written = manifests.and_then(|manifests| {

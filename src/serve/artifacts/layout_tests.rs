@@ -19,7 +19,8 @@ fn kept(layout: &Layout, name: &str, blobs: &[&[u8]]) -> Named {
     layout.keep_manifest(&digest, bytes.as_bytes()).unwrap();
     let settings = Overrides::from([("content.view".to_owned(), "blobs".to_owned())]);
     let size = bytes.len().try_into().unwrap();
-    Named { name: name.to_owned(), digest, media_type: OCI_MANIFEST.to_owned(), size, settings }
+    let (name, media_type, chunks) = (name.to_owned(), OCI_MANIFEST.to_owned(), BTreeMap::new());
+    Named { name, digest, media_type, size, settings, chunks }
 }
 
 fn blob(layout: &Layout, content: &[u8]) -> PathBuf {
@@ -71,6 +72,55 @@ fn a_layer_of_two_artifacts_stays_as_long_as_either_does() {
     layout.arrange(&[]).unwrap();
     assert!(list(&layout.folder.join("blobs/sha256")).unwrap().is_empty());
     assert!(layout.named().unwrap().is_empty());
+}
+
+#[test]
+fn a_blob_of_two_artifacts_is_shown_where_the_same_word_counts_for_both_or_none_but_its_digest() {
+    let place = tempfile::tempdir().unwrap();
+    let layout = Layout::open(place.path()).unwrap();
+    let shared = Digest::of(b"shared");
+    let named = |name: &str, chunks: &str| {
+        let mut named = kept(&layout, name, &[b"shared"]);
+        named.chunks.extend((!chunks.is_empty()).then(|| (shared.clone(), Digest::of(chunks.as_bytes()))));
+        named
+    };
+    let (plain, bound) = (named("r.io/a:v1", ""), named("r.io/b:v1", "chunks"));
+    let (forged, far) = (named("r.io/evil:v1", "others"), named("evil.io/a:v1", ""));
+    let again = named("mirror.io/b:v1", "chunks");
+    for (one, other, is_refused) in [
+        (&plain, &bound, false),
+        (&bound, &again, false),
+        (&bound, &forged, true),
+        (&plain, &far, true),
+        (&bound, &far, true),
+    ] {
+        for (known, new) in [(one, other), (other, one)] {
+            let refused = layout.refuse_other_word(std::slice::from_ref(known), new);
+            let refused = refused.map_err(|error| error.kind());
+            assert_eq!(refused, if is_refused { Err(Kind::Busy) } else { Ok(()) }, "{known:?} {new:?}");
+        }
+    }
+    // As their mounts would show it: small enough to be looked at.
+    let show = |named: &Named, content: &[u8]| {
+        let path = layout.mount_of(named).join(path_of(&shared));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    };
+    show(&plain, b"shared");
+    for (content, is_refused) in [(&b"others"[..], true), (b"shared", false)] {
+        show(&far, content);
+        assert_eq!(layout.refuse_other_word(std::slice::from_ref(&plain), &far).is_err(), is_refused);
+    }
+    let all = [plain, bound];
+    layout.arrange(&all).unwrap();
+    assert_eq!(shown_by(&layout, b"shared"), Some(layout.mount_of(&all[1])), "its own index holds for it");
+    assert_eq!(layout.named().unwrap(), all);
+    let mut strict = named(&forged.name, "others");
+    strict.settings.insert("content.integrity".to_owned(), "strict".to_owned());
+    let [plain, bound] = all;
+    layout.refuse_other_word(&[plain.clone(), bound.clone()], &strict).unwrap();
+    layout.arrange(&[plain, bound, strict.clone()]).unwrap();
+    assert_eq!(shown_by(&layout, b"shared"), Some(layout.mount_of(&strict)));
 }
 
 #[test]

@@ -27,7 +27,7 @@ use crate::content::store::Asked;
 use crate::error::{Error, Kind, Result};
 use crate::fs;
 use crate::mount::Detach;
-use crate::oci::{Artifact, Place, Reference};
+use crate::oci::{Artifact, Digest, Place, Reference};
 use crate::repository::Pinned;
 
 /// The pauses between tries to have a registered artifact's mount again: the first, and what they grow to.
@@ -124,14 +124,17 @@ impl Artifacts {
     ) -> Result<Option<Registered>> {
         let end = Instant::now() + PATIENCE;
         wish.settings.insert("content.view".to_owned(), "blobs".to_owned());
+        // Whoever lists the same blob is shown it too.
+        wish.settings.insert("content.proof".to_owned(), "layer".to_owned());
         // Whoever runs in a container may be any user.
         wish.settings.insert("mount.allow_other".to_owned(), "true".to_owned());
-        let (pinned, artifact) = tokio::select! {
+        let (pinned, artifact, chunks) = tokio::select! {
             looked = timeout_at(end, self.look(&wish)) => looked.unwrap_or_else(|_| Err(late(&name)))?,
             () = claim.given_up() => return Ok(None),
         };
         let named = Named {
             name,
+            chunks,
             media_type: fitness::media_type(&pinned)?,
             size: u64::try_from(pinned.bytes.len()).unwrap_or(u64::MAX),
             digest: pinned.digest.clone(),
@@ -155,12 +158,14 @@ impl Artifacts {
     }
 
     /// What the registry says that the reference is now.
-    async fn look(self: &Arc<Self>, wish: &Wish) -> Result<(Pinned, Artifact)> {
+    async fn look(self: &Arc<Self>, wish: &Wish) -> Result<(Pinned, Artifact, BTreeMap<Digest, Digest>)> {
         let settled = self.plane.settle(&wish.settings).await?;
         let platform = settled.platform.clone();
         let (repository, _) = wish::connect(wish, settled.repository)?;
         let asked = Asked { reference: wish.reference.clone(), platform };
-        fs::resolve(&*repository, &asked).await
+        let (pinned, artifact) = fs::resolve(&*repository, &asked).await?;
+        let chunks = fs::chunk_names(&*repository, &artifact).await?;
+        Ok((pinned, artifact, chunks))
     }
 
     /// Takes an artifact out of the store. Containers that have its files go on reading them; whether there was one. No registry is
@@ -240,6 +245,9 @@ impl Artifacts {
         let mut all = self.named.lock().await;
         let layout = self.layout.clone();
         blocking(move || layout.keep_manifest(&manifest.digest, &manifest.bytes)).await?;
+        let (layout, others, new) =
+            (self.layout.clone(), all.values().cloned().collect::<Vec<_>>(), named.clone());
+        blocking(move || layout.refuse_other_word(&others, &new)).await?;
         let mut next = all.clone();
         let former = next.insert(named.name.clone(), named.clone());
         self.arrange(next.values().cloned().collect()).await?;

@@ -116,7 +116,8 @@ fn folders_of_removed_snapshots_are_strays_and_those_under_way_or_with_an_unread
 fn a_remote_snapshot_is_found_by_what_it_stands_for_and_lies_on() {
     let place = tempfile::tempdir().unwrap();
     let ledger = Ledger::open(&place.path().join("s")).unwrap();
-    let remote = super::super::record::Remote { reference: "r".into(), first: 1, layers: vec![], top: 1 };
+    let remote =
+        super::super::record::Remote { reference: "r".into(), first: 1, layers: vec![], top: 1, index: None };
     let record = Record {
         labels: labels(&[(TARGET, "sha256:t")]),
         remote: Some(remote),

@@ -69,7 +69,7 @@ mod tests {
 
     fn record(id: u64, kind: Kind, layers: usize) -> Record {
         let layers = vec![Digest::of(b"l"); layers];
-        let remote = Remote { reference: "r".into(), first: 1, layers, top: 9 };
+        let remote = Remote { reference: "r".into(), first: 1, layers, top: 9, index: None };
         let remote = Some(remote).filter(|remote| !remote.layers.is_empty());
         Record { remote, ..Record::new(id, &id.to_string(), "", kind) }
     }

@@ -16,6 +16,8 @@ pub(super) struct Image {
     pub(super) reference: Reference,
     /// Its layers, the lowest first.
     pub(super) layers: Vec<Layer>,
+    /// The digest of the head of its index, where its manifest pins one.
+    pub(super) index: Option<Digest>,
 }
 
 /// A layer of an image.
@@ -38,7 +40,9 @@ impl Image {
             let content = if layer.packaging == Packaging::Tar { Some(digest.clone()) } else { said(at) };
             Layer { digest, content }
         });
-        Self { reference, layers: layers.collect() }
+        let layers = layers.collect();
+        let index = artifact.bound_index().ok().flatten().map(|index| index.head.digest);
+        Self { reference, layers, index }
     }
 
     /// What is shown of the image as the snapshot that is asked for on those of `below`, the nearest first.
@@ -70,6 +74,8 @@ impl Image {
             first,
             layers: layers.map(|layer| layer.digest.clone()).collect(),
             top: depth + 1 + following.count(),
+            // Of a part of the image it does not count.
+            index: self.index.clone().filter(|_| depth + 1 == self.layers.len()),
         })
     }
 
@@ -102,7 +108,8 @@ mod tests {
             let digest = digest(name);
             Layer { content: (!name.starts_with('z')).then(|| digest.clone()), digest }
         };
-        Image { reference: "r.io/a/b:v1".parse().unwrap(), layers: names.iter().map(layer).collect() }
+        let layers = names.iter().map(layer).collect();
+        Image { reference: "r.io/a/b:v1".parse().unwrap(), layers, index: Some(digest("index")) }
     }
 
     fn chain_of(contents: &[&str]) -> Digest {
@@ -120,7 +127,7 @@ mod tests {
             let record = Record::new(count as u64, &name, "", Kind::Committed);
             let shown = if first > 0 && count >= first { &contents[first - 1..count] } else { &[] };
             let layers: Vec<_> = shown.iter().map(|name| digest(name)).collect();
-            let remote = Remote { reference: "r".into(), first, layers, top: 9 };
+            let remote = Remote { reference: "r".into(), first, layers, top: 9, index: None };
             Record { remote: Some(remote).filter(|remote| !remote.layers.is_empty()), ..record }
         };
         (1..=contents.len()).rev().map(record).collect()

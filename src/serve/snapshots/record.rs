@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::oci::Digest;
 use crate::oci::cut::Cut;
+use crate::oci::{Digest, Place, Reference};
 
 /// A label as containerd gives them.
 pub(super) type Labels = BTreeMap<String, String>;
@@ -94,9 +94,22 @@ pub(super) struct Remote {
     pub(super) layers: Vec<Digest>,
     /// The last layer that is shown by the mount that was made when this was, so that those above it find it there.
     pub(super) top: usize,
+    /// The digest of the head of the index that the chunks of these layers are held to; `None` where there is none.
+    #[serde(default)]
+    pub(super) index: Option<Digest>,
 }
 
 impl Remote {
+    /// Whether the same word counts for its bytes as for those of `other`, which shows the same layers: that of one index, or, where
+    /// neither has one, of one registry.
+    pub(super) fn has_word_of(&self, other: &Self) -> bool {
+        let host = |remote: &Self| match remote.reference.parse::<Reference>().ok()?.place {
+            Place::Registry { host, .. } => Some(host),
+            Place::Layout { .. } => None,
+        };
+        self.index == other.index && (self.index.is_some() || host(self) == host(other))
+    }
+
     /// The snapshot's own layer.
     pub(super) fn last(&self) -> usize {
         self.first.saturating_add(self.layers.len()).saturating_sub(1)
@@ -118,9 +131,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn one_index_or_one_registry_is_one_word() {
+        let remote = |host: &str, index: Option<&[u8]>| {
+            let (reference, layers) = (format!("{host}/a/b:v1"), vec![Digest::of(b"a")]);
+            Remote { reference, first: 1, layers, top: 1, index: index.map(Digest::of) }
+        };
+        let (plain, bound) = (remote("r.io", None), remote("r.io", Some(b"i")));
+        for (one, other, is_same) in [
+            (&plain, remote("r.io", None), true),
+            (&plain, remote("evil.io", None), false),
+            (&plain, remote("r.io", Some(b"i")), false),
+            (&bound, remote("mirror.io", Some(b"i")), true),
+            (&bound, remote("r.io", Some(b"forged")), false),
+        ] {
+            assert_eq!((one.has_word_of(&other), other.has_word_of(one)), (is_same, is_same), "{other:?}");
+        }
+    }
+
+    #[test]
     fn a_record_is_read_as_it_was_written() {
         let layers = vec![Digest::of(b"a"), Digest::of(b"b")];
-        let remote = Remote { reference: "r.io/a/b@x".into(), first: 2, layers, top: 4 };
+        let index = Some(Digest::of(b"index"));
+        let remote = Remote { reference: "r.io/a/b@x".into(), first: 2, layers, top: 4, index };
         assert_eq!((remote.last(), remote.own(), remote.whole()), (3, Cut::new(2, 3), Cut::new(2, 4)));
         let record = Record { remote: Some(remote), ..Record::new(1, "ns/1/a", "", Kind::Active) };
         let text = serde_json::to_string(&record).unwrap();

@@ -64,6 +64,14 @@ impl Snapshots {
             }
         };
         if let Some(known) = self.ledger.find_remote(&asked.target.to_string(), parent) {
+            let is_shared = known.remote.as_ref().is_some_and(|known| known.has_word_of(&remote));
+            if self.diff_ids == DiffIds::Proved && !is_shared {
+                let (layer, image) = (&asked.layer, &asked.image);
+                tracing::warn!(
+                    "containerd has to download {layer} of {image}: it is shown by the word of another image"
+                );
+                return Ok(false);
+            }
             // As it was when it was made: by the mount of all that will lie on it, and by none of its own layers alone.
             return self.mount_whole(&known).await.map(|_| true);
         }
@@ -168,7 +176,7 @@ impl Snapshots {
         }
         let place = dir.to_owned();
         blocking(move || make_folder(&place)).await?;
-        let wish = Wish { reference: remote.reference.parse()?, settings: settings(cut), secret: None };
+        let wish = Wish { reference: remote.reference.parse()?, settings: self.settings(cut), secret: None };
         loop {
             match self.publish_once(id, dir, wish.clone(), end).await? {
                 // Its process may have ended a moment ago, of which the plane has still to hear.
@@ -178,6 +186,23 @@ impl Snapshots {
                 refused => return refused.ready().map(drop),
             }
         }
+    }
+
+    /// What is set for a mount that is a container's root.
+    fn settings(&self, cut: Cut) -> Overrides {
+        let cut = cut.to_string();
+        let proof = match self.diff_ids {
+            // Others who list the same layers are shown them too.
+            DiffIds::Proved => "layer",
+            DiffIds::Trusted => "index",
+        };
+        let set = [
+            ("mount.allow_other", "true"),
+            ("mount.modes", "image"),
+            ("content.layers", &*cut),
+            ("content.proof", proof),
+        ];
+        set.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
     }
 
     async fn is_shown(&self, dir: &Path) -> Result<bool> {
@@ -263,13 +288,6 @@ async fn take_away(plane: &Arc<Plane>, id: u64, dir: &Path) {
     if let Err(error) = blocking(move || bind::unbind(&place, Detach::Lazy)).await {
         tracing::warn!("a snapshot's mount stays: {error}");
     }
-}
-
-/// What is set for a mount that is a container's root.
-fn settings(cut: Cut) -> Overrides {
-    let cut = cut.to_string();
-    let set = [("mount.allow_other", "true"), ("mount.modes", "image"), ("content.layers", &*cut)];
-    set.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
 }
 
 /// Nothing is asked of a folder that is there: nobody may answer for what is mounted at it.
