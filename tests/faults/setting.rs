@@ -82,7 +82,7 @@ impl Artifact {
     pub(super) fn bytes(&self, file: usize) -> &[u8] {
         match &self.files[file].content {
             Content::Bytes(bytes) => bytes,
-            Content::Disk(_) => unreachable!("in memory"),
+            _ => unreachable!("in memory"),
         }
     }
 

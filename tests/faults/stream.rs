@@ -1,14 +1,13 @@
 //! A blob larger than the store, read from end to end while tokens and signed addresses live two seconds.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use weightfs::range::StoredRange;
 use weightfs::testing::registry::{Door, Habits, Source, Synthetic, Tokens};
 
 use super::figures::{self, Given};
 use super::setting::{Setting, Times};
+use crate::support::pack::{self, Content, Dialect, File, Packing};
 use crate::support::scratch;
 
 const MIB: u64 = 1 << 20;
@@ -62,45 +61,9 @@ async fn a_long_blob_is_read_through_while_tokens_and_addresses_end_all_the_time
 /// A layout whose one layer is made as it is read.
 fn artifact(size: u64) -> (tempfile::TempDir, Synthetic) {
     let folder = scratch::roomy();
-    let digest: weightfs::oci::Digest = format!("sha256:{}", sha256(size)).parse().unwrap();
-    let blobs = folder.path().join("blobs/sha256");
-    std::fs::create_dir_all(&blobs).unwrap();
-    std::fs::write(folder.path().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-    let keep = |bytes: &[u8]| {
-        let digest = weightfs::oci::Digest::of(bytes);
-        std::fs::write(blobs.join(digest.hex()), bytes).unwrap();
-        digest
-    };
-    let media_type = "application/vnd.oci.image.manifest.v1+json";
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": media_type,
-        "artifactType": "application/vnd.cncf.model.manifest.v1+json",
-        "config": {"mediaType": "application/vnd.cncf.model.config.v1+json", "digest": keep(b"{}"), "size": 2},
-        "layers": [{
-            "mediaType": "application/vnd.cncf.model.weight.v1.raw", "digest": digest, "size": size,
-            "annotations": {"org.cncf.model.filepath": "model.safetensors"},
-        }],
-    })
-    .to_string();
-    let listed = json!({"schemaVersion": 2, "manifests": [{
-        "mediaType": media_type, "digest": keep(manifest.as_bytes()), "size": manifest.len(),
-        "annotations": {"org.opencontainers.image.ref.name": "v1"},
-    }]});
-    std::fs::write(folder.path().join("index.json"), listed.to_string()).unwrap();
-    (folder, Synthetic { digest, size })
-}
-
-/// The digest of the first `size` synthetic bytes, by another program.
-fn sha256(size: u64) -> String {
-    use std::io::Write;
-    let mut program = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut input = program.stdin.take().unwrap();
-    for at in (0..size).step_by(MIB as usize) {
-        input.write_all(&Synthetic::bytes(StoredRange::new(at, (at + MIB).min(size)))).unwrap();
-    }
-    drop(input);
-    let said = program.wait_with_output().unwrap();
-    assert!(said.status.success());
-    String::from_utf8(said.stdout).unwrap()[..64].to_owned()
+    let content = Content::made(0, size);
+    let Content::Made(blob) = content.clone() else { unreachable!("as it was made") };
+    let file = File { path: "model.safetensors".to_owned(), content };
+    pack::pack(&[file], Packing::Raw, Dialect::Upstream, folder.path()).write_layout(folder.path(), "v1");
+    (folder, blob)
 }

@@ -30,7 +30,7 @@ fn packed(packing: Packing) -> (Vec<pack::File>, Artifact) {
 fn bytes(file: &pack::File) -> &[u8] {
     match &file.content {
         pack::Content::Bytes(bytes) => bytes,
-        pack::Content::Disk(_) => unreachable!("in memory"),
+        _ => unreachable!("in memory"),
     }
 }
 

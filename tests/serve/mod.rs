@@ -1,11 +1,12 @@
 //! The plane of a node, on real mounts of a real registry: who asks for mounts, what they get, and what outlives what.
 //!
-//! `plane` is the plane by its control socket and its pages; `outliving` is what happens when one of its processes dies; `csi` is
-//! volumes of pods, `dynamic` those whose models the pod chooses, `deadlines` what happens while a registry is away and credentials
-//! are renewed, `manifests` what is written for model-csi-driver, `sanity` the cases of the interface's own test suite, `generated`
-//! that code and protocols agree; `snapshots` and `containerd` are the roots of containers; `artifacts` is the artifact store that
-//! CRI-O reads; `unprivileged` is what a pod cannot do. `activated` is a plane that inherits its sockets, `metrics` its page and what is
-//! drawn from it, `kubernetes` and `systemd` what it is deployed with, `traces` what a collector gets of it.
+//! `plane` is the plane by its control socket and its pages; `outliving` is what happens when one of its processes dies; `hundred` is
+//! what many volumes cost, and `made` has models of any size for both; `csi` is volumes of pods, `dynamic` those whose models the pod
+//! chooses, `deadlines` what happens while a registry is away and credentials are renewed, `manifests` what is written for
+//! model-csi-driver, `sanity` the cases of the interface's own test suite, `generated` that code and protocols agree; `snapshots` and
+//! `containerd` are the roots of containers; `artifacts` is the artifact store that CRI-O reads; `unprivileged` is what a pod cannot
+//! do. `activated` is a plane that inherits its sockets, `metrics` its page and what is drawn from it, `kubernetes` and `systemd` what
+//! it is deployed with, `traces` what a collector gets of it.
 
 mod activated;
 mod artifacts;
@@ -14,7 +15,9 @@ mod csi;
 mod deadlines;
 mod dynamic;
 mod generated;
+mod hundred;
 mod kubernetes;
+mod made;
 mod manifests;
 mod metrics;
 mod outliving;

@@ -1,46 +1,114 @@
 //! What outlives what: mounts their plane, volumes their process.
+//!
+//! At full size: `WEIGHTFS_TEST_NODE_MIB=10240`, with `--release`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
+use super::made::{self, Models, Reader};
 use super::{WEIGHTS, assert_right, registry};
 use crate::support::artifacts::bytes;
+use crate::support::csi::{Client, volume};
+use crate::support::heavy;
 use crate::support::node::{Node, SOON};
 use crate::support::place::is_running;
 use crate::support::registry::Registry;
 use crate::support::wait;
 
-/// Reads all models over and over, each opened anew, while `meanwhile` runs; every byte has to be right. Each of them is read
-/// once before and once after it.
-fn read_while(dirs: &[PathBuf], meanwhile: impl FnOnce()) {
-    let (done, rounds) = (AtomicBool::new(false), vec![0; dirs.len()]);
-    let rounds: Vec<AtomicU64> = rounds.into_iter().map(AtomicU64::new).collect();
+/// How many models there are on a node that is in use.
+const MODELS: usize = 20;
+
+/// A node whose pods read a model each, from a registry that makes what they read.
+struct InUse {
+    node: Node,
+    client: Client,
+    models: Models,
+}
+
+impl InUse {
+    /// All volumes are published, several at once.
+    fn start() -> Self {
+        let models = Models::start(MODELS as u64, made::size() / MODELS as u64);
+        let (node, client) = Node::for_pods();
+        let scene = Self { node, client, models };
+        std::thread::scope(|scope| {
+            for number in 0..MODELS {
+                let scene = &scene;
+                scope.spawn(move || scene.publish(number, &scene.target(number)));
+            }
+        });
+        scene
+    }
+
+    fn target(&self, number: usize) -> PathBuf {
+        self.node.target(&format!("pod-{number}"))
+    }
+
+    /// Shows the model of this number at `target` too.
+    fn publish(&self, number: usize, target: &Path) {
+        self.client.publish(volume(&id(target), target, &self.models.reference(number))).unwrap();
+    }
+
+    /// What is wrong with the volume at `target`.
+    fn trouble(&self, target: &Path) -> Option<String> {
+        self.client.trouble(&id(target), target)
+    }
+
+    fn reader(&self, number: usize) -> Reader {
+        Reader::open(&self.target(number), self.models.weights(number))
+    }
+
+    fn servers(&self) -> Vec<Pid> {
+        (0..MODELS).map(|number| self.node.server(&self.target(number))).collect()
+    }
+}
+
+/// The volume that is at `target`.
+fn id(target: &Path) -> String {
+    format!("csi-{}", target.file_name().unwrap().display())
+}
+
+/// Has all of these read on and on while `meanwhile` runs, which may wait until each has read some more. Gives the longest
+/// time that one had to wait for a MiB.
+fn read_while(readers: Vec<Reader>, meanwhile: impl FnOnce(&dyn Fn())) -> Duration {
+    let (done, steps) = (AtomicBool::new(false), vec![0; readers.len()]);
+    let steps: Vec<AtomicU64> = steps.into_iter().map(AtomicU64::new).collect();
     let all_read = || {
-        let before: Vec<u64> = rounds.iter().map(|round| round.load(Ordering::SeqCst)).collect();
-        wait::until("everything is read once more", SOON, || {
-            rounds.iter().zip(&before).all(|(round, before)| round.load(Ordering::SeqCst) > before + 1)
+        let before: Vec<u64> = steps.iter().map(|steps| steps.load(Ordering::SeqCst)).collect();
+        wait::until("everybody reads on", SOON, || {
+            // By both ways that a reader has, begun after this.
+            steps.iter().zip(&before).all(|(steps, before)| steps.load(Ordering::SeqCst) > before + 2)
         });
     };
     std::thread::scope(|scope| {
-        for ((number, dir), round) in (1..).zip(dirs).zip(&rounds) {
-            let done = &done;
-            scope.spawn(move || {
-                while !done.load(Ordering::SeqCst) {
-                    assert_right(dir, number);
-                    round.fetch_add(1, Ordering::SeqCst);
-                }
-            });
-        }
+        let reading: Vec<_> = readers
+            .into_iter()
+            .zip(&steps)
+            .map(|(mut reader, steps)| {
+                let done = &done;
+                scope.spawn(move || {
+                    while !done.load(Ordering::SeqCst) {
+                        reader.step();
+                        steps.fetch_add(1, Ordering::SeqCst);
+                    }
+                    reader.slowest()
+                })
+            })
+            .collect();
         // Whatever fails here, the readers end.
         let ends = Ends(&done);
         all_read();
-        meanwhile();
+        meanwhile(&all_read);
         all_read();
         drop(ends);
-    });
+        reading.into_iter().map(|reading| reading.join().unwrap()).max().unwrap_or_default()
+    })
 }
 
 struct Ends<'a>(&'a AtomicBool);
@@ -60,21 +128,35 @@ fn mounted(node: &Node, registry: &Registry, count: u64) -> Vec<PathBuf> {
 }
 
 #[test]
-fn readers_of_five_mounts_do_not_notice_that_the_plane_is_killed_and_comes_back() {
-    let (registry, mut node) = (registry(1..=5), Node::start());
-    let dirs = mounted(&node, &registry, 5);
-    let servers: Vec<_> = dirs.iter().map(|dir| node.server(dir)).collect();
-    read_while(&dirs, || {
+fn readers_of_twenty_volumes_do_not_notice_that_the_plane_is_killed_and_comes_back() {
+    let _alone = heavy();
+    let mut scene = InUse::start();
+    let servers = scene.servers();
+    let readers = (0..MODELS).map(|number| scene.reader(number)).collect();
+    let InUse { node, client, .. } = &mut scene;
+    let mut adopted = Duration::ZERO;
+    let slowest = read_while(readers, |everybody_reads_on| {
         node.kill();
+        everybody_reads_on();
+        let begun = Instant::now();
         node.restart();
-        wait::until("all are adopted", SOON, || node.metric("weightfs_answering_mounts") == 5);
+        // Asked the moment that it is ready.
+        assert_eq!(node.metric("weightfs_answering_mounts"), MODELS as u64);
+        adopted = begun.elapsed();
     });
-    for (dir, server) in dirs.iter().zip(&servers) {
-        assert_eq!(node.server(dir), *server, "adopted, not started again");
-        assert!(node.listed(dir).unwrap()["trouble"].is_null());
+    *client = Client::connect(&node.csi());
+    println!(
+        "{MODELS} mounts in use were adopted after {adopted:?}; the longest that a reader waited for a MiB: {slowest:?}"
+    );
+    assert_eq!(scene.servers(), servers, "adopted, not started again");
+    assert_eq!(scene.node.metric("weightfs_restarts_total"), 0);
+    for number in 0..MODELS {
+        assert_eq!(scene.trouble(&scene.target(number)), None);
+        scene.publish(number, &scene.target(number));
     }
-    assert_eq!(node.metric("weightfs_restarts_total"), 0);
-    node.unmount(&dirs[0]).ok();
+    assert_eq!(scene.servers(), servers, "to publish them once more changes nothing");
+    scene.models.assert_no_violations();
+    scene.client.unpublish(&id(&scene.target(0)), &scene.target(0)).unwrap();
     Node::await_end(servers[0]);
 }
 
@@ -96,25 +178,68 @@ fn is_whole(dir: &Path, number: u64) -> bool {
 }
 
 #[test]
-fn a_killed_mount_comes_back_at_all_of_its_folders_and_others_are_undisturbed() {
-    let (registry, node) = (registry(1..=5), Node::start());
-    let dirs = mounted(&node, &registry, 5);
-    let again = node.dir("again");
-    node.mount(&registry.reference("models/5:v1"), &again);
-    let victim = node.server(&dirs[4]);
-    read_while(&dirs[..4], || {
-        kill(victim, Signal::SIGKILL).unwrap();
-        wait::until("both of its folders are back", SOON, || is_whole(&dirs[4], 5) && is_whole(&again, 5));
+fn a_killed_mount_is_abnormal_until_it_is_back_at_all_its_folders_and_nineteen_others_are_undisturbed() {
+    let _alone = heavy();
+    let scene = InUse::start();
+    let (last, [first, second]) = (MODELS - 1, ["pod-19", "again"].map(|name| scene.node.target(name)));
+    scene.publish(last, &second);
+    let servers = scene.servers();
+    let is_right = |target: &Path| Reader::open(target, scene.models.weights(last)).step();
+    let is_well = || scene.trouble(&first).is_none() && scene.trouble(&second).is_none();
+    is_right(&first);
+    let slowest = read_while((0..last).map(|number| scene.reader(number)).collect(), |everybody_reads_on| {
+        assert!(is_well());
+        let killed = Instant::now();
+        kill(servers[last], Signal::SIGKILL).unwrap();
+        let abnormal = wait::closely("it is abnormal", SOON, || scene.trouble(&first).is_some());
+        let back = abnormal + wait::closely("both of its volumes are back", SOON, is_well);
+        is_right(&first);
+        is_right(&second);
+        println!(
+            "a killed mount was abnormal after {abnormal:?}, back after {back:?} and read after {:?}",
+            killed.elapsed()
+        );
+        everybody_reads_on();
     });
-    assert_eq!(node.metric("weightfs_restarts_total"), 1);
-    assert_eq!(node.metric("weightfs_abnormal_volumes"), 0);
-    let server = node.server(&dirs[4]);
-    assert_ne!(server, victim);
-    assert_eq!(server, node.server(&again));
-    for dir in [&dirs[4], &again] {
-        node.unmount(dir).ok();
-    }
-    Node::await_end(server);
+    println!("the longest that a reader of the others waited for a MiB: {slowest:?}");
+    let again = scene.servers();
+    assert_eq!(again[..last], servers[..last]);
+    assert_ne!(again[last], servers[last]);
+    assert_eq!(again[last], scene.node.server(&second), "one process for both");
+    assert_eq!(scene.node.metric("weightfs_restarts_total"), 1);
+    assert_eq!(scene.node.metric("weightfs_abnormal_volumes"), 0);
+    scene.models.assert_no_violations();
+}
+
+#[test]
+fn what_is_published_once_more_is_repaired_and_changes_nothing_else() {
+    let scene = InUse::start();
+    let (first, second) = (scene.target(0), scene.node.target("again"));
+    scene.publish(0, &second);
+    let server = scene.node.server(&first);
+    let is_right = |target: &Path| Reader::open(target, scene.models.weights(0)).step();
+    // Somebody takes the pod's mount away.
+    umount2(&first, MntFlags::MNT_DETACH).unwrap();
+    assert!(scene.trouble(&first).unwrap().contains("it is not mounted at"));
+    assert_eq!(scene.trouble(&second), None);
+    scene.publish(0, &first);
+    assert_eq!(scene.trouble(&first), None);
+    is_right(&first);
+    assert_eq!(scene.node.server(&first), server, "the same mount");
+    // Its process dies, and dies once more: after a first short life its next one waits half a second, unless somebody asks for it.
+    kill(server, Signal::SIGKILL).unwrap();
+    wait::until("it is started again", SOON, || {
+        scene.node.metric("weightfs_restarts_total") == 1 && scene.trouble(&first).is_none()
+    });
+    kill(scene.node.server(&first), Signal::SIGKILL).unwrap();
+    wait::closely("it is abnormal", SOON, || scene.trouble(&first).is_some());
+    scene.publish(0, &first);
+    assert_eq!(scene.trouble(&first), None);
+    is_right(&first);
+    wait::until("its other volume is back", SOON, || scene.trouble(&second).is_none());
+    is_right(&second);
+    assert_eq!(scene.node.metric("weightfs_volumes"), MODELS as u64 + 1);
+    assert_eq!(scene.node.metric("weightfs_abnormal_volumes"), 0);
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! Artifacts that bring their own chunk digests: a bound index written byte by byte as `docs/index-format.md` draws it.
 //!
-//! Uses nothing of the library, so that a mistake in its own writer or reader cannot hide on both sides.
+//! Uses nothing of the library but the bytes of files that are made as they are read, so that a mistake in its own writer or reader
+//! cannot hide on both sides.
+
+use std::io::Read;
 
 use serde_json::{Value, json};
 
 use super::pack::{self, Artifact, Blob, Content, File, Packing};
 
-const CHUNK: usize = 1 << 20;
+const CHUNK: u64 = 1 << 20;
 /// What an entry without bytes has in place of its extent.
 const NO_EXTENT: u32 = u32::MAX;
 
@@ -126,7 +129,7 @@ fn index(layers: &[Described<'_>]) -> Index {
             if extent != NO_EXTENT {
                 count += 1;
                 extents.extend([start.to_le_bytes(), file.content.size().to_le_bytes()].concat());
-                section.extend(bytes(file).chunks(CHUNK).flat_map(|chunk| *blake3::hash(chunk).as_bytes()));
+                section.extend(digests(file));
             }
         }
         table.extend(layer_row(layer, count, u32::from(count > 0)));
@@ -143,11 +146,14 @@ fn index(layers: &[Described<'_>]) -> Index {
     Index { bytes: parts.concat(), head }
 }
 
-fn bytes(file: &File) -> Vec<u8> {
-    match &file.content {
-        Content::Bytes(bytes) => bytes.clone(),
-        Content::Disk(path) => std::fs::read(path).unwrap(),
+/// The digests of a file's chunks, one after the other. No more than a chunk of it is in memory.
+fn digests(file: &File) -> Vec<u8> {
+    let (mut reader, mut chunk, mut digests) = (file.content.reader(), Vec::new(), Vec::new());
+    while reader.by_ref().take(CHUNK).read_to_end(&mut chunk).unwrap() > 0 {
+        digests.extend(blake3::hash(&chunk).as_bytes());
+        chunk.clear();
     }
+    digests
 }
 
 fn preamble(head: usize, counts: &[usize; 5]) -> Vec<u8> {

@@ -1,8 +1,8 @@
 //! What tests share: fixtures, a real registry with a breakable line to it, artifacts of any files, one sample model, and
 //! places to mount in that clean up after themselves.
 //!
-//! What is here for whole programs (`place`, `registry` and what they need) uses nothing of the library, so that a bug cannot
-//! hide on both sides.
+//! What is here for whole programs (`place`, `registry` and what they need) uses nothing of the library but the bytes of blobs that
+//! are made as they are read, so that a bug cannot hide on both sides.
 
 pub(crate) mod artifacts;
 pub mod authority;

@@ -6,27 +6,40 @@
 use std::fs::File as Disk;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use weightfs::range::StoredRange;
+use weightfs::testing::registry::Synthetic;
 
 /// 2026-01-02T03:04:05Z, the time every file carries.
 pub const MTIME: u64 = 1_767_323_045;
 
-/// Bytes in memory or on disk.
+/// Bytes in memory, on disk, or nowhere.
 #[derive(Clone, Debug)]
 pub enum Content {
     Bytes(Vec<u8>),
     Disk(PathBuf),
+    /// Made as they are read, by the library's own registry, which alone has them.
+    Made(Synthetic),
 }
 
 impl Content {
+    /// Content of `size` bytes that takes no room, and shares none of its pages of 4 KiB with what begins elsewhere. Costs a pass
+    /// over it, in `sha256sum`.
+    pub fn made(first: u64, size: u64) -> Self {
+        let mut made = Synthetic { digest: weightfs::oci::Digest::of(b""), size, first };
+        made.digest = format!("sha256:{}", sha256sum_of(&mut Making::of(&made))).parse().unwrap();
+        Self::Made(made)
+    }
+
     /// Its length in bytes.
     pub fn size(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::Disk(path) => path.metadata().unwrap().len(),
+            Self::Made(made) => made.size,
         }
     }
 
@@ -35,14 +48,39 @@ impl Content {
         match self {
             Self::Bytes(bytes) => digest(bytes),
             Self::Disk(path) => format!("sha256:{}", sha256sum(path)),
+            Self::Made(made) => made.digest.to_string(),
         }
     }
 
-    fn reader(&self) -> Box<dyn Read + '_> {
+    /// Its bytes, from the first on.
+    pub fn reader(&self) -> Box<dyn Read + '_> {
         match self {
             Self::Bytes(bytes) => Box::new(bytes.as_slice()),
             Self::Disk(path) => Box::new(Disk::open(path).unwrap()),
+            Self::Made(made) => Box::new(Making::of(made)),
         }
+    }
+}
+
+/// The bytes of a blob that is made as it is read, as far as they have not been read.
+struct Making<'a> {
+    made: &'a Synthetic,
+    at: u64,
+}
+
+impl<'a> Making<'a> {
+    fn of(made: &'a Synthetic) -> Self {
+        Self { made, at: 0 }
+    }
+}
+
+impl Read for Making<'_> {
+    fn read(&mut self, room: &mut [u8]) -> std::io::Result<usize> {
+        let end = self.made.size.min(self.at + room.len() as u64);
+        let part = self.made.part(StoredRange::new(self.at, end));
+        room[..part.len()].copy_from_slice(&part);
+        self.at = end;
+        Ok(part.len())
     }
 }
 
@@ -109,19 +147,24 @@ impl Artifact {
         self.blobs.iter().rev().skip(1).map(|blob| blob.content.size()).sum()
     }
 
-    /// Writes an OCI image layout with the artifact under `tag`.
+    /// Writes an OCI image layout with the artifact under `tag`, beside those that are there already. What is made as it is read
+    /// is not in it.
     pub fn write_layout(&self, folder: &Path, tag: &str) {
         let blobs = folder.join("blobs/sha256");
         std::fs::create_dir_all(&blobs).unwrap();
         std::fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-        for blob in &self.blobs {
+        for blob in self.blobs.iter().filter(|blob| !matches!(blob.content, Content::Made(_))) {
             let mut file = Disk::create(blobs.join(hex(&blob.digest))).unwrap();
             std::io::copy(&mut blob.content.reader(), &mut file).unwrap();
         }
         std::fs::write(blobs.join(hex(&self.digest())), &self.manifest).unwrap();
-        let index = json!({"schemaVersion": 2, "manifests": [{
+        let there = std::fs::read(folder.join("index.json")).ok();
+        let mut manifests = there
+            .map_or(json!([]), |index| serde_json::from_slice::<Value>(&index).unwrap()["manifests"].take());
+        manifests.as_array_mut().unwrap().push(json!({
             "mediaType": self.media_type, "digest": self.digest(), "size": self.manifest.len(),
-            "annotations": {"org.opencontainers.image.ref.name": tag}}]});
+            "annotations": {"org.opencontainers.image.ref.name": tag}}));
+        let index = json!({"schemaVersion": 2, "manifests": manifests});
         std::fs::write(folder.join("index.json"), index.to_string()).unwrap();
     }
 }
@@ -239,7 +282,7 @@ fn one_tar(files: &[File], dialect: Dialect) -> (Value, Blob) {
 
 fn tar_of_one(file: &File, work: &Path) -> Content {
     match &file.content {
-        Content::Bytes(_) => {
+        Content::Bytes(_) | Content::Made(_) => {
             let mut bytes = Vec::new();
             write_member(&mut bytes, file);
             bytes.extend([0; 1024]);
@@ -290,6 +333,23 @@ pub fn digest(bytes: &[u8]) -> String {
 /// The part of a digest after the colon.
 pub fn hex(digest: &str) -> &str {
     digest.split_once(':').unwrap().1
+}
+
+/// What `sha256sum` says of all that can be read here, as 64 hex digits.
+fn sha256sum_of(reader: &mut impl Read) -> String {
+    let mut program = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut input, mut piece) = (program.stdin.take().unwrap(), vec![0; 1 << 20]);
+    loop {
+        let count = reader.read(&mut piece).unwrap();
+        if count == 0 {
+            break;
+        }
+        input.write_all(&piece[..count]).unwrap();
+    }
+    drop(input);
+    let said = program.wait_with_output().unwrap();
+    assert!(said.status.success(), "sha256sum: {said:?}");
+    String::from_utf8(said.stdout).unwrap()[..64].to_owned()
 }
 
 /// What `sha256sum` says of a file, as 64 hex digits.

@@ -168,6 +168,7 @@ impl Registry {
         let body = match &blob.content {
             Content::Bytes(bytes) => Body::bytes(bytes),
             Content::Disk(path) => Body::file(path),
+            Content::Made(_) => unreachable!("it is in the library's own registry alone"),
         };
         let reply = self.send("PUT", &target, "Content-Type: application/octet-stream\r\n", body);
         assert_eq!(reply.status, 201, "blob refused: {}", String::from_utf8_lossy(&reply.body));

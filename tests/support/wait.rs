@@ -25,6 +25,19 @@ pub fn eventually(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     true
 }
 
+/// Asks `holds` again and again, hardly with a pause, for what may be over soon; gives how long it took until it said yes.
+///
+/// # Panics
+/// After `limit`, with `what`.
+pub fn closely(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < limit, "waited {limit:?} in vain: {what}");
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    begun.elapsed()
+}
+
 /// Waits until `value` has stayed the same for half a second, and gives it.
 ///
 /// # Panics

@@ -54,7 +54,7 @@ impl Model {
     fn weights(&self) -> &[u8] {
         match &self.files[0].content {
             Content::Bytes(bytes) => bytes,
-            Content::Disk(_) => unreachable!("in memory"),
+            _ => unreachable!("in memory"),
         }
     }
 

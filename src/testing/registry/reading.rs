@@ -78,10 +78,10 @@ impl Source {
     }
 
     async fn pieces(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
-        if self.made(&blob.digest).is_none() {
+        let Some(made) = self.made(&blob.digest).cloned() else {
             return self.layout.pieces(blob, range, PIECE).await;
-        }
-        let pieces = stream::iter(cut(range)).map(|piece| Ok(Synthetic::bytes(piece)));
+        };
+        let pieces = stream::iter(cut(range)).map(move |piece| Ok(made.part(piece)));
         Ok(pieces.boxed())
     }
 }

@@ -20,10 +20,20 @@ pub struct Synthetic {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
+    /// The number of its first 4 KiB: two blobs have no 4 KiB in common where they begin further apart than they are long.
+    pub first: u64,
 }
 
 impl Synthetic {
-    /// The bytes of `range` of every synthetic blob: they do not depend on its size.
+    /// The bytes of `range` of this blob: they do not depend on its size, nor on its digest.
+    #[must_use]
+    pub fn part(&self, range: StoredRange) -> Bytes {
+        let before = self.first.saturating_mul(PAGE);
+        let shifted = |place: u64| place.saturating_add(before);
+        Self::bytes(StoredRange::new(shifted(range.start()), shifted(range.end())))
+    }
+
+    /// The bytes of `range` of a blob that begins with number 0.
     #[must_use]
     pub fn bytes(range: StoredRange) -> Bytes {
         let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
@@ -80,6 +90,14 @@ mod tests {
             let part = Synthetic::bytes(StoredRange::new(start.into(), end.into()));
             assert_eq!(part, whole.slice(start as usize..end as usize), "{start}-{end}");
         }
+    }
+
+    #[test]
+    fn one_that_begins_later_goes_on_where_an_earlier_one_is() {
+        let blob = Synthetic { digest: Digest::of(b""), size: 1 << 20, first: 3 };
+        let shifted = Synthetic::bytes(StoredRange::new((3 << 12) + 100, (3 << 12) + 9000));
+        assert_eq!(blob.part(StoredRange::new(100, 9000)), shifted);
+        assert_ne!(blob.part(StoredRange::new(0, 4096)), Synthetic::bytes(StoredRange::new(0, 4096)));
     }
 
     #[test]
