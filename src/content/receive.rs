@@ -21,8 +21,6 @@ use crate::error::Result;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How many chunks of one request may wait to be kept.
 const KEEPING: usize = 2;
-/// How many where somebody waits for others of it: a disk that is slower than the network slows him down in the end all the same.
-const HURRIED: usize = 4;
 
 impl Request {
     /// Fetches a run of chunks in one request and sees them into the store.
@@ -88,29 +86,21 @@ impl Request {
     }
 
     /// Takes no more from the network than the disk takes on and readers take out of memory, so that what is in memory stays
-    /// little; hardly more where somebody waits; and for a moment only. `false` where nothing has moved in that: the disk may hang
-    /// and readers may have gone, and others may wait for what this request has claimed.
+    /// little: unless somebody waits, and for a moment only. `false` where nothing has moved in that: the disk may hang and readers
+    /// may have gone, and others may wait for what this request has claimed.
     async fn await_room(&self, keeping: &mut JoinSet<()>) -> bool {
         let room = async {
-            while keeping.len() >= HURRIED {
+            while keeping.len() >= KEEPING {
                 let _one = keeping.join_next().await;
             }
-            tokio::select! {
-                biased;
-                () = self.urgency.raised() => {}
-                () = self.idle_room(keeping) => {}
+            if self.lane == Lane::Ahead {
+                self.loader.board.room().await;
             }
         };
-        tokio::time::timeout(PAUSE, room).await.is_ok()
-    }
-
-    /// The same where nobody waits.
-    async fn idle_room(&self, keeping: &mut JoinSet<()>) {
-        while keeping.len() >= KEEPING {
-            let _one = keeping.join_next().await;
-        }
-        if self.lane == Lane::Ahead {
-            self.loader.board.room().await;
+        tokio::select! {
+            biased;
+            () = self.urgency.raised() => true,
+            waited = tokio::time::timeout(PAUSE, room) => waited.is_ok(),
         }
     }
 
