@@ -633,18 +633,24 @@ fn no_index_of_another_image_says_what_a_layers_names_and_bytes_are() {
 }
 
 #[test]
-fn images_whose_index_is_the_same_are_one_snapshot_wherever_they_are() {
+fn images_whose_index_is_the_same_are_one_snapshot_where_they_are_in_one_registry() {
     let (asker, layers) = (Asker::new(), model(1));
     let registries = [Registry::start(), Registry::start()];
-    let tops = registries.each_ref().map(|registry| {
-        registry.push("acme/image", "v1", &indexed(&layers, "models/0.bin", bytes(0, 3 << 20)));
-        had(&asker, &registry.reference("acme/image:v1"), &layers)
-    });
+    let artifact = indexed(&layers, "models/0.bin", bytes(0, 3 << 20));
+    for (registry, repository) in [(0, "acme/image"), (0, "acme/other"), (1, "acme/image")] {
+        registries[registry].push(repository, "v1", &artifact);
+    }
+    let tops = ["acme/image:v1", "acme/other:v1"]
+        .map(|image| had(&asker, &registries[0].reference(image), &layers));
     assert_eq!(tops[0], tops[1]);
     assert_eq!(asker.node.mounts().len(), 1);
     asker.shows(&tops[0], |path| {
         assert!(fs::read(path.join("models/0.bin")).unwrap() == bytes(0, 3 << 20));
     });
+    // Its headers are another's word.
+    let asked = asking_for(&registries[1].reference("acme/image:v1"), &layers);
+    let mounts = asker.prepare_with("elsewhere", "", asked).expect("an ordinary snapshot");
+    asker.within(&mounts, |path| assert_eq!(fs::read_dir(path).unwrap().count(), 0));
 }
 
 #[test]

@@ -100,14 +100,14 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    /// Whether the same word counts for its bytes as for those of `other`, which shows the same layers: that of one index, or, where
-    /// neither has one, of one registry.
+    /// Whether the same word counts for it as for `other`, which shows the same layers: that of one registry, from whose answers names
+    /// are read, and of one index, or of none.
     pub(super) fn has_word_of(&self, other: &Self) -> bool {
         let host = |remote: &Self| match remote.reference.parse::<Reference>().ok()?.place {
             Place::Registry { host, .. } => Some(host),
             Place::Layout { .. } => None,
         };
-        self.index == other.index && (self.index.is_some() || host(self) == host(other))
+        self.index == other.index && host(self) == host(other)
     }
 
     /// The snapshot's own layer.
