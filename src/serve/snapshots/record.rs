@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_index_or_one_registry_is_one_word() {
+    fn one_registry_and_one_index_or_none_are_one_word() {
         let remote = |host: &str, index: Option<&[u8]>| {
             let (reference, layers) = (format!("{host}/a/b:v1"), vec![Digest::of(b"a")]);
             Remote { reference, first: 1, layers, top: 1, index: index.map(Digest::of) }
@@ -141,7 +141,8 @@ mod tests {
             (&plain, remote("r.io", None), true),
             (&plain, remote("evil.io", None), false),
             (&plain, remote("r.io", Some(b"i")), false),
-            (&bound, remote("mirror.io", Some(b"i")), true),
+            (&bound, remote("r.io", Some(b"i")), true),
+            (&bound, remote("mirror.io", Some(b"i")), false),
             (&bound, remote("r.io", Some(b"forged")), false),
         ] {
             assert_eq!((one.has_word_of(&other), other.has_word_of(one)), (is_same, is_same), "{other:?}");
