@@ -640,8 +640,8 @@ fn images_whose_index_is_the_same_are_one_snapshot_where_they_are_in_one_registr
     for (registry, repository) in [(0, "acme/image"), (0, "acme/other"), (1, "acme/image")] {
         registries[registry].push(repository, "v1", &artifact);
     }
-    let tops = ["acme/image:v1", "acme/other:v1"]
-        .map(|image| had(&asker, &registries[0].reference(image), &layers));
+    let tops =
+        ["acme/image:v1", "acme/other:v1"].map(|image| had(&asker, &registries[0].reference(image), &layers));
     assert_eq!(tops[0], tops[1]);
     assert_eq!(asker.node.mounts().len(), 1);
     asker.shows(&tops[0], |path| {
