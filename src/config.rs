@@ -186,7 +186,7 @@ keys! {
         all.content.trust_index = if on { Trust::Always } else { Trust::Never };
     });
     "content.proof", "WEIGHTFS_PROOF", None, "`index`", "`index` or `layer`",
-    "what proves layers of which the artifact brings the digests of chunks: these, or each layer's own digest too, once all of it is here",
+    "what proves layers of which the artifact brings the digests of chunks: these, or each layer's own digest too, once all of it is here; compressed ones these alone",
     |all, text| proof(text).map(|value| all.content.proof = value);
     "content.platform", "WEIGHTFS_PLATFORM", Some("--platform"), "this machine's, or the only one",
     "`OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`, as `linux/arm64`",

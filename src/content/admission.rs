@@ -2,7 +2,8 @@
 //!
 //! The store is keyed by digest, and a digest is no secret: a registry of somebody's own making could name any layer
 //! in a manifest. So a place and its credentials that did not prove a layer here are asked for one kept chunk of it,
-//! picked at random, before they are shown the others. That they can have it is remembered.
+//! picked at random, before they are shown the others. That they can have it is remembered. Who has read names from other
+//! headers than a layer was proved with has not that layer: he is not asked.
 
 use std::sync::Arc;
 
@@ -29,10 +30,12 @@ impl Loader {
             return Ok(());
         };
         let loader = Arc::clone(self);
-        let (digest, extents) = (described.kept_as().clone(), described.extents.clone());
         let look = move || {
-            let strange = loader.shelf.store.proved_for_some(&digest) && !loader.shelf.proved(&digest);
-            strange.then(|| loader.shelf.store.sample(&digest, &extents)).flatten()
+            let described = loader.layer(layer)?;
+            let name = described.kept_as();
+            let strange = loader.shelf.store.proved_for_some(name) && !loader.shelf.proved(name);
+            let may_be_asked = strange && loader.has_headers_of_proof(layer, described);
+            may_be_asked.then(|| loader.shelf.store.sample(name, &described.extents)).flatten()
         };
         let Ok(Some((range, chunk, known))) = tokio::task::spawn_blocking(look).await else { return Ok(()) };
         let extent = described.extents.iter().position(|extent| *extent == range);
@@ -56,10 +59,14 @@ impl Loader {
         let loader = Arc::clone(self);
         // Where it can't be remembered, it is asked again next time.
         let kept_as = described.kept_as().clone();
-        let remember = move || loader.shelf.store.add_origin(&loader.shelf.who, &kept_as);
-        let _ = tokio::task::spawn_blocking(remember).await;
-        self.see_shared(layer);
-        self.adopt_proof(layer);
+        let take_over = move || {
+            loader.shelf.store.add_origin(&loader.shelf.who, &kept_as);
+            loader.see_shared(layer);
+            loader.adopt_proof(layer);
+            // All of it may be here now.
+            loader.prove_owed(layer);
+        };
+        let _ = tokio::task::spawn_blocking(take_over).await;
         Ok(())
     }
 }

@@ -73,6 +73,11 @@ impl Binding {
         !self.doubted.swap(true, Ordering::AcqRel)
     }
 
+    /// Whether they were once.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Acquire)
+    }
+
     /// The digests of the file whose chunks are these, counted within the layer.
     pub(super) fn digests(&self, chunks: Range<u64>) -> Digests {
         Digests { section: Arc::clone(&self.section), chunks }

@@ -93,6 +93,29 @@ impl Packed {
         (forger, Arc::new(index))
     }
 
+    /// The index with names that were read from the headers in these bytes of the layer. Nobody has read what is behind the last
+    /// file.
+    fn named_by(&self, layer: &[u8]) -> Arc<Index> {
+        let mut index = Index::clone(&self.index);
+        for gap in index.layers[0].gaps.iter_mut().rev().skip(1) {
+            gap.bytes = Some(Bytes::copy_from_slice(slice(layer, gap.range)));
+        }
+        Arc::new(index)
+    }
+
+    /// The layer with another header before its first file.
+    fn renamed(&self) -> Vec<u8> {
+        let mut renamed = self.layer.clone();
+        renamed[0] ^= 1;
+        renamed
+    }
+
+    /// A loader of what others are shown too.
+    fn shown(&self, repository: Arc<dyn Repository>, index: &Arc<Index>) -> Arc<Loader> {
+        let config = Config { proof: Proof::Layer, ..plain() };
+        loader_in(&self.dir, self.budget, repository, index, config)
+    }
+
     fn blob(&self) -> &Blob {
         &self.index.layers[0].blob
     }
@@ -572,6 +595,111 @@ async fn an_index_that_turns_out_to_be_forged_poisons_what_is_shown_to_others_fo
     }
     whole(&honest, 0).await;
     honest.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_with_other_headers_has_its_names_compared_though_another_was_found_to_be_right() {
+    let packed = Packed::new(&[2 * CHUNK + 5, 100]);
+    let repository = || Arc::clone(&packed.repository) as Arc<dyn Repository>;
+    let (right, wrong) = (packed.named_by(&packed.layer), packed.named_by(&packed.renamed()));
+    let honest = packed.shown(repository(), &right);
+    for extent in 0..2 {
+        read_all(&honest, extent).await.unwrap();
+    }
+    until(|| !honest.owes(0)).await;
+    whole(&honest, 0).await;
+    honest.close().await;
+    let forger = Arc::new(Memory::new());
+    forger.replace(&packed.blob().digest, packed.renamed());
+    forger.replace(&packed.bound_blob().digest, packed.index_blob.clone());
+    let forging = || packed.shown(Arc::new(Elsewhere(Arc::clone(&forger))), &wrong);
+    let evil = forging();
+    assert!(evil.owes(0));
+    // Its bytes are right: it is shown what others keep.
+    let _before_the_verdict = evil.read(id(0), ContentRange::new(0, 1)).await;
+    until(|| evil.standing(0) == Standing::Poisoned).await;
+    assert_eq!(read_all(&evil, 1).await.unwrap_err().kind(), Kind::Integrity);
+    evil.close().await;
+    // The headers are at fault and not what all share.
+    let asked = packed.repository.requests();
+    let honest = packed.shown(repository(), &right);
+    assert!(!honest.owes(0) && honest.hold(id(0)).whole().is_some());
+    assert_eq!(read_all(&honest, 1).await.unwrap(), packed.file(1));
+    assert_eq!(packed.repository.requests(), asked);
+    honest.close().await;
+    let evil = forging();
+    assert_eq!(evil.standing(0), Standing::Poisoned, "known from the start");
+    evil.close().await;
+    // Who has read no names from headers asks for none of it.
+    let unnamed = packed.shown(repository(), &packed.index);
+    assert!(!unnamed.owes(0));
+    unnamed.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_with_wrong_headers_costs_the_mount_that_was_given_it_and_none_after_it() {
+    // What the repository gives when it is asked anew: the right ones, or the wrong ones once more.
+    for gives_right in [true, false] {
+        let packed = Packed::new(&[2 * CHUNK + 5, 100]);
+        let (right, wrong) = (packed.named_by(&packed.layer), packed.named_by(&packed.renamed()));
+        let mount = |index: &Arc<Index>| packed.shown(Arc::clone(&packed.repository) as _, index);
+        if !gives_right {
+            packed.repository.replace(&packed.blob().digest, packed.renamed());
+        }
+        let misled = mount(&wrong);
+        let (store, who) = (Arc::clone(&misled.shelf.store), packed.repository.identity());
+        store.keep_gaps(&who, &wrong.layers[0]);
+        read_all(&misled, 0).await.unwrap();
+        let _before_the_verdict = read_all(&misled, 1).await;
+        until(|| misled.standing(0) == Standing::Poisoned).await;
+        assert!(store.gaps(&who, &packed.blob().digest).is_empty(), "nobody is given them again");
+        let error = read_all(&misled, 0).await.unwrap_err();
+        assert_eq!(
+            (error.kind(), error.to_string().contains("headers")),
+            (Kind::Integrity, gives_right),
+            "{error}"
+        );
+        misled.close().await;
+        let ranges = packed.repository.ranges();
+        let asked: Vec<_> = ranges.iter().rev().take(2).map(|(_, range)| range.len()).collect();
+        assert_eq!(asked, [512 + 100 + 512, 512], "what lies between, and of small files all at once");
+        packed.corrupt(&[]);
+        let before = packed.repository.requests();
+        let next = mount(&right);
+        assert_eq!(next.standing(0), Standing::Proved);
+        for extent in 0..2 {
+            assert_eq!(read_all(&next, extent).await.unwrap(), packed.file(extent));
+        }
+        until(|| !next.owes(0)).await;
+        whole(&next, 0).await;
+        if gives_right {
+            assert!(packed.repository.requests() <= before + 1, "all was here but the padding at the end");
+        }
+        next.close().await;
+        // Once more the wrong ones.
+        let misled = mount(&wrong);
+        until(|| misled.standing(0) == Standing::Poisoned).await;
+        misled.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_is_not_asked_to_compare_what_another_has_compared_with_the_same_headers() {
+    let packed = Packed::new(&[2 * CHUNK + 5, 100]);
+    let right = packed.named_by(&packed.layer);
+    let first = packed.shown(Arc::clone(&packed.repository) as _, &right);
+    for extent in 0..2 {
+        read_all(&first, extent).await.unwrap();
+    }
+    until(|| !first.owes(0)).await;
+    let second = packed.shown(Arc::new(Elsewhere(Arc::clone(&packed.repository))), &right);
+    second.read(id(0), ContentRange::new(0, 1)).await.unwrap();
+    until(|| !second.owes(0)).await;
+    whole(&second, 0).await;
+    assert_eq!(second.metrics.proved_layers.value(), 0, "nothing was hashed");
+    for loader in [first, second] {
+        loader.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,13 +19,14 @@ use super::bound::{Binding, Refused};
 use super::decoding::{Decoding, Desk};
 use super::extent::Extent;
 use super::flight::{Board, Flight, Place};
+use super::headers;
 use super::instant::Sums;
 use super::lanes::Lanes;
 use super::owing;
 use super::part::Parts;
 use super::prove::Prover;
 use super::shelf::Shelf;
-use super::store::Store;
+use super::store::{GapsDigest, Store};
 use super::stream::Stream;
 use super::stream::turns::Turns;
 use super::{Config, Integrity};
@@ -121,6 +122,8 @@ pub(super) struct Stratum {
     pub(super) standing: watch::Sender<Standing>,
     /// Why it is poisoned, where that is not the fault of its bytes.
     pub(super) reason: OnceLock<Error>,
+    /// Of a layer whose names were read from its headers: the digest of these.
+    pub(super) gaps: Option<GapsDigest>,
     /// Of a bound layer: what binds it.
     pub(super) binding: Option<Binding>,
     /// Of a bound layer: whether its own digest is still to be found over its bytes.
@@ -430,14 +433,16 @@ fn strata(index: &Index, shelf: &Shelf, proof: Proof) -> Vec<Stratum> {
         });
         let extents: boxcar::Vec<Box<Extent>> = extents.collect();
         shelf.store.finish_poisoning(&shelf.who, layer.kept_as());
-        let proved = binding.is_some() || shelf.proved(layer.kept_as());
-        let owes = proof == Proof::Layer && owing::may_owe(layer, shelf);
+        let gaps = GapsDigest::of(&layer.gaps);
+        let proved = binding.is_some() || headers::is_proved(layer, gaps, shelf);
+        let owes = proof == Proof::Layer && owing::may_owe(layer, gaps, shelf);
         let standing = watch::Sender::new(if proved { Standing::Proved } else { Standing::Unproved });
         Stratum {
             extents,
             stream: Stream::of(layer, named.contains(&number), &headers),
             standing,
             reason: OnceLock::new(),
+            gaps,
             binding,
             owes: AtomicBool::new(owes),
             decoding: Decoding::default(),

@@ -493,6 +493,84 @@ async fn a_second_place_that_opens_before_it_reads_shares_the_layer_and_takes_no
     }
 }
 
+impl Model {
+    /// The layer with another header before its first file, and the index with names that were read from it.
+    fn renamed(&self) -> (Vec<u8>, Arc<Index>) {
+        let (mut renamed, mut index) = (self.layer.clone(), Index::clone(&self.index));
+        renamed[0] ^= 1;
+        let gap = &mut index.layers[0].gaps[0];
+        gap.bytes = Some(Bytes::copy_from_slice(slice(&renamed, gap.range)));
+        (renamed, Arc::new(index))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_names_from_other_headers_than_a_layer_was_proved_with_goes_by_his_own_bytes() {
+    for config in [plain(), strict()] {
+        let model = Model::new(&[2 * CHUNK, 100]);
+        let honest = model.loader(plain());
+        for extent in 0..2 {
+            read_all(&honest, extent).await.unwrap();
+        }
+        until(|| honest.standing(0) == Standing::Proved).await;
+        let (renamed, index) = model.renamed();
+        let forger = Arc::new(Memory::new());
+        forger.replace(&model.index.layers[0].blob.digest, renamed);
+        let elsewhere = Arc::new(Elsewhere(Arc::clone(&forger)));
+        let is_strict = config.integrity == Integrity::Strict;
+        let evil = loader_in(&model.dir, model.budget, elsewhere, &index, config);
+        let first = evil.read(id(0), ContentRange::new(0, 1)).await;
+        assert_eq!(first.is_err(), is_strict, "{first:?}");
+        if !is_strict {
+            assert_eq!((evil.standing(0), forger.bytes()), (Standing::Unproved, CHUNK), "shown nothing");
+            let _before_the_verdict = read_all(&evil, 0).await;
+            let _before_the_verdict = read_all(&evil, 1).await;
+        }
+        until(|| evil.standing(0) == Standing::Poisoned).await;
+        evil.close().await;
+        // The others have what they had.
+        assert_eq!(honest.standing(0), Standing::Proved);
+        let asked = model.repository.requests();
+        let next = model.loader(plain());
+        assert_eq!((next.standing(0), next.share().kept), (Standing::Proved, 2 * CHUNK + 100));
+        assert_eq!(read_all(&next, 0).await.unwrap(), model.file(0));
+        assert_eq!(model.repository.requests(), asked);
+        for loader in [honest, next] {
+            loader.close().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_with_other_headers_learns_no_proof_of_its_own_place_neither_while_it_is_made_nor_after() {
+    let model = Model::new(&[2 * CHUNK, 100]);
+    let (_, index) = model.renamed();
+    let misled = || loader_in(&model.dir, model.budget, Arc::clone(&model.repository) as _, &index, plain());
+    let (honest, beside) = (model.loader(plain()), misled());
+    beside.read(id(0), ContentRange::new(0, 1)).await.unwrap();
+    for extent in 0..2 {
+        read_all(&honest, extent).await.unwrap();
+    }
+    until(|| honest.standing(0) == Standing::Proved).await;
+    let after = misled();
+    assert_eq!(after.standing(0), Standing::Unproved, "it may be seen, and is not believed");
+    let asked = model.repository.bytes();
+    for loader in [&beside, &after] {
+        for extent in 0..2 {
+            if let Ok(bytes) = read_all(loader, extent).await {
+                assert_eq!(bytes, model.file(extent));
+            }
+        }
+        until(|| loader.standing(0) == Standing::Poisoned).await;
+    }
+    // What each reads behind the last file is the prover's, since nobody has.
+    assert!(model.repository.bytes() - asked <= 2 * 512, "what is here is right");
+    assert_eq!((honest.standing(0), honest.share().kept), (Standing::Proved, 2 * CHUNK + 100));
+    for loader in [honest, beside, after] {
+        loader.close().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn strict_serves_nothing_unproved_when_the_store_fails_under_a_proved_layer() {
     let model = Model::new(&[2 * CHUNK]);

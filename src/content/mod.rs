@@ -15,6 +15,7 @@ mod flight;
 mod guided;
 #[cfg(test)]
 mod guided_tests;
+mod headers;
 mod instant;
 mod lanes;
 pub mod loader;

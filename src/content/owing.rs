@@ -7,16 +7,18 @@
 
 use std::sync::atomic::Ordering;
 
+use super::bound::Binding;
 use super::extent::Extent;
 use super::loader::{Loader, Standing};
 use super::shelf::Shelf;
+use super::store::GapsDigest;
 use crate::index::{Coding, Layer};
 use crate::oci::Digest;
 
-/// Whether a layer's own digest is to be found over its bytes although an index says what they are: it was not yet, and can be.
-/// Reads a small file of the store.
-pub(super) fn may_owe(layer: &Layer, shelf: &Shelf) -> bool {
-    let is_paid = || shelf.store.is_paid(&shelf.who, layer.kept_as(), &layer.blob.digest);
+/// Whether a layer's own digest is to be found over its bytes although an index says what they are: it was not yet, with the
+/// headers of this digest among them, and can be. Reads a small file of the store.
+pub(super) fn may_owe(layer: &Layer, gaps: Option<GapsDigest>, shelf: &Shelf) -> bool {
+    let is_paid = || shelf.store.is_paid(&shelf.who, layer.kept_as(), &layer.blob.digest, gaps);
     layer.bound.is_some() && matches!(layer.coding, Coding::Stored) && !is_paid()
 }
 
@@ -40,49 +42,74 @@ impl Loader {
         self.standing(layer) == Standing::Proved && !self.owes(layer)
     }
 
-    /// Has a layer that owes its proof compared with its digest, if all of it is here. Blocks.
+    /// Has a layer that owes its proof compared with its digest, if all of it is here and nobody has done so meanwhile. Blocks.
     pub(super) fn prove_owed(&self, layer: usize) {
+        let Some(described) = self.layer(layer).filter(|_| self.owes(layer)) else { return };
+        if !may_owe(described, self.gaps(layer), &self.shelf) {
+            return self.settle(layer);
+        }
         let here = |extent: &Extent| self.shelf.kept_bytes(&extent.layer, extent.range) == extent.grid.len();
-        if self.owes(layer) && self.extents(layer).all(here) {
+        if self.extents(layer).all(here) {
             self.prover.check(layer);
         }
     }
 
-    /// Takes down that the layer's own digest was found over its bytes. Blocks.
-    pub(super) fn note_paid(&self, layer: usize) {
-        let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
-        stratum.owes.store(false, Ordering::Release);
-        self.shelf.store.note_paid(&self.shelf.who, described.kept_as(), &described.blob.digest);
-        self.metrics.proved_layers.add(1);
-        tracing::info!(layer = %described.blob.digest, "its index is right");
+    /// Nothing is left to be found out about the layer's bytes: the kernel may have what is complete.
+    fn settle(&self, layer: usize) {
+        if let Some(stratum) = self.layers.get(layer) {
+            stratum.owes.store(false, Ordering::Release);
+        }
         self.extents(layer).for_each(|extent| self.prover.seal(extent.id));
     }
 
+    /// Takes down that the layer's own digest was found over its bytes, and what lies between: where that was asked for anew, it
+    /// is not what names were read from. Blocks.
+    pub(super) fn note_paid(&self, layer: usize) {
+        let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
+        if stratum.gaps.is_some() && self.is_doubted(layer) {
+            return self.disown_names(layer, described);
+        }
+        let (kept_as, digest) = (described.kept_as(), &described.blob.digest);
+        self.shelf.store.note_paid(&self.shelf.who, kept_as, digest, stratum.gaps);
+        self.metrics.proved_layers.add(1);
+        tracing::info!(layer = %described.blob.digest, "its index is right");
+        self.settle(layer);
+    }
+
     /// Poisons a layer whose bytes are as its index says, and are not the layer. What lies between files is nobody's word but the
-    /// repository's: where there is any, it is asked for once more before. Blocks.
+    /// repository's: where there is any, all of it is asked for anew before, and none of it is kept. Blocks.
     pub(super) fn doubt_index(&self, layer: usize, found: &Digest) {
         let (Some(binding), Some(described)) = (self.binding(layer), self.layer(layer)) else { return };
+        // Who opens the layer next must not be given it again.
+        self.shelf.store.drop_gaps(&self.shelf.who, &described.blob.digest);
         if binding.doubt() && !described.gaps.is_empty() {
             self.distrust(layer);
             return self.prover.check(layer);
         }
-        // Names may have been read from what lies between.
-        self.shelf.store.discard(&self.shelf.who, &described.blob.digest);
         self.poison(layer, &format!("its bytes are {found}, and what its index says"));
     }
 
-    /// Poisons a layer whose index was found to be wrong by an earlier process, or another one. Blocks.
+    /// Whether the layer's bytes were found to be another layer's once, so that what lies between them is asked for anew.
+    pub(super) fn is_doubted(&self, layer: usize) -> bool {
+        self.binding(layer).is_some_and(Binding::is_doubted)
+    }
+
+    /// Poisons a layer whose index, or whose headers as they were given here, were found to be wrong by an earlier process, or
+    /// another one. Blocks.
     pub(super) fn recall_lie(&self, layer: usize) {
         let Some(described) = self.layer(layer).filter(|_| self.owes(layer)) else { return };
-        if self.shelf.store.is_poisoned(&self.shelf.who, described.kept_as()) {
-            self.poison(layer, "its index was found to be wrong before");
+        if self.shelf.store.is_poisoned(&self.shelf.who, described.kept_as(), self.gaps(layer)) {
+            self.poison(layer, "its index or its headers were found to be wrong before");
         }
     }
 
-    /// Withdraws what others were shown of a bound layer that is poisoned. Blocks.
+    /// Withdraws what others were shown of a bound layer that is poisoned, unless its bytes were found to be right: then it is for
+    /// what lies between them. Blocks.
     pub(super) fn forget_shared(&self, layer: usize) {
-        if let Some(described) = self.layer(layer).filter(|_| self.binding(layer).is_some()) {
-            self.shelf.store.withdraw(described.kept_as());
+        let Some(described) = self.layer(layer).filter(|_| self.binding(layer).is_some()) else { return };
+        let (store, name) = (&self.shelf.store, described.kept_as());
+        if !store.is_paid_for_all(name, &described.blob.digest, None) {
+            store.withdraw(name);
         }
     }
 }

@@ -26,6 +26,8 @@ use crate::index::{CHUNK, Coding, ExtentId, Layer};
 use crate::oci::digest::Hasher;
 use crate::range::{ContentRange, StoredRange};
 
+/// How far is looked for other gaps that are asked for along with one: 64 KiB, as where headers are read.
+const NEAR: u64 = 64 << 10;
 /// How many chunks may wait to be hashed; a chunk beyond that is read back later.
 const QUEUE: usize = 8;
 /// A file that twice could not be sealed is left alone for so long: each attempt may read all of it.
@@ -118,6 +120,18 @@ enum Piece<'a> {
     Gap(ContentRange, Option<&'a Bytes>),
 }
 
+/// What lies between files, asked for anew: where it begins, and the bytes from there on.
+#[derive(Default)]
+struct Anew(u64, Bytes);
+
+impl Anew {
+    fn part(&self, range: ContentRange) -> Option<Bytes> {
+        let start = usize::try_from(range.start().checked_sub(self.0)?).ok()?;
+        let end = start.checked_add(usize::try_from(range.len()).ok()?)?;
+        (end <= self.1.len()).then(|| self.1.slice(start..end))
+    }
+}
+
 /// The thread's own state.
 struct Proving {
     loader: Weak<Loader>,
@@ -173,6 +187,10 @@ impl Proving {
     /// Hashes a chunk if it is the next of its layer.
     fn arrived(&mut self, loader: &Loader, id: ExtentId, chunk: u64, bytes: &Bytes) {
         let (Some(layer), Some(extent)) = (unproved(loader, id.layer), loader.extent(id)) else { return };
+        if loader.is_doubted(id.layer) {
+            // What lies between is asked for anew, when all is here.
+            return;
+        }
         let (mut hasher, mut at) = self.take(id.layer, layer);
         at = pass_gaps(layer, &mut hasher, at);
         if extent.content(&(chunk..chunk + 1)).start() == at {
@@ -189,8 +207,9 @@ impl Proving {
         }
         let Some(layer) = unproved(loader, number) else { return };
         let (mut hasher, mut at) = self.take(number, layer);
+        let mut anew = Anew::default();
         while at < layer.blob.size && !self.stopped.load(Ordering::Relaxed) {
-            let Some(bytes) = self.piece_at(loader, number, layer, at) else { break };
+            let Some(bytes) = self.piece_at(loader, number, layer, at, &mut anew) else { break };
             hasher.update(&bytes);
             at += bytes.len() as u64;
             self.counted.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -210,7 +229,14 @@ impl Proving {
     }
 
     /// The layer's verified bytes from `at` on: up to a chunk, from memory or store, or a gap.
-    fn piece_at(&self, loader: &Loader, number: usize, layer: &Layer, at: u64) -> Option<Bytes> {
+    fn piece_at(
+        &self,
+        loader: &Loader,
+        number: usize,
+        layer: &Layer,
+        at: u64,
+        anew: &mut Anew,
+    ) -> Option<Bytes> {
         match piece_at(layer, at)? {
             Piece::File(extent) => {
                 let extent = loader.extent(ExtentId { layer: number, extent })?;
@@ -218,11 +244,28 @@ impl Proving {
                 let fresh = loader.board.peek((extent.id, chunk));
                 fresh.or_else(|| Some(loader.read_kept(extent, chunk)?.bytes().clone()))
             }
+            Piece::Gap(range, _) if loader.is_doubted(number) => {
+                let gap = ContentRange::new(at, range.end().min(at + CHUNK));
+                self.gap_anew(loader, layer, gap, anew)
+            }
             Piece::Gap(range, Some(bytes)) => {
                 bytes.get(usize::try_from(at - range.start()).ok()?..).map(Bytes::copy_from_slice)
             }
             Piece::Gap(range, None) => self.fetch_gap(loader, layer, at, range.end().min(at + CHUNK)),
         }
+    }
+
+    /// A gap as the repository gives it now; those near by come along, since where files are small there are many.
+    fn gap_anew(&self, loader: &Loader, layer: &Layer, gap: ContentRange, anew: &mut Anew) -> Option<Bytes> {
+        if let Some(bytes) = anew.part(gap) {
+            return Some(bytes);
+        }
+        let reach = gap.start().saturating_add(NEAR);
+        let near = layer.gaps.partition_point(|gap| gap.range.end() <= reach);
+        let last = near.checked_sub(1).and_then(|last| layer.gaps.get(last));
+        let end = last.map_or(gap.end(), |last| last.range.end().max(gap.end()));
+        *anew = Anew(gap.start(), self.fetch_gap(loader, layer, gap.start(), end)?);
+        anew.part(gap)
     }
 
     fn fetch_gap(&self, loader: &Loader, layer: &Layer, at: u64, end: u64) -> Option<Bytes> {

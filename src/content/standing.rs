@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::Integrity;
 use super::bound::DIGEST;
 use super::extent::Extent;
+use super::headers;
 use super::lanes::Lane;
 use super::loader::{Loader, Standing, Stratum};
 use super::store::kept::KeptFile;
@@ -156,15 +157,17 @@ impl Loader {
         let (Some(stratum), Some(described)) = (self.layers.get(layer), self.layer(layer)) else { return };
         let is_poisoned = || *stratum.standing.borrow() == Standing::Poisoned;
         let shared = stratum.files().all(|extent| extent.vouch(&self.shelf)) && !is_poisoned();
-        // Before anybody is told: who hears of the proof looks for the layer where proved ones lie.
+        // Before anybody is told: who hears of the proof looks for the layer where proved ones lie, and with which headers it
+        // was made.
         if shared {
+            self.note_headers(layer, described);
             self.shelf.store.set_proved(&self.shelf.who, described.kept_as());
         }
         let proved = stratum.become_proved();
         if shared && is_poisoned() {
             // It was found out meanwhile.
             self.shelf.store.withdraw(described.kept_as());
-            self.shelf.store.poison(&self.shelf.who, described.kept_as());
+            self.shelf.store.poison(&self.shelf.who, described.kept_as(), stratum.gaps);
         }
         if proved {
             self.metrics.proved_layers.add(1);
@@ -194,7 +197,9 @@ impl Loader {
             return extent.kept(&self.shelf);
         }
         let kept = extent.kept(&self.shelf)?;
-        if self.standing(extent.id.layer) != Standing::Proved || extent.vouched(&kept) {
+        // What lies where proved layers do is held to its proof also by a mount for whose headers that does not hold.
+        let is_own = || !self.shelf.store.is_shared(&extent.layer, kept.stem());
+        if (self.standing(extent.id.layer) != Standing::Proved && is_own()) || extent.vouched(&kept) {
             return Some(kept);
         }
         extent.forget();
@@ -277,7 +282,7 @@ impl Loader {
         poisoned.told.retain(|told| told.send(layer).is_ok());
         drop(poisoned);
         self.forget_shared(layer);
-        self.shelf.store.poison(&self.shelf.who, described.kept_as());
+        self.shelf.store.poison(&self.shelf.who, described.kept_as(), stratum.gaps);
         stratum.files().for_each(Extent::forget);
         self.sums.forget_layer(layer);
     }
@@ -322,9 +327,9 @@ impl Loader {
 
     fn learn(&self, number: usize, stratum: &Stratum) {
         let Some(layer) = self.layer(number) else { return };
-        if self.shelf.store.poisoned_since(&self.shelf.who, layer.kept_as(), self.began) {
+        if self.shelf.store.poisoned_since(&self.shelf.who, layer.kept_as(), stratum.gaps, self.began) {
             self.poison(number, "another process found it out");
-        } else if self.shelf.proved(layer.kept_as()) {
+        } else if headers::is_proved(layer, stratum.gaps, &self.shelf) {
             self.compare_with_proof(number, stratum);
         } else if stratum.may_be_tried() {
             for extent in stratum.files().filter(|extent| extent.complete_by_now()) {
@@ -333,7 +338,7 @@ impl Loader {
         }
     }
 
-    /// Another process has proved the layer: what was served here must be what was proved there.
+    /// Another process has proved the layer, by the same headers: what was served here must be what was proved there.
     fn compare_with_proof(&self, number: usize, stratum: &Stratum) {
         for extent in stratum.files().filter(|extent| extent.touched()) {
             // Anew: what is open here may not be what was proved.

@@ -7,11 +7,11 @@
 //!     index-READING                      of a compressed layer that went by here (see [`Store::index`])
 //!     proved                             says so
 //!     origins                            who can have it (see [`Store::origin`])
-//!     digest                             of a bound layer: its own digest, once that was found over its bytes
+//!     digest                             its own digest, once that was found over its bytes, and over which headers
 //! STORE/layers/ALGORITHM/HEX.lock        held by who changes what is shared
 //! STORE/layers/ALGORITHM/HEX.WHO/        one that was not proved yet: for the one who fetches it
-//!     …                                  as above, but for the last two
-//!     poisoned                           it was disproved; when, is the file's time
+//!     …                                  as above, but for `proved` and `origins`
+//!     poisoned                           it was disproved, and with which headers; when, is the file's time
 //! STORE/small/WHO/ALGORITHM/HEX          manifests, configs, and the parts of bound indexes
 //! STORE/small/WHO/repository             which repository that is, for people
 //! STORE/small/WHO/attached/…             which attached index was used of an artifact (see [`Store::attached`])
@@ -40,42 +40,37 @@ mod open;
 mod private;
 pub mod prune;
 mod seal;
+mod verdict;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 pub use admitted::Asked;
 use budget::Budget;
+pub use gaps::GapsDigest;
 use kept::KeptFile;
 use open::OpenFiles;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Kind, Result};
 use crate::index::ChunkDigest;
-use crate::index::Layer;
 use crate::oci::Digest;
-use crate::range::{ContentRange, StoredRange};
+use crate::range::ContentRange;
 
 /// How long an admission counts while the registry cannot be asked: seven days.
 pub const GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// The file beside what is kept of a bound layer that says whose own digest it was compared with.
-const PAID: &str = "digest";
 
 /// Room for the keys of those who can have a layer.
 const ORIGINS_LIMIT: u64 = 1 << 20;
 
 /// After how long the same failure of the disk is said again.
 const AGAIN: Duration = Duration::from_secs(60);
-
-/// Room for the headers of a very large archive: index/plain stops reading them at 64 MiB.
-const GAPS_LIMIT: u64 = 80 << 20;
 
 /// Room for the largest of the blobs that are kept whole: the chunk digests of a layer of 16 TiB, 32 bytes for each MiB.
 /// A bound index's head has at most 256 MiB, manifests and configs 4.
@@ -293,60 +288,6 @@ impl Store {
         Some((extent, chunk, files.digest(chunk)?))
     }
 
-    /// Whether what is kept for `who` under the name `kept_as` was found to be what the layer's own digest says.
-    #[must_use]
-    pub fn is_paid(&self, who: &str, kept_as: &Digest, layer: &Digest) -> bool {
-        let marker = private::read_small(&self.home(who, kept_as).join(PAID), 256);
-        self.sharing == Sharing::Proved && marker.is_ok_and(|text| text == layer.to_string().as_bytes())
-    }
-
-    /// Records that it was.
-    pub fn note_paid(&self, who: &str, kept_as: &Digest, layer: &Digest) {
-        let path = self.home(who, kept_as).join(PAID);
-        self.note(private::write_small(&path, layer.to_string().as_bytes()), "record that a layer is right");
-    }
-
-    /// Whether somebody found what is kept of the layer for `who` to be wrong, however long ago.
-    #[must_use]
-    pub fn is_poisoned(&self, who: &str, layer: &Digest) -> bool {
-        self.own(who, layer).join("poisoned").exists()
-    }
-
-    /// Whether somebody found what is kept of the layer for `who` to be wrong at or after `since`.
-    #[must_use]
-    pub fn poisoned_since(&self, who: &str, layer: &Digest, since: SystemTime) -> bool {
-        let marker = std::fs::symlink_metadata(self.own(who, layer).join("poisoned"));
-        marker.and_then(|meta| meta.modified()).is_ok_and(|when| when >= since)
-    }
-
-    /// Removes everything kept of the layer for `who`, in use or not, and leaves word of it for other processes.
-    pub fn poison(&self, who: &str, layer: &Digest) {
-        let marker = self.own(who, layer).join("poisoned");
-        self.note(private::write_small(&marker, b""), "record a poisoned layer");
-        self.empty(who, layer);
-    }
-
-    /// Removes what a process that found the layer to be wrong did not come to remove.
-    pub fn finish_poisoning(&self, who: &str, layer: &Digest) {
-        if self.own(who, layer).join("poisoned").exists() {
-            self.empty(who, layer);
-        }
-    }
-
-    /// Removes what is kept of the layer for `who` and was not proved yet, as if it had never been here.
-    pub fn discard(&self, who: &str, layer: &Digest) {
-        self.empty(who, layer);
-    }
-
-    fn empty(&self, who: &str, layer: &Digest) {
-        for entry in std::fs::read_dir(self.own(who, layer)).into_iter().flatten().flatten() {
-            // The word that is left, also while another process is leaving it.
-            if !entry.file_name().as_encoded_bytes().starts_with(b"poisoned") {
-                let _ = std::fs::remove_file(entry.path());
-            }
-        }
-    }
-
     /// Whether `who` has proved the layer by himself, or has shown that he can have it.
     #[must_use]
     pub fn origin(&self, who: &str, layer: &Digest) -> bool {
@@ -369,22 +310,6 @@ impl Store {
     fn origins(&self, layer: &Digest) -> String {
         let file = private::read_small(&self.shared(layer).join("origins"), ORIGINS_LIMIT);
         file.ok().and_then(|file| String::from_utf8(file).ok()).unwrap_or_default()
-    }
-
-    /// The gaps of a layer that were kept for `who` before; empty where none are.
-    #[must_use]
-    pub fn gaps(&self, who: &str, layer: &Digest) -> Vec<(StoredRange, Bytes)> {
-        let file = private::read_small(&self.home(who, layer).join("gaps"), GAPS_LIMIT);
-        file.map(|file| gaps::decode(&file.into())).unwrap_or_default()
-    }
-
-    /// Keeps the gaps of a layer for `who`, unless they are kept already.
-    pub fn keep_gaps(&self, who: &str, layer: &Layer) {
-        let digest = &layer.blob.digest;
-        if layer.gaps.iter().any(|gap| gap.bytes.is_some()) && self.gaps(who, digest).is_empty() {
-            let path = self.home(who, digest).join("gaps");
-            self.note(private::write_small(&path, &gaps::encode(&layer.gaps)), "keep archive headers");
-        }
     }
 
     /// Keeps a small blob (a manifest, a config, the head or a section of a bound index) under its digest for `who`.
@@ -513,19 +438,6 @@ mod tests {
         assert!(!kept.removed(), "moved, not copied");
         store.withdraw(&layer);
         assert!(!store.proved(ALICE, &layer) && kept.removed());
-    }
-
-    #[test]
-    fn poisoning_removes_what_is_kept_and_is_seen_by_who_was_there() {
-        let (_dir, store) = store();
-        let layer = Digest::of(b"layer");
-        let start = SystemTime::now() - Duration::from_secs(1);
-        let kept = store.file(ALICE, &layer, ContentRange::new(0, 100)).unwrap();
-        assert!(!store.poisoned_since(ALICE, &layer, start));
-        store.poison(ALICE, &layer);
-        assert!(kept.removed());
-        assert!(store.poisoned_since(ALICE, &layer, start) && !store.poisoned_since(BOB, &layer, start));
-        assert!(!store.poisoned_since(ALICE, &layer, SystemTime::now() + Duration::from_secs(60)));
     }
 
     #[test]
