@@ -31,6 +31,9 @@ const OPENING: Duration = Duration::from_secs(300);
 /// How many mounts are started at once that nobody waits for.
 const STARTED_AT_ONCE: usize = 8;
 
+/// How long each of them has its turn.
+const SHARE: Duration = Duration::from_secs(10);
+
 /// How long a process that lives may take to be looked after.
 const ADOPTING: Duration = Duration::from_secs(5);
 
@@ -107,7 +110,7 @@ impl Plane {
                 claims: Claims::default(),
                 binding: Mutex::default(),
                 tally: Tally::default(),
-                turns: Turns::new(STARTED_AT_ONCE),
+                turns: Turns::new(STARTED_AT_ONCE, SHARE),
                 adopting: Mutex::default(),
             }))
         })
