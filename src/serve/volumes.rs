@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::book::{Origin, Overrides, Volume};
@@ -85,6 +86,8 @@ impl Wanted {
 pub struct Terms {
     /// How long the registry and the mount's process are waited for, all in all.
     pub limit: Duration,
+    /// When that began.
+    pub begun: Instant,
     /// Whether all of a model has to fit into the store.
     pub room: Room,
     /// What other credentials come to than those that the volume is shown with already.
@@ -111,7 +114,18 @@ pub enum Renewal {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { limit: LONGEST, room: Room::NotNeeded, renewal: Renewal::AnotherMount }
+        let (room, renewal) = (Room::NotNeeded, Renewal::AnotherMount);
+        Self { limit: LONGEST, begun: Instant::now(), room, renewal }
+    }
+}
+
+impl Terms {
+    /// Returns when `what` has been waited for as long as it may be; gives the error that says so.
+    async fn over(&self, what: &str) -> Error {
+        tokio::time::sleep(self.limit.saturating_sub(self.begun.elapsed())).await;
+        let error =
+            Error::new(Kind::Deadline, format!("{what} takes longer than {:?} to be had", self.limit));
+        error.hint("ask again; the registry may be slow, or away")
     }
 }
 
@@ -251,16 +265,11 @@ impl Plane {
         unwanted: impl Future<Output = ()>,
     ) -> Result<Published> {
         let (what, plane) = (format!("volume {:?}", volume.id), self.clone());
-        let late = || {
-            let error =
-                Error::new(Kind::Deadline, format!("{what} takes longer than {:?} to be had", terms.limit));
-            error.hint("ask again; the registry may be slow, or away")
-        };
         let given_up = || Error::new(Kind::Busy, format!("{what} is taken away again"));
         let prepared = tokio::select! {
             prepared = plane.prepare(&volume, known.as_ref(), wanted, terms) => prepared?,
             () = unwanted => return Err(given_up()),
-            () = tokio::time::sleep(terms.limit) => return Err(late()),
+            late = terms.over(&what) => return Err(late),
         };
         let (using, progress) = match prepared {
             Prepared::Mount(using, progress) => (using, progress),
@@ -487,5 +496,20 @@ impl Volume {
     /// Whether its pod chooses its models.
     pub(super) fn is_dynamic(&self) -> bool {
         self.reference.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_given_little_of_the_time_is_told_how_long_was_waited_in_all() {
+        let begun = Instant::now();
+        let terms = Terms { limit: Duration::from_secs(120), ..Terms::default() };
+        tokio::time::advance(Duration::from_secs(119)).await;
+        let late = terms.over("the model").await;
+        assert!(begun.elapsed() < Duration::from_secs(121), "{:?}", begun.elapsed());
+        assert!(late.kind() == Kind::Deadline && late.to_string().contains("longer than 120s"), "{late}");
     }
 }
