@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::book::{Origin, Overrides, Volume};
 use super::plane::{Plane, Using, blocking};
 use super::report::{Phase, Progress, Report};
+use super::terms::{Renewal, Room, Terms};
 use super::view::Shown;
 use super::wish::{self, Pin, Wish, pin};
 use crate::content::{Store, StoreConfig};
@@ -23,9 +23,6 @@ use crate::repository::Secret;
 
 /// How long the end of a mount is waited for that has lost its last volume.
 const LEAVING: Duration = Duration::from_secs(5);
-
-/// How long the registry and the mount's process are waited for where nothing else is said: longer than their own deadlines.
-const LONGEST: Duration = Duration::from_secs(600);
 
 /// What the ids of volumes begin with that belong to one pod and name their model themselves.
 pub(super) const INLINE: &str = "csi-";
@@ -78,54 +75,6 @@ impl Wanted {
         match self {
             Self::Model(Wish { settings, .. }) | Self::Dynamic { settings, .. } => settings,
         }
-    }
-}
-
-/// How something is shown.
-#[derive(Clone, Copy, Debug)]
-pub struct Terms {
-    /// How long the registry and the mount's process are waited for, all in all.
-    pub limit: Duration,
-    /// When that began.
-    pub begun: Instant,
-    /// Whether all of a model has to fit into the store.
-    pub room: Room,
-    /// What other credentials come to than those that the volume is shown with already.
-    pub renewal: Renewal,
-}
-
-/// Whether all of a model has to fit into what the store may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// It has to.
-    Needed,
-    /// It need not: what does not fit is fetched again.
-    NotNeeded,
-}
-
-/// What other credentials for a volume come to, that the registry has accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Renewal {
-    /// Another mount: they may be another's.
-    AnotherMount,
-    /// They take the place of the former: they are the same one's, and renewed from time to time.
-    InPlace,
-}
-
-impl Default for Terms {
-    fn default() -> Self {
-        let (room, renewal) = (Room::NotNeeded, Renewal::AnotherMount);
-        Self { limit: LONGEST, begun: Instant::now(), room, renewal }
-    }
-}
-
-impl Terms {
-    /// Returns when `what` has been waited for as long as it may be; gives the error that says so.
-    async fn over(&self, what: &str) -> Error {
-        tokio::time::sleep(self.limit.saturating_sub(self.begun.elapsed())).await;
-        let error =
-            Error::new(Kind::Deadline, format!("{what} takes longer than {:?} to be had", self.limit));
-        error.hint("ask again; the registry may be slow, or away")
     }
 }
 
@@ -496,20 +445,5 @@ impl Volume {
     /// Whether its pod chooses its models.
     pub(super) fn is_dynamic(&self) -> bool {
         self.reference.is_empty()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn who_is_given_little_of_the_time_is_told_how_long_was_waited_in_all() {
-        let begun = Instant::now();
-        let terms = Terms { limit: Duration::from_secs(120), ..Terms::default() };
-        tokio::time::advance(Duration::from_secs(119)).await;
-        let late = terms.over("the model").await;
-        assert!(begun.elapsed() < Duration::from_secs(121), "{:?}", begun.elapsed());
-        assert!(late.kind() == Kind::Deadline && late.to_string().contains("longer than 120s"), "{late}");
     }
 }
