@@ -168,6 +168,18 @@ fn sockets_are_inherited_by_the_process_that_they_are_for() {
 }
 
 #[test]
+fn what_is_set_here_anyway_is_not_said_of_a_mount_but_what_is_asked_of_its_bytes_always_is() {
+    let own = environment(&[("WEIGHTFS_INTEGRITY", "strict"), ("WEIGHTFS_WARM", "all")]);
+    let said = |warm: &str| {
+        let asked = [("content.integrity", "strict"), ("content.warm", warm)];
+        let asked = asked.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        own.differing(&asked.into()).into_keys().collect::<Vec<_>>()
+    };
+    assert_eq!(said("all"), ["content.integrity"]);
+    assert_eq!(said("none"), ["content.integrity", "content.warm"]);
+}
+
+#[test]
 fn a_state_folder_holds_both_records_and_logs() {
     let settings = Settings::load(&environment(&[("WEIGHTFS_STATE", "/s")]), None, &Vec::new()).unwrap();
     assert_eq!(settings.state, StateConfig { live: "/s".into(), logs: "/s/log".into() });

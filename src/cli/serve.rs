@@ -306,6 +306,7 @@ fn settled(own: &Environment, file: &Path, overrides: &Overrides) -> Result<Sett
         repository: settings.repository,
         platform: settings.content.platform,
         store: settings.store,
+        integrity: settings.content.integrity,
         settings: differing,
         variables: variables.chain([named]).collect(),
     })

@@ -12,6 +12,9 @@ use crate::error::{Error, Kind, Result};
 use crate::repository::{Exceptions, Proxies, Proxy};
 use crate::serve::Overrides;
 
+/// The setting that says what is asked of bytes before they are served.
+const INTEGRITY: &str = "content.integrity";
+
 /// How many sockets may be inherited: more than there are names for.
 const INHERITED: usize = 64;
 
@@ -95,12 +98,13 @@ impl Environment {
         Ok(changed)
     }
 
-    /// Those of the settings that are not set here to the same value.
+    /// Those of the settings that are not set here to the same value, and what is asked of bytes before they are served: whoever asks
+    /// for that counts on it, whatever is set here later.
     #[must_use]
     pub fn differing(&self, settings: &Overrides) -> Overrides {
         let differs = |(name, value): &(&String, &String)| {
             let here = key(name).ok().and_then(|key| self.get(key.variable));
-            here.is_none_or(|here| here != OsStr::new(value.as_str()))
+            *name == INTEGRITY || here.is_none_or(|here| here != OsStr::new(value.as_str()))
         };
         settings.iter().filter(differs).map(|(name, value)| (name.clone(), value.clone())).collect()
     }

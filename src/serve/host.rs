@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::book::Spec;
 use super::dynamic::Folders;
 use super::plane::Plane;
 use super::process::Process;
+use super::turns::Turns;
 use crate::error::{Error, Kind, Result};
 use crate::mount::Watch;
 
@@ -49,8 +50,8 @@ pub(super) struct Host {
     /// What is around it, of a dynamic volume.
     pub(super) folders: Option<Folders>,
     standing: watch::Sender<Standing>,
-    /// Ends the pause of a task that waits to try again.
-    awake: Notify,
+    /// How many wait until it answers.
+    waiting: watch::Sender<usize>,
     /// How many are about to show it somewhere. Changed under the lock of the plane's table only.
     pub(super) uses: AtomicUsize,
     /// How often its process was started again.
@@ -60,9 +61,10 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn new(spec: Spec, dir: PathBuf) -> Arc<Self> {
         let (standing, _) = watch::channel(Standing::Starting(None));
-        let (awake, uses, restarts) = (Notify::new(), AtomicUsize::new(0), AtomicU64::new(0));
+        let (waiting, _) = watch::channel(0);
+        let (uses, restarts) = (AtomicUsize::new(0), AtomicU64::new(0));
         let folders = spec.volume.as_ref().and_then(|_| Folders::around(&dir));
-        Arc::new(Self { spec, dir, folders, standing, awake, uses, restarts })
+        Arc::new(Self { spec, dir, folders, standing, waiting, uses, restarts })
     }
 
     /// What is mounted, for people: the reference with its digest, or the dynamic volume's id.
@@ -94,11 +96,12 @@ impl Host {
     /// # Errors
     /// Why it can't be started.
     pub(super) async fn serving(&self) -> Result<()> {
+        // Before who looks after it is told to go on, and no longer than this waits.
+        let _waits = Waits::begin(&self.waiting);
         self.change(|now| match now {
             Standing::Down(error) => Some(Standing::Starting(Some(error.clone()))),
             _ => None,
         });
-        self.awake.notify_one();
         let mut standing = self.standing.subscribe();
         let settled = standing.wait_for(|now| !matches!(now, Standing::Starting(_))).await;
         match settled.as_deref() {
@@ -108,9 +111,23 @@ impl Host {
         }
     }
 
-    /// Waits until somebody waits for it, or nobody wants it any more.
-    pub(super) async fn awaited(&self) {
-        self.awake.notified().await;
+    /// Waits until somebody waits for its start, or nobody wants it any more.
+    async fn awaited(&self) {
+        let waited_for = async {
+            // Who waited for a start that failed is told so, and does not wait for the next one.
+            let _ = self.standing.subscribe().wait_for(|now| matches!(now, Standing::Starting(_))).await;
+            let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
+        };
+        tokio::select! {
+            () = waited_for => {}
+            () = self.unwanted() => {}
+        }
+    }
+
+    /// What `start` gives, which is begun once somebody waits for it or there is a turn for it; `None` where nobody wants it by then.
+    pub(super) async fn in_turn<T>(&self, turns: &Turns, start: impl Future<Output = T>) -> Option<T> {
+        let if_wanted = async { if self.is_wanted() { Some(start.await) } else { None } };
+        turns.take(self.awaited(), if_wanted).await
     }
 
     /// Waits until nobody wants it any more.
@@ -127,7 +144,6 @@ impl Host {
     /// Nobody wants it any more.
     pub(super) fn retire(&self) {
         self.standing.send_replace(Standing::Retired);
-        self.awake.notify_one();
     }
 
     /// It is taken away.
@@ -160,6 +176,22 @@ impl Host {
     }
 }
 
+/// Somebody who waits, counted for as long as that lasts.
+struct Waits<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waits<'a> {
+    fn begin(waiting: &'a watch::Sender<usize>) -> Self {
+        waiting.send_modify(|waiting| *waiting = waiting.saturating_add(1));
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting = waiting.saturating_sub(1));
+    }
+}
+
 /// A process that answers, and whoever has to be told of its end.
 #[derive(Debug)]
 pub(super) struct Running {
@@ -177,7 +209,8 @@ pub(super) async fn attend(plane: Arc<Plane>, host: Arc<Host>, adopted: Option<R
         let running = match next.take() {
             Some(adopted) => adopted,
             None => match plane.launch(&host).await {
-                Ok(started) => started,
+                Ok(Some(started)) => started,
+                Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(reference = host.name(), "cannot mount: {error}");
                     host.fail(error);
@@ -259,6 +292,10 @@ fn reap(child: Option<Child>) {
 
 #[cfg(test)]
 mod tests {
+    use std::future::{pending, ready};
+
+    use parking_lot::Mutex;
+
     use super::*;
     use crate::serve::Overrides;
 
@@ -300,5 +337,75 @@ mod tests {
         assert!(host.serving().await.is_err());
         host.vanish();
         host.gone().await;
+    }
+
+    fn is_begun(begun: &Mutex<Vec<usize>>, number: usize) -> bool {
+        begun.lock().contains(&number)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_are_started_at_once_than_have_a_turn_however_often_they_were_waited_for_before() {
+        const SHARE: Duration = Duration::from_secs(10);
+        let (turns, begun) = (Arc::new(Turns::new(8, SHARE)), Arc::new(Mutex::new(Vec::new())));
+        let hosts: Vec<_> = (0..20).map(|_| host()).collect();
+        for host in &hosts {
+            let answering = Standing::Serving(Process::of(std::process::id()));
+            assert!(host.change(|_| Some(answering)));
+            // As who publishes it does each time.
+            host.serving().await.unwrap();
+            host.serving().await.unwrap();
+            assert!(fall(host));
+        }
+        for (number, host) in hosts.iter().cloned().enumerate() {
+            let (turns, begun) = (turns.clone(), begun.clone());
+            tokio::spawn(async move {
+                let start = async {
+                    begun.lock().push(number);
+                    pending::<()>().await;
+                };
+                host.in_turn(&turns, start).await
+            });
+        }
+        let counted_after = async |time: Duration| {
+            tokio::time::sleep(time).await;
+            begun.lock().len()
+        };
+        assert_eq!(counted_after(SHARE / 2).await, 8);
+        let last = (0..20).rev().find(|number| !is_begun(&begun, *number)).unwrap();
+        let waited_for = hosts[last].clone();
+        tokio::spawn(async move { waited_for.serving().await });
+        assert_eq!(counted_after(SHARE / 4).await, 9);
+        assert!(is_begun(&begun, last), "somebody waits for it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_retired_while_it_waits_for_its_turn_is_not_started() {
+        let (turns, host) = (Turns::new(1, Duration::from_secs(10)), host());
+        let waiting = host.in_turn(&turns, async { panic!("nobody wants it") });
+        let (occupied, retired, ()) = tokio::join!(
+            tokio::time::timeout(WELL, turns.take(pending(), pending::<()>())),
+            waiting,
+            async {
+                tokio::task::yield_now().await;
+                host.retire();
+            }
+        );
+        assert!(occupied.is_err());
+        assert_eq!(retired, None::<()>);
+        assert_eq!(host.in_turn(&turns, ready(())).await, None, "nor where there is a turn for it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_told_that_a_start_failed_does_not_end_the_pause_before_the_next_one() {
+        let (host, begun) = (host(), tokio::time::Instant::now());
+        let (told, ()) = tokio::join!(host.serving(), async {
+            host.fail(Error::new(Kind::Denied, "403"));
+            // Before who waits has been told.
+            rest(&host, WELL).await;
+        });
+        assert!(told.is_err() && begun.elapsed() >= WELL);
+        host.change(again);
+        let (asked, ()) = tokio::join!(tokio::time::timeout(WELL, host.serving()), rest(&host, 9 * WELL));
+        assert!(asked.is_err() && begun.elapsed() < 9 * WELL, "who asks ends it");
     }
 }

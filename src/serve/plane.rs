@@ -31,6 +31,9 @@ const OPENING: Duration = Duration::from_secs(300);
 /// How many mounts are started at once that nobody waits for.
 const STARTED_AT_ONCE: usize = 8;
 
+/// How long each of them has its turn.
+const SHARE: Duration = Duration::from_secs(10);
+
 /// How long a process that lives may take to be looked after.
 const ADOPTING: Duration = Duration::from_secs(5);
 
@@ -107,7 +110,7 @@ impl Plane {
                 claims: Claims::default(),
                 binding: Mutex::default(),
                 tally: Tally::default(),
-                turns: Turns::new(STARTED_AT_ONCE),
+                turns: Turns::new(STARTED_AT_ONCE, SHARE),
                 adopting: Mutex::default(),
             }))
         })
@@ -262,19 +265,20 @@ impl Plane {
         host.vanish();
     }
 
-    /// Starts the process of a mount, with what is left of a former one cleared away, once it is waited for or has a turn. Called by
-    /// who looks after it.
+    /// Starts the process of a mount, with what is left of a former one cleared away, once it is waited for or has a turn; `None`
+    /// where nobody wants it by then. Called by who looks after it.
     ///
     /// # Errors
     /// Those of [`Start::run`] and of the settings.
-    pub(super) async fn launch(self: &Arc<Self>, host: &Arc<Host>) -> Result<Running> {
+    pub(super) async fn launch(self: &Arc<Self>, host: &Arc<Host>) -> Result<Option<Running>> {
         let (plane, started) = (self.clone(), host.clone());
         let start = blocking(move || plane.start(&started));
-        let (mounted, mut child) = self.turns.take(host.awaited(), start).await?;
+        let Some(started) = host.in_turn(&self.turns, start).await else { return Ok(None) };
+        let (mounted, mut child) = started?;
         let process = Process::of(mounted.pid);
         let ended = || Error::new(Kind::Kernel, "the mount's process ended as soon as it had begun");
         match process.watch().and_then(|watch| watch.ok_or_else(ended)) {
-            Ok(watch) => Ok(Running { watch, process, child: Some(child) }),
+            Ok(watch) => Ok(Some(Running { watch, process, child: Some(child) })),
             Err(error) => {
                 // Nobody would look after it: it would be in the way of the next one.
                 let _ = blocking(move || {

@@ -7,17 +7,18 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// How long a start has its turn; what takes longer goes on beside those that come next.
-const SHARE: Duration = Duration::from_secs(10);
-
 /// The turns.
 #[derive(Debug)]
-pub(super) struct Turns(Semaphore);
+pub(super) struct Turns {
+    free: Semaphore,
+    /// How long a start has its turn; what takes longer goes on beside those that come next.
+    share: Duration,
+}
 
 impl Turns {
-    /// So many at once.
-    pub(super) fn new(at_once: usize) -> Self {
-        Self(Semaphore::new(at_once))
+    /// So many at once, each for so long.
+    pub(super) fn new(at_once: usize, share: Duration) -> Self {
+        Self { free: Semaphore::new(at_once), share }
     }
 
     /// What `start` gives, which is begun when there is a turn for it, or once it is `awaited`.
@@ -27,11 +28,11 @@ impl Turns {
         start: impl Future<Output = T>,
     ) -> T {
         let turn = tokio::select! {
-            turn = self.0.acquire() => turn.ok(),
+            turn = self.free.acquire() => turn.ok(),
             () = awaited => None,
         };
         tokio::pin!(start);
-        if let Ok(started) = timeout(SHARE, &mut start).await {
+        if let Ok(started) = timeout(self.share, &mut start).await {
             return started;
         }
         drop(turn);
@@ -49,9 +50,11 @@ mod tests {
 
     use super::*;
 
+    const SHARE: Duration = Duration::from_secs(10);
+
     #[tokio::test(start_paused = true)]
     async fn what_nobody_waits_for_is_started_by_few_at_once_and_by_the_next_where_one_takes_long() {
-        let (turns, begun) = (Arc::new(Turns::new(3)), Arc::new(AtomicUsize::new(0)));
+        let (turns, begun) = (Arc::new(Turns::new(3, SHARE)), Arc::new(AtomicUsize::new(0)));
         let start = |awaited: bool| {
             let (turns, begun) = (turns.clone(), begun.clone());
             tokio::spawn(async move {

@@ -11,6 +11,7 @@ use tracing::Instrument;
 use super::book::{Origin, Overrides, Volume};
 use super::plane::{Plane, Using, blocking};
 use super::report::{Phase, Progress, Report};
+use super::terms::{Renewal, Room, Terms};
 use super::view::Shown;
 use super::wish::{self, Pin, Wish, pin};
 use crate::content::{Store, StoreConfig};
@@ -22,9 +23,6 @@ use crate::repository::Secret;
 
 /// How long the end of a mount is waited for that has lost its last volume.
 const LEAVING: Duration = Duration::from_secs(5);
-
-/// How long the registry and the mount's process are waited for where nothing else is said: longer than their own deadlines.
-const LONGEST: Duration = Duration::from_secs(600);
 
 /// What the ids of volumes begin with that belong to one pod and name their model themselves.
 pub(super) const INLINE: &str = "csi-";
@@ -77,41 +75,6 @@ impl Wanted {
         match self {
             Self::Model(Wish { settings, .. }) | Self::Dynamic { settings, .. } => settings,
         }
-    }
-}
-
-/// How something is shown.
-#[derive(Clone, Copy, Debug)]
-pub struct Terms {
-    /// How long the registry and the mount's process are waited for, all in all.
-    pub limit: Duration,
-    /// Whether all of a model has to fit into the store.
-    pub room: Room,
-    /// What other credentials come to than those that the volume is shown with already.
-    pub renewal: Renewal,
-}
-
-/// Whether all of a model has to fit into what the store may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// It has to.
-    Needed,
-    /// It need not: what does not fit is fetched again.
-    NotNeeded,
-}
-
-/// What other credentials for a volume come to, that the registry has accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Renewal {
-    /// Another mount: they may be another's.
-    AnotherMount,
-    /// They take the place of the former: they are the same one's, and renewed from time to time.
-    InPlace,
-}
-
-impl Default for Terms {
-    fn default() -> Self {
-        Self { limit: LONGEST, room: Room::NotNeeded, renewal: Renewal::AnotherMount }
     }
 }
 
@@ -251,16 +214,11 @@ impl Plane {
         unwanted: impl Future<Output = ()>,
     ) -> Result<Published> {
         let (what, plane) = (format!("volume {:?}", volume.id), self.clone());
-        let late = || {
-            let error =
-                Error::new(Kind::Deadline, format!("{what} takes longer than {:?} to be had", terms.limit));
-            error.hint("ask again; the registry may be slow, or away")
-        };
         let given_up = || Error::new(Kind::Busy, format!("{what} is taken away again"));
         let prepared = tokio::select! {
             prepared = plane.prepare(&volume, known.as_ref(), wanted, terms) => prepared?,
             () = unwanted => return Err(given_up()),
-            () = tokio::time::sleep(terms.limit) => return Err(late()),
+            late = terms.over(&what) => return Err(late),
         };
         let (using, progress) = match prepared {
             Prepared::Mount(using, progress) => (using, progress),

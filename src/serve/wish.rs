@@ -11,8 +11,8 @@ use std::time::SystemTime;
 
 use super::book::{Overrides, Spec};
 use super::report::Progress;
-use crate::content::StoreConfig;
 use crate::content::store::Asked;
+use crate::content::{Integrity, StoreConfig};
 use crate::error::{Error, Kind, Result};
 use crate::fs;
 use crate::oci::complete::PARENT_LIMIT;
@@ -21,7 +21,7 @@ use crate::repository::credentials::{Given, Sources};
 use crate::repository::{self, Repository, Secret};
 
 /// A mount that is asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wish {
     /// What is to be mounted.
     pub reference: Reference,
@@ -40,7 +40,9 @@ pub struct Settled {
     pub platform: Option<Platform>,
     /// Where bytes are kept, and how many.
     pub store: StoreConfig,
-    /// Those of the settings given that say something else than the plane's own.
+    /// What is served before it is verified.
+    pub integrity: Integrity,
+    /// Those of the settings given that say something else than the plane's own, and what is asked of bytes before they are served.
     pub settings: Overrides,
     /// The variables that say all of it to the mount's process.
     pub variables: Vec<(String, OsString)>,

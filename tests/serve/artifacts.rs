@@ -35,9 +35,14 @@ struct Store {
 
 impl Store {
     fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// The same, with more words on the plane's command line.
+    fn with(words: &[&str]) -> Self {
         let folder = scratch::short();
         let dir = folder.path().join("store");
-        let node = Node::with(&["--artifact-store", dir.to_str().unwrap()]);
+        let node = Node::with(&[&["--artifact-store", dir.to_str().unwrap()][..], words].concat());
         Self { node, dir, _folder: folder }
     }
 
@@ -70,6 +75,18 @@ impl Store {
             pid.is_some()
         });
         Pid::from_raw(pid.unwrap().try_into().unwrap())
+    }
+
+    /// As when the machine stops: nothing of the plane and of these processes is left but what is on the store's disk.
+    fn stop_machine(&mut self, servers: &[Pid]) {
+        self.node.kill();
+        for server in servers {
+            kill(*server, Signal::SIGKILL).unwrap();
+            Node::await_end(*server);
+        }
+        scratch::detach_below(&self.dir);
+        scratch::detach_below(&self.node.place.state());
+        fs::remove_dir_all(self.node.place.state()).unwrap();
     }
 
     fn names(&self) -> Vec<String> {
@@ -138,6 +155,19 @@ fn push_large(registry: &Registry, name: &str, size: u64, mark: &[u8]) -> String
     let artifact = pack::pack(&files, Packing::Raw, Dialect::Upstream, folder.path());
     registry.push(name, "v1", &artifact);
     artifact.blobs[1].digest.clone()
+}
+
+/// Pushes a model without an index as `models/plain:v1`, and the same layers with one that says otherwise of them as `models/forged:v1`.
+fn push_forged(registry: &Registry) -> (Artifact, Artifact) {
+    let right = bytes(3, WEIGHTS);
+    let mut wrong = right.clone();
+    wrong[77] = !wrong[77];
+    let [honest, other] = [right, wrong].map(|content| [pack::File::new("weights.bin", content)]);
+    let plain = pack::pack(&honest, Packing::Raw, Dialect::Upstream, Path::new("/nowhere"));
+    let forged = bound::bind(&plain, &other, Packing::Raw);
+    registry.push("models/plain", "v1", &plain);
+    registry.push("models/forged", "v1", &forged);
+    (plain, forged)
 }
 
 #[test]
@@ -247,6 +277,76 @@ fn no_index_of_another_artifact_says_what_the_bytes_of_a_blob_are() {
 }
 
 #[test]
+fn on_one_registry_too_no_index_of_another_artifact_says_what_the_bytes_of_a_blob_are() {
+    let (registry, store) = (Registry::start(), Store::start());
+    let (plain, _) = push_forged(&registry);
+    let (good, bad) = (registry.reference("models/plain:v1"), registry.reference("models/forged:v1"));
+    let weights = plain.blobs[0].digest.clone();
+    store.add(&good);
+    store.artifact(&["add", &bad]).failed(10, &[&good, &weights, "more than 4 MiB", "--integrity strict"]);
+    assert_eq!(store.names(), [good.as_str()]);
+    store.assert_copied(&good, &plain);
+}
+
+#[test]
+fn on_a_strict_plane_no_index_of_any_artifact_counts_and_all_of_them_are_taken() {
+    let (registry, store) = (Registry::start(), Store::with(&["--integrity", "strict"]));
+    let (plain, forged) = push_forged(&registry);
+    let (good, bad) = (registry.reference("models/plain:v1"), registry.reference("models/forged:v1"));
+    store.add(&bad);
+    store.add(&good);
+    store.assert_copied(&good, &plain);
+    store.assert_copied(&bad, &forged);
+}
+
+#[test]
+fn while_what_two_artifacts_have_cannot_be_compared_others_are_removed_and_who_waits_gives_way() {
+    let (stalled, registry, store) = (Registry::start(), registry(1..=1), Store::start());
+    let of = |weights: u64| {
+        let card = pack::File::new("card.md", "what both have");
+        let files = [card, pack::File::new("weights.bin", bytes(weights, WEIGHTS))];
+        pack::pack(&files, Packing::Raw, Dialect::Upstream, Path::new("/nowhere"))
+    };
+    stalled.push("models/a", "v1", &of(7));
+    registry.push("models/b", "v1", &of(8));
+    let one = stalled.reference("models/a:v1");
+    let (two, third) = (registry.reference("models/b:v1"), registry.reference("models/1:v1"));
+    store.artifact(&["add", &one, "--warm", "none"]).ok();
+    store.add(&third);
+    stalled.weather(Weather::Stall);
+    let asked = stalled.requests().len();
+    std::thread::scope(|scope| {
+        let adding = scope.spawn(|| store.artifact(&["add", &two, "--warm", "none"]));
+        wait::until("the other one is looked at", SOON, || stalled.requests().len() > asked);
+        store.artifact(&["remove", &third]).ok();
+        assert_eq!(store.list().len(), 1);
+        // Nothing to be taken out yet.
+        store.artifact(&["remove", &two]).failed(3, &["no artifact"]);
+        adding.join().unwrap().failed(10, &["something else was asked for"]);
+    });
+    assert_eq!(store.names(), [one.as_str()]);
+    stalled.weather(Weather::Clear);
+    store.add(&two);
+    store.assert_copied(&two, &of(8));
+}
+
+#[test]
+fn who_adds_the_same_at_once_is_told_that_it_is_there() {
+    let (registry, store) = (registry(1..=1), Store::start());
+    let reference = registry.reference("models/1:v1");
+    registry.weather(Weather::Delay(std::time::Duration::from_millis(200)));
+    std::thread::scope(|scope| {
+        let adding: Vec<_> = (0..4).map(|_| scope.spawn(|| store.add(&reference))).collect();
+        for one in adding {
+            assert_eq!(one.join().unwrap()["digest"], model(1).digest());
+        }
+    });
+    registry.weather(Weather::Clear);
+    assert_eq!(store.names(), [reference.as_str()]);
+    store.assert_copied(&reference, &model(1));
+}
+
+#[test]
 fn mounts_of_artifacts_outlive_the_plane_and_the_next_one_adopts_them() {
     let (registry, mut store) = (registry(1..=1), Store::start());
     let reference = registry.reference("models/1:v1");
@@ -279,14 +379,7 @@ fn what_is_registered_is_there_again_after_the_machine_has_started_anew() {
     let references = [1, 2].map(|number| registry.reference(&format!("models/{number}:v1")));
     references.iter().for_each(|reference| drop(store.add(reference)));
     let servers = references.each_ref().map(|reference| store.server(reference));
-    store.node.kill();
-    for server in servers {
-        kill(server, Signal::SIGKILL).unwrap();
-        Node::await_end(server);
-    }
-    scratch::detach_below(&store.dir);
-    scratch::detach_below(&store.node.place.state());
-    fs::remove_dir_all(store.node.place.state()).unwrap();
+    store.stop_machine(&servers);
     registry.stop();
     store.node.restart();
     wait::until("it is said why there is no mount", 3 * SOON, || {
@@ -307,13 +400,7 @@ fn while_a_registry_does_not_answer_an_artifact_is_removed_at_once_and_adding_it
     let (mut registry, mut store) = (registry(1..=1), Store::start());
     let reference = registry.reference("models/1:v1");
     store.add(&reference);
-    let server = store.server(&reference);
-    store.node.kill();
-    kill(server, Signal::SIGKILL).unwrap();
-    Node::await_end(server);
-    scratch::detach_below(&store.dir);
-    scratch::detach_below(&store.node.place.state());
-    fs::remove_dir_all(store.node.place.state()).unwrap();
+    store.stop_machine(&[store.server(&reference)]);
     // The next plane has the mount again as long as that takes, and is at that whenever somebody else asks.
     registry.weather(Weather::Stall);
     store.node.restart();
@@ -324,13 +411,7 @@ fn while_a_registry_does_not_answer_an_artifact_is_removed_at_once_and_adding_it
 
     registry.weather(Weather::Clear);
     store.add(&reference);
-    let server = store.server(&reference);
-    store.node.kill();
-    kill(server, Signal::SIGKILL).unwrap();
-    Node::await_end(server);
-    scratch::detach_below(&store.dir);
-    scratch::detach_below(&store.node.place.state());
-    fs::remove_dir_all(store.node.place.state()).unwrap();
+    store.stop_machine(&[store.server(&reference)]);
     registry.stop();
     store.node.restart();
     wait::until("it is missing", SOON, || store.list()[0]["trouble"].is_string());

@@ -10,7 +10,7 @@
 //! DIR/artifacts/mounts/NAME        a volume of the plane for each artifact
 //! ```
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -18,10 +18,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::word::Doubt;
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::oci::Digest;
 use crate::oci::blobs::path_of;
-use crate::oci::manifest::{Document, OCI_INDEX};
+use crate::oci::manifest::{Descriptor, Document, OCI_INDEX};
 use crate::repository::MANIFEST_LIMIT;
 use crate::repository::layout::TAG;
 use crate::serve::Overrides;
@@ -32,9 +33,6 @@ const SETTINGS: &str = "dev.weightfs.settings";
 
 /// The annotation that has what stands for chunks, by blob, as a JSON object.
 const CHUNKS: &str = "dev.weightfs.chunks";
-
-/// Up to how many bytes a blob of two artifacts is read to see whether it is right: 4 MiB.
-const LOOKED_AT: u64 = 4 << 20;
 
 /// What `oci-layout` says (image specification, image-layout.md).
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -54,31 +52,6 @@ pub(super) struct Named {
     pub(super) settings: Overrides,
     /// Of each blob whose chunks its own index names, what stands for the blob and these chunks.
     pub(super) chunks: BTreeMap<Digest, Digest>,
-}
-
-impl Named {
-    /// Whether nothing of it is served but what was found to be what its digest says.
-    fn is_strict(&self) -> bool {
-        self.settings.get("content.integrity").is_some_and(|value| value == "strict")
-    }
-
-    /// Whether a blob may be shown of this one to who reads `other`: the same index counts for both, or they are of one registry.
-    fn has_word_of(&self, other: &Self, blob: &Digest) -> bool {
-        let host = |named: &Self| named.name.split('/').next().map(str::to_owned);
-        match (self.chunks.get(blob), other.chunks.get(blob)) {
-            (Some(own), Some(others)) => own == others,
-            _ => host(self) == host(other),
-        }
-    }
-
-    /// Of those that have a blob the least is the one that shows it.
-    fn rank(&self, blob: &Digest) -> u8 {
-        match (self.is_strict(), self.chunks.contains_key(blob)) {
-            (true, _) => 0,
-            (false, true) => 1,
-            (false, false) => 2,
-        }
-    }
 }
 
 /// The folder, which one plane at a time has.
@@ -197,39 +170,25 @@ impl Layout {
         self.sweep(&blobs)
     }
 
-    /// Refuses `new` where it has a blob that one of `all` has too, and it is not the same that says what the bytes are: a blob is
-    /// shown of one of both, and who reads the other has not chosen that. A small one is looked at: what is right needs
-    /// nobody's word.
+    /// What `new`, whose manifest this is, has in common with one of `all` by another word. Looks at no mount.
     ///
     /// # Errors
-    /// `Busy`; those of reading the manifest of `new`, which must be [here](Self::keep_manifest).
-    pub(super) fn refuse_other_word(&self, all: &[Named], new: &Named) -> Result<()> {
-        let own: HashSet<Digest> = self.manifest(new)?.into_iter().collect();
+    /// Those of reading the manifest.
+    pub(super) fn doubts(&self, all: &[Named], new: &Named, manifest: &[u8]) -> Result<Vec<Doubt>> {
+        let own = blobs_of(new, manifest)?;
         let lazy = |other: &&Named| other.name != new.name && !other.is_strict() && !new.is_strict();
+        let mut doubts = Vec::new();
         for other in all.iter().filter(lazy) {
-            let is_doubtful = |blob: &&Digest| {
-                let is_agreed = || new.has_word_of(other, blob);
-                let are_right = || [other, new].iter().all(|named| self.shows_right(named, blob));
-                own.contains(*blob) && !is_agreed() && !are_right()
-            };
             // One whose manifest is not here is had anew, and looked at then.
-            let blobs = self.manifest(other).unwrap_or_default();
-            if let Some(blob) = blobs.iter().find(is_doubtful) {
-                let name = &other.name;
-                let doing =
-                    format!("{name} has the blob {blob} too, by the word of another index or registry");
-                let way_out = "with --integrity strict it is compared with its digest before it is served; or remove the other one";
-                return Err(Error::new(Kind::Busy, doing).hint(way_out));
+            let theirs = by_digest(self.manifest(other).unwrap_or_default());
+            for ours in own.iter().filter(|blob| !new.has_word_of(other, &blob.digest)) {
+                let Some(theirs) = theirs.get(&ours.digest) else { continue };
+                let shown_at = [other, new].map(|named| self.mount_of(named).join(path_of(&ours.digest)));
+                let (other, blob) = (other.name.clone(), ours.digest.clone());
+                doubts.push(Doubt { other, blob, shown_at, limit: Doubt::limit_of([ours, theirs]) });
             }
         }
-        Ok(())
-    }
-
-    /// Whether the blob as the artifact's mount shows it is what its digest says; `false` also for one that is not small.
-    fn shows_right(&self, named: &Named, blob: &Digest) -> bool {
-        let path = self.mount_of(named).join(path_of(blob));
-        let is_small = std::fs::metadata(&path).is_ok_and(|found| found.len() <= LOOKED_AT);
-        is_small && std::fs::read(&path).is_ok_and(|bytes| blob.matches(&bytes))
+        Ok(doubts)
     }
 
     fn index(&self) -> Result<Vec<Manifest>> {
@@ -259,7 +218,7 @@ impl Layout {
                     continue;
                 }
             };
-            for digest in held {
+            for digest in held.into_iter().map(|blob| blob.digest) {
                 let target = Path::new("../../mounts").join(mount_name(named)).join(path_of(&digest));
                 let rank = named.rank(&digest);
                 let is_first = ranks.get(&digest).is_none_or(|other| rank < *other);
@@ -273,8 +232,8 @@ impl Layout {
         blobs
     }
 
-    /// The digests of an artifact's config and layers.
-    fn manifest(&self, named: &Named) -> Result<Vec<Digest>> {
+    /// An artifact's config and layers.
+    fn manifest(&self, named: &Named) -> Result<Vec<Descriptor>> {
         let path = self.folder.join("blobs").join(path_of(&named.digest));
         let doing = || format!("the manifest of {} is not at {}", named.name, path.display());
         let size = std::fs::symlink_metadata(&path).storage(doing)?.len();
@@ -282,10 +241,7 @@ impl Layout {
         if !named.digest.matches(&bytes) {
             return Err(Error::new(Kind::Integrity, doing()));
         }
-        let Document::Manifest(manifest) = Document::parse(&bytes, &named.media_type)? else {
-            return Err(Error::new(Kind::Unsupported, doing()));
-        };
-        Ok(manifest.config.into_iter().chain(manifest.layers).map(|blob| blob.digest).collect())
+        blobs_of(named, &bytes)
     }
 
     /// Puts a link in place, in one step where another has it.
@@ -333,6 +289,19 @@ impl Layout {
         }
         Ok(())
     }
+}
+
+/// An artifact's config and layers, by its manifest.
+fn blobs_of(named: &Named, manifest: &[u8]) -> Result<Vec<Descriptor>> {
+    let Document::Manifest(manifest) = Document::parse(manifest, &named.media_type)? else {
+        let doing = format!("{} of {} is no manifest of one artifact", named.digest, named.name);
+        return Err(Error::new(Kind::Unsupported, doing));
+    };
+    Ok(manifest.config.into_iter().chain(manifest.layers).collect())
+}
+
+fn by_digest(blobs: Vec<Descriptor>) -> HashMap<Digest, Descriptor> {
+    blobs.into_iter().map(|blob| (blob.digest.clone(), blob)).collect()
 }
 
 /// The name of an artifact's volume: another one for each name and digest.

@@ -1,14 +1,25 @@
 //! The store's folder by itself.
 
 use super::*;
+use crate::oci::artifact::INDEX_KEY;
 use crate::oci::manifest::OCI_MANIFEST;
 
 /// An artifact whose layers are `blobs`, its manifest kept.
 fn kept(layout: &Layout, name: &str, blobs: &[&[u8]]) -> Named {
+    let blobs: Vec<_> = blobs.iter().map(|blob| (*blob, "files")).collect();
+    kept_as(layout, name, &blobs)
+}
+
+/// The same, of layers that have this annotation each.
+fn kept_as(layout: &Layout, name: &str, blobs: &[(&[u8], &str)]) -> Named {
     let layers: Vec<_> = blobs
         .iter()
-        .map(|blob| {
-            format!(r#"{{"mediaType":"x.raw","digest":"{}","size":{}}}"#, Digest::of(blob), blob.len())
+        .map(|(blob, key)| {
+            let digest = Digest::of(blob);
+            format!(
+                r#"{{"mediaType":"x.raw","digest":"{digest}","size":{},"annotations":{{"{key}":"v1"}}}}"#,
+                blob.len()
+            )
         })
         .collect();
     let bytes = format!(
@@ -25,6 +36,19 @@ fn kept(layout: &Layout, name: &str, blobs: &[&[u8]]) -> Named {
 
 fn blob(layout: &Layout, content: &[u8]) -> PathBuf {
     layout.folder.join("blobs").join(path_of(&Digest::of(content)))
+}
+
+/// Why `new` is not registered beside `known`.
+fn refused(layout: &Layout, known: &[Named], new: &Named) -> Result<()> {
+    let manifest = std::fs::read(layout.folder.join("blobs").join(path_of(&new.digest))).unwrap();
+    layout.doubts(known, new, &manifest)?.iter().try_for_each(Doubt::look)
+}
+
+/// Has the artifact's mount show this as the blob `digest`.
+fn show(layout: &Layout, named: &Named, digest: &Digest, content: &[u8]) {
+    let path = layout.mount_of(named).join(path_of(digest));
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, content).unwrap();
 }
 
 /// Below which volume the blob is looked for.
@@ -86,30 +110,27 @@ fn a_blob_of_two_artifacts_is_shown_where_the_same_word_counts_for_both_or_none_
     };
     let (plain, bound) = (named("r.io/a:v1", ""), named("r.io/b:v1", "chunks"));
     let (forged, far) = (named("r.io/evil:v1", "others"), named("evil.io/a:v1", ""));
-    let again = named("mirror.io/b:v1", "chunks");
+    let (again, beside) = (named("mirror.io/b:v1", "chunks"), named("r.io/c:v1", ""));
     for (one, other, is_refused) in [
-        (&plain, &bound, false),
+        // Anybody on the same registry may say what he likes of a blob.
+        (&plain, &bound, true),
+        (&plain, &beside, false),
         (&bound, &again, false),
         (&bound, &forged, true),
         (&plain, &far, true),
         (&bound, &far, true),
     ] {
         for (known, new) in [(one, other), (other, one)] {
-            let refused = layout.refuse_other_word(std::slice::from_ref(known), new);
+            let refused = refused(&layout, std::slice::from_ref(known), new);
             let refused = refused.map_err(|error| error.kind());
             assert_eq!(refused, if is_refused { Err(Kind::Busy) } else { Ok(()) }, "{known:?} {new:?}");
         }
     }
     // As their mounts would show it: small enough to be looked at.
-    let show = |named: &Named, content: &[u8]| {
-        let path = layout.mount_of(named).join(path_of(&shared));
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, content).unwrap();
-    };
-    show(&plain, b"shared");
+    show(&layout, &plain, &shared, b"shared");
     for (content, is_refused) in [(&b"others"[..], true), (b"shared", false)] {
-        show(&far, content);
-        assert_eq!(layout.refuse_other_word(std::slice::from_ref(&plain), &far).is_err(), is_refused);
+        show(&layout, &far, &shared, content);
+        assert_eq!(refused(&layout, std::slice::from_ref(&plain), &far).is_err(), is_refused);
     }
     let all = [plain, bound];
     layout.arrange(&all).unwrap();
@@ -118,9 +139,34 @@ fn a_blob_of_two_artifacts_is_shown_where_the_same_word_counts_for_both_or_none_
     let mut strict = named(&forged.name, "others");
     strict.settings.insert("content.integrity".to_owned(), "strict".to_owned());
     let [plain, bound] = all;
-    layout.refuse_other_word(&[plain.clone(), bound.clone()], &strict).unwrap();
+    refused(&layout, &[plain.clone(), bound.clone()], &strict).unwrap();
     layout.arrange(&[plain, bound, strict.clone()]).unwrap();
     assert_eq!(shown_by(&layout, b"shared"), Some(layout.mount_of(&strict)));
+}
+
+#[test]
+fn a_large_blob_of_two_registries_is_compared_where_it_is_the_index_of_both_and_refused_as_too_large_otherwise()
+ {
+    let place = tempfile::tempdir().unwrap();
+    let layout = Layout::open(place.path()).unwrap();
+    let large = vec![7; 5 << 20];
+    let digest = Digest::of(&large);
+    let named = |name: &str, key: &str| {
+        let named = kept_as(&layout, name, &[(&large, key)]);
+        show(&layout, &named, &digest, &large);
+        named
+    };
+    let (one, other) = (named("r.io/a:v1", INDEX_KEY), named("mirror.io/a:v1", INDEX_KEY));
+    let weights = named("far.io/a:v1", "files");
+    refused(&layout, std::slice::from_ref(&one), &other).unwrap();
+    let too_large = refused(&layout, std::slice::from_ref(&one), &weights).unwrap_err();
+    assert!(
+        too_large.kind() == Kind::Busy && too_large.to_string().contains("more than 4 MiB"),
+        "{too_large}"
+    );
+    show(&layout, &other, &digest, b"others");
+    let wrong = refused(&layout, std::slice::from_ref(&one), &other).unwrap_err();
+    assert!(wrong.to_string().contains("as its digest says"), "{wrong}");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod fitness;
 mod layout;
+mod word;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -18,11 +19,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use self::layout::{Layout, Named};
+use self::word::{Doubt, INTEGRITY, STRICT};
 use super::book::{Origin, Volume};
-use super::claims::{Claim, Claims};
+use super::claims::{Claim, Claims, Kept};
 use super::plane::{Plane, blocking};
-use super::volumes::{Published, Terms, Wanted};
+use super::terms::Terms;
+use super::volumes::{Published, Wanted};
 use super::wish::{self, Wish};
+use crate::content::Integrity;
 use crate::content::store::Asked;
 use crate::error::{Error, Kind, Result};
 use crate::fs;
@@ -55,6 +59,9 @@ pub struct Registered {
     pub warnings: Vec<String>,
 }
 
+/// Something that is under way for a name.
+type Work = Claim<String, Option<Wish>>;
+
 /// The store.
 #[derive(Debug)]
 pub struct Artifacts {
@@ -62,8 +69,8 @@ pub struct Artifacts {
     layout: Arc<Layout>,
     /// What is registered, by its name. Held while the folder is made to say so.
     named: tokio::sync::Mutex<BTreeMap<String, Named>>,
-    /// The names for which something is under way.
-    claims: Claims<String>,
+    /// The names for which something is under way; with what was wished for, where it is a wish.
+    claims: Claims<String, Option<Wish>>,
     /// Why mounts that are missing could not be had again so far, by name.
     troubles: Mutex<HashMap<String, String>>,
     /// Who has mounts again that are missing; they end with this.
@@ -103,33 +110,42 @@ impl Artifacts {
     /// wish's credentials. Once it is done, whoever reads the store finds the artifact there. Once more asks the registry again:
     /// a tag that leads elsewhere by now leads there in the store too.
     ///
-    /// Who gives the wait up leaves what was begun to the next one who asks: spawn it. Whatever is under way for this name gives way.
+    /// Who gives the wait up leaves what was begun to the next one who asks: spawn it. Whatever else is under way for this name gives
+    /// way; who wishes for the same comes after it.
     ///
     /// # Errors
     /// As [`Plane::publish_on`], after two minutes at most; `Invalid` for a reference that is in no registry, `Unsupported` for what
-    /// CRI-O does not take as an artifact, `Busy` where somebody asks for something else for this name meanwhile.
-    pub async fn add(self: &Arc<Self>, wish: Wish) -> Result<Registered> {
-        let name = name(&wish.reference)?;
-        let claim = self.take_over(&name).await?;
-        let given_up = || Error::new(Kind::Busy, format!("something else was asked for {name} meanwhile"));
-        self.add_with(&claim, name.clone(), wish).await?.ok_or_else(given_up)
+    /// CRI-O does not take as an artifact, `Busy` where somebody asks for something else for this name meanwhile, or where another
+    /// artifact has one of its blobs by another word.
+    pub async fn add(self: &Arc<Self>, mut wish: Wish) -> Result<Registered> {
+        let (name, begun) = (name(&wish.reference)?, Instant::now());
+        let claimed = timeout_at(begun + PATIENCE, self.claims.claim_for(&name, &Some(wish.clone()))).await;
+        let claim = claimed.map_err(|_| late(&name))?.map_err(|kept| match kept {
+            Kept::Outdone => outdone(&name),
+            Kept::Occupied => occupied(&name),
+        })?;
+        if self.plane.settle(&wish.settings).await?.integrity == Integrity::Strict {
+            // Whatever the plane is set to later: who shows the same blobs counts on it.
+            wish.settings.insert(INTEGRITY.to_owned(), STRICT.to_owned());
+        }
+        self.add_with(&claim, name.clone(), wish, begun).await?.ok_or_else(|| outdone(&name))
     }
 
     /// The same, by who has the claim; `None` where it was given up.
     async fn add_with(
         self: &Arc<Self>,
-        claim: &Claim<String>,
+        claim: &Work,
         name: String,
         mut wish: Wish,
+        begun: Instant,
     ) -> Result<Option<Registered>> {
-        let end = Instant::now() + PATIENCE;
         wish.settings.insert("content.view".to_owned(), "blobs".to_owned());
         // Whoever lists the same blob is shown it too.
         wish.settings.insert("content.proof".to_owned(), "layer".to_owned());
         // Whoever runs in a container may be any user.
         wish.settings.insert("mount.allow_other".to_owned(), "true".to_owned());
         let (pinned, artifact, chunks) = tokio::select! {
-            looked = timeout_at(end, self.look(&wish)) => looked.unwrap_or_else(|_| Err(late(&name)))?,
+            looked = timeout_at(begun + PATIENCE, self.look(&wish)) => looked.unwrap_or_else(|_| Err(late(&name)))?,
             () = claim.given_up() => return Ok(None),
         };
         let named = Named {
@@ -141,15 +157,14 @@ impl Artifacts {
             settings: wish.settings.clone(),
         };
         wish.reference.digest = Some(pinned.digest.clone());
-        if !self.show(&named, wish, end, claim).await? {
+        if !self.show(&named, wish, begun, claim).await? {
             return Ok(None);
         }
-        match self.register(&named, pinned).await {
-            Ok(Some(former)) => self.drop_quietly(&former.name, &self.layout.mount_of(&former)).await,
-            Ok(None) => {}
-            Err(error) => {
+        match self.register(&named, &pinned, begun, claim).await {
+            Ok(true) => {}
+            failed => {
                 self.drop_unless_registered(&named).await;
-                return Err(error);
+                return failed.map(|_| None);
             }
         }
         let mut warnings = fitness::warnings(&artifact);
@@ -220,10 +235,10 @@ impl Artifacts {
     }
 
     /// Has the volume that shows an artifact's blobs; whether it is there, and the claim was not given up meanwhile.
-    async fn show(&self, named: &Named, wish: Wish, end: Instant, claim: &Claim<String>) -> Result<bool> {
+    async fn show(&self, named: &Named, wish: Wish, begun: Instant, claim: &Work) -> Result<bool> {
         let dir = self.layout.mount_of(named);
-        let limit = end.saturating_duration_since(Instant::now());
-        let (wanted, terms) = (Wanted::Model(wish), Terms { limit, ..Terms::default() });
+        let terms = Terms { limit: PATIENCE, begun, ..Terms::default() };
+        let wanted = Wanted::Model(wish);
         let given_up = claim.given_up();
         let published =
             self.plane.publish_unless(given_up, &named.name, &dir, Origin::Artifact, wanted, terms).await;
@@ -240,19 +255,60 @@ impl Artifacts {
         }
     }
 
-    /// Makes the folder say that the artifact is registered; gives what had its name before, if that was another.
-    async fn register(&self, named: &Named, manifest: Pinned) -> Result<Option<Named>> {
+    /// Makes the folder say that the artifact is registered, once what it shares with others was found to be right. Whether it was,
+    /// and the claim was not given up meanwhile.
+    async fn register(&self, named: &Named, manifest: &Pinned, begun: Instant, claim: &Work) -> Result<bool> {
+        let mut right = HashSet::new();
+        loop {
+            let doubts = match self.try_register(named, manifest, &right).await? {
+                Entered::Now(None) => return Ok(true),
+                Entered::Now(Some(former)) => {
+                    self.drop_quietly(&former.name, &self.layout.mount_of(&former)).await;
+                    return Ok(true);
+                }
+                Entered::Not(doubts) => doubts,
+            };
+            for doubt in doubts {
+                let looked = doubt.clone();
+                let looking = timeout_at(begun + PATIENCE, blocking(move || looked.look()));
+                tokio::select! {
+                    looked = looking => looked.unwrap_or_else(|_| Err(late(&named.name)))?,
+                    () = claim.given_up() => return Ok(false),
+                }
+                right.insert(doubt);
+            }
+        }
+    }
+
+    /// The same, unless there is something in doubt that was not found to be right. Waits for no mount: all others wait for this.
+    async fn try_register(
+        &self,
+        named: &Named,
+        manifest: &Pinned,
+        right: &HashSet<Doubt>,
+    ) -> Result<Entered> {
         let mut all = self.named.lock().await;
-        let layout = self.layout.clone();
-        blocking(move || layout.keep_manifest(&manifest.digest, &manifest.bytes)).await?;
-        let (layout, others, new) =
-            (self.layout.clone(), all.values().cloned().collect::<Vec<_>>(), named.clone());
-        blocking(move || layout.refuse_other_word(&others, &new)).await?;
+        let (layout, others) = (self.layout.clone(), all.values().cloned().collect::<Vec<_>>());
+        let (new, Pinned { digest, bytes, .. }) = (named.clone(), manifest.clone());
+        let is_new = all.get(&named.name) != Some(named);
+        let known = right.clone();
+        let doubts = blocking(move || {
+            let mut doubts = if is_new { layout.doubts(&others, &new, &bytes)? } else { Vec::new() };
+            doubts.retain(|doubt| !known.contains(doubt));
+            if doubts.is_empty() {
+                layout.keep_manifest(&digest, &bytes)?;
+            }
+            Ok(doubts)
+        })
+        .await?;
+        if !doubts.is_empty() {
+            return Ok(Entered::Not(doubts));
+        }
         let mut next = all.clone();
         let former = next.insert(named.name.clone(), named.clone());
         self.arrange(next.values().cloned().collect()).await?;
         *all = next;
-        Ok(former.filter(|former| self.layout.mount_of(former) != self.layout.mount_of(named)))
+        Ok(Entered::Now(former.filter(|former| self.layout.mount_of(former) != self.layout.mount_of(named))))
     }
 
     async fn arrange(&self, all: Vec<Named>) -> Result<()> {
@@ -271,9 +327,8 @@ impl Artifacts {
     }
 
     /// The claim for a name, of which nothing else is under way from now on.
-    async fn take_over(&self, name: &String) -> Result<Claim<String>> {
-        let busy = || Error::new(Kind::Busy, format!("something is under way for {name} already"));
-        self.claims.take_over(name).await.ok_or_else(busy)
+    async fn take_over(&self, name: &String) -> Result<Work> {
+        self.claims.take_over(name).await.ok_or_else(|| occupied(name))
     }
 
     /// Whether what shows the artifact has to be had again: a volume that is known is repaired by the plane.
@@ -326,7 +381,7 @@ impl Artifacts {
         let mut reference: Reference = named.name.parse()?;
         reference.digest = Some(named.digest.clone());
         let wish = Wish { reference, settings: named.settings.clone(), secret: None };
-        let added = self.add_with(&claim, named.name.clone(), wish).await?;
+        let added = self.add_with(&claim, named.name.clone(), wish, Instant::now()).await?;
         Ok(if added.is_some() { Again::Done } else { Again::GivenUp })
     }
 
@@ -384,9 +439,26 @@ fn name(reference: &Reference) -> Result<String> {
     Ok(format!("{host}/{repository}{which}"))
 }
 
+fn occupied(name: &str) -> Error {
+    Error::new(Kind::Busy, format!("something is under way for {name} already"))
+}
+
+fn outdone(name: &str) -> Error {
+    Error::new(Kind::Busy, format!("something else was asked for {name} meanwhile"))
+}
+
 fn late(name: &str) -> Error {
     let error = Error::new(Kind::Deadline, format!("{name} takes longer than {PATIENCE:?} to be had"));
     error.hint("ask again; the registry may be slow, or away")
+}
+
+/// What came of registering an artifact.
+#[derive(Debug)]
+enum Entered {
+    /// It is; what had its name before, if that was another.
+    Now(Option<Named>),
+    /// It is not: this has to be looked at first.
+    Not(Vec<Doubt>),
 }
 
 /// What came of having a mount again.

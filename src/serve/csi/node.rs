@@ -168,7 +168,8 @@ async fn publish(
     request::capability(request.volume_capability.as_ref())?;
     let Asked { wanted, room, renewal } =
         request::asked(driver, id, &request.volume_context, &request.secrets)?;
-    match plane.publish_on(id, target, Origin::Csi, wanted, Terms { limit, room, renewal }).await? {
+    let terms = Terms { limit, room, renewal, ..Terms::default() };
+    match plane.publish_on(id, target, Origin::Csi, wanted, terms).await? {
         Published::Ready(shown) => {
             tracing::info!(volume = id, digest = shown.digest, "published {}", shown.reference);
             Ok(())

@@ -92,7 +92,11 @@ fn done(answer: Result<(u16, Vec<u8>)>) -> std::result::Result<(), Refused> {
     struct No {
         message: String,
     }
-    let (status, body) = answer.map_err(|error| Refused::new(Code::Unavailable, error.to_string()))?;
+    let (status, body) = answer.map_err(|error| {
+        // It has the node's paths in it, and what is refused here is told to whoever sees the claim.
+        tracing::warn!("{error}");
+        Refused::new(Code::Unavailable, "the volume's process does not answer; the node's log says why")
+    })?;
     let code = match status {
         200..=299 => return Ok(()),
         400 => Code::InvalidArgument,
@@ -123,8 +127,20 @@ mod tests {
             assert_eq!(code(status), Refused::new(expected, "why"));
         }
         assert!(done(Ok((204, Vec::new()))).is_ok());
-        let nobody = done(Err(Error::new(Kind::Storage, "nobody answers")));
-        assert_eq!(nobody.unwrap_err().code, Code::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn who_gets_no_answer_learns_nothing_of_the_nodes_paths() {
+        let folder = tempfile::tempdir().unwrap();
+        let folders = Folders::at(&folder.path().join("hidden-place"));
+        for are_there in [false, true] {
+            if are_there {
+                std::fs::create_dir_all(folders.socket().parent().unwrap()).unwrap();
+            }
+            let refused = remove(&folders, "csi-1", "one").await.unwrap_err();
+            assert_eq!(refused.code, Code::Unavailable);
+            assert!(!refused.message.contains("hidden") && !refused.message.contains('/'), "{refused:?}");
+        }
     }
 
     #[test]

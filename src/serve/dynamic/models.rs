@@ -34,6 +34,9 @@ const OPENING: Duration = Duration::from_secs(300);
 /// How long a new process waits for the models of a former one before it answers.
 const RESTORING: Duration = Duration::from_secs(30);
 
+/// How long a model of a former process has its turn at most.
+const SHARE: Duration = Duration::from_secs(2);
+
 /// How long is waited before a model of a former process is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -126,8 +129,6 @@ pub(super) struct Models {
     /// Held while they are noted, so that what is noted last is what there was last.
     noting: Mutex<()>,
     openings: Semaphore,
-    /// Those of a former process have turns of their own, so that they hold up nobody who is waited for.
-    turns: Turns,
 }
 
 impl Models {
@@ -138,9 +139,8 @@ impl Models {
         gallery: Arc<Gallery>,
         store: Arc<Store>,
     ) -> Arc<Self> {
-        let (openings, turns) = (Semaphore::new(OPENED_AT_ONCE), Turns::new(OPENED_AT_ONCE));
-        let (table, noting) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { config, folders, gallery, store, table, noting, openings, turns })
+        let (table, noting, openings) = (Mutex::default(), Mutex::default(), Semaphore::new(OPENED_AT_ONCE));
+        Arc::new(Self { config, folders, gallery, store, table, noting, openings })
     }
 
     /// The volume's id.
@@ -151,23 +151,30 @@ impl Models {
     /// Opens again what is noted of a former process, each as long as it takes; returns when all are here, or after a while.
     pub(super) async fn restore(self: &Arc<Self>) {
         let noted = noted::read(&self.folders.noted());
-        let restoring: Vec<_> = noted.into_iter().filter_map(|noted| self.restore_one(noted)).collect();
+        // Turns of their own, so that they hold up nobody who is waited for.
+        let turns = Arc::new(turns_for(noted.len()));
+        let restoring: Vec<_> =
+            noted.into_iter().filter_map(|noted| self.restore_one(noted, &turns)).collect();
         let all = futures_util::future::join_all(restoring);
         if tokio::time::timeout(RESTORING, all).await.is_err() {
             tracing::warn!("not all models of the former process are here yet");
         }
     }
 
-    fn restore_one(self: &Arc<Self>, noted: Noted) -> Option<tokio::task::JoinHandle<()>> {
+    fn restore_one(
+        self: &Arc<Self>,
+        noted: Noted,
+        turns: &Arc<Turns>,
+    ) -> Option<tokio::task::JoinHandle<()>> {
         let pinned: Reference = noted.pinned.parse().ok()?;
         let serial = self.enter(&noted.id, &noted.wanted).ok()??;
-        let (models, id, wanted) = (self.clone(), noted.id, noted.wanted);
+        let (models, turns, id, wanted) = (self.clone(), turns.clone(), noted.id, noted.wanted);
         // So that it is noted still where it takes long.
         models.change(&id, serial, |entry| entry.pinned = Some(pinned.clone()));
         Some(tokio::spawn(async move {
             while models.is_there(&id, serial) {
                 let opening = Box::pin(models.open_pinned(&wanted, pinned.clone(), SystemTime::now()));
-                let shown = match models.turns.take(std::future::pending(), opening).await {
+                let shown = match turns.take(std::future::pending(), opening).await {
                     Ok(opened) => models.show(&id, serial, opened).await,
                     Err(error) => Err(error),
                 };
@@ -414,6 +421,13 @@ impl Table {
     }
 }
 
+/// Turns for so many models of a former process: short enough that all are begun with in half of the time that is waited for them,
+/// however many of the others take long.
+fn turns_for(count: usize) -> Turns {
+    let rounds = u32::try_from(count.div_ceil(OPENED_AT_ONCE)).unwrap_or(u32::MAX).max(1);
+    Turns::new(OPENED_AT_ONCE, SHARE.min(RESTORING / 2 / rounds))
+}
+
 /// A model that was opened.
 struct Opened {
     model: Arc<Model>,
@@ -431,4 +445,33 @@ fn check(wanted: &Wanted) -> std::result::Result<(), Refused> {
     }
     let patterns = serde_json::json!(wanted.exclude).to_string();
     Exclude::parse(&patterns).map(drop).map_err(|why| invalid(format!("exclude_file_patterns: {why}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_behind_others_that_cannot_be_had_is_here_before_a_new_process_answers() {
+        for count in [1, 4, 13, 32, 1000] {
+            let (turns, begun) = (turns_for(count), Instant::now());
+            let stalled = (1..count).map(|_| turns.take(pending(), pending::<()>()));
+            let stalled = futures_util::future::join_all(stalled);
+            let last = async {
+                // Behind all of them.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                turns.take(pending(), ready(())).await;
+            };
+            tokio::select! {
+                _ = stalled, if count > 1 => panic!("they are never here"),
+                () = last => {}
+            }
+            let waited = begun.elapsed();
+            assert!(waited < RESTORING * 2 / 3, "{waited:?} behind {count}");
+        }
+    }
 }
