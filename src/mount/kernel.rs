@@ -35,7 +35,7 @@ pub(super) fn is_cached(file: &File, at: u64) -> bool {
 /// Has the kernel read the first `len` bytes of a file into its cache, while `goes_on`; gives how many it did, none before Linux
 /// 5.14. Blocks while they come. Copies nothing: they are mapped, as huge pages, which makes the kernel read them in its largest
 /// folios from the first byte on (`do_sync_mmap_readahead`, `VM_HUGEPAGE`). What was brought in small ones costs everyone more who
-/// reads it later: `sendfile` ahead of a reader left a third of the bytes in such, `posix_fadvise` brings single pages.
+/// reads it later: `posix_fadvise` brings single pages, and so does whoever reads the same at the same time.
 pub(super) fn read_ahead(file: &File, len: u64, goes_on: impl Fn() -> bool) -> u64 {
     let len = usize::try_from(len).unwrap_or(usize::MAX);
     let Ok(mapped) = MmapOptions::new().len(len).map_raw_read_only(file) else { return 0 };
