@@ -23,7 +23,7 @@ use weightfs::range::ContentRange;
 use weightfs::repository::Memory;
 
 fn chunk() -> bytes::Bytes {
-    let mut filling = Pool::default().take();
+    let mut filling = Pool::default().take(1 << 20);
     filling.push(&vec![7; usize::try_from(CHUNK).unwrap()]);
     filling.share()
 }
@@ -42,7 +42,7 @@ fn verify(c: &mut Criterion) {
 fn kept(c: &mut Criterion) {
     let dir = tempfile::tempdir().unwrap();
     let file = KeptFile::open(&dir.path().join("0-1"), 4 * CHUNK).unwrap();
-    file.write(1, &Verified::check(chunk(), None).unwrap()).unwrap();
+    file.write(1, &[Verified::check(chunk(), None).unwrap()]).unwrap();
     let pool = Pool::default();
     let mut group = c.benchmark_group("kept");
     group.throughput(Throughput::Bytes(CHUNK));

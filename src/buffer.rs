@@ -3,9 +3,11 @@
 //! A buffer is filled once, where a connection allows by the network itself, then shared as [`Bytes`]: the reply to the kernel,
 //! the writer of the store and the prover all read the same memory.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use memmap2::{Advice, MmapMut};
 use parking_lot::Mutex;
 
 /// The size of a buffer: that of a chunk.
@@ -20,31 +22,77 @@ pub fn is_aligned(bytes: &[u8]) -> bool {
     bytes.as_ptr().align_offset(ALIGN) == 0
 }
 
-/// How many free buffers are kept; more are given back to the allocator.
-const SPARE: usize = 16;
+/// How many free buffers are kept; more are given back to the kernel.
+const SPARE: usize = 48;
+/// How many are mapped at once: side by side they are one mapping to the kernel, of which it makes huge pages.
+const GROUP: usize = 8;
+/// Less than so much is no use of a huge page.
+const SMALL: usize = 256 << 10;
 
 /// The free buffers of a loader.
 #[derive(Clone, Debug, Default)]
-pub struct Pool(Arc<Mutex<Vec<Vec<u8>>>>);
+pub struct Pool(Arc<Mutex<Vec<MmapMut>>>);
 
 /// A buffer being filled: room for one chunk.
 #[derive(Debug)]
 pub struct Filling {
-    memory: Vec<u8>,
-    start: usize,
+    memory: Memory,
     filled: usize,
     pool: Pool,
 }
 
+#[derive(Debug)]
+enum Memory {
+    /// Of the pool.
+    Mapped(MmapMut),
+    /// Of what lies at the second's place on: for little, or where the kernel maps no more.
+    Own(Vec<u8>, usize),
+}
+
 struct Filled(Filling);
 
-impl Pool {
-    /// An empty buffer for one chunk.
-    #[must_use]
-    pub fn take(&self) -> Filling {
-        let memory = self.0.lock().pop().unwrap_or_else(|| vec![0; SIZE + ALIGN]);
+impl Memory {
+    fn own(len: usize) -> Self {
+        let memory = vec![0; len.saturating_add(ALIGN)];
         let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
-        Filling { memory, start, filled: 0, pool: self.clone() }
+        Self::Own(memory, start)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(memory) => memory,
+            Self::Own(memory, start) => memory.get(*start..).unwrap_or_default(),
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Mapped(memory) => memory,
+            Self::Own(memory, start) => memory.get_mut(*start..).unwrap_or_default(),
+        }
+    }
+}
+
+impl Pool {
+    /// An empty buffer for `len` bytes, at most a chunk.
+    #[must_use]
+    pub fn take(&self, len: usize) -> Filling {
+        let memory = match len < SMALL {
+            true => Memory::own(len),
+            false => self.mapped().map_or_else(|_| Memory::own(SIZE), Memory::Mapped),
+        };
+        Filling { memory, filled: 0, pool: self.clone() }
+    }
+
+    fn mapped(&self) -> io::Result<MmapMut> {
+        let mut spare = self.0.lock();
+        if let Some(memory) = spare.pop() {
+            return Ok(memory);
+        }
+        for _ in 1..GROUP {
+            spare.push(map()?);
+        }
+        map()
     }
 
     /// Gives the free buffers back.
@@ -69,7 +117,7 @@ impl Filling {
     /// What is in it.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        self.memory.get(self.start..self.start + self.filled).unwrap_or_default()
+        self.memory.bytes().get(..self.filled).unwrap_or_default()
     }
 
     /// Copies as much of `bytes` as fits and gives how much that was.
@@ -90,10 +138,11 @@ impl Filling {
         len: usize,
         read: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let end = (self.start + len).min(self.memory.len());
-        if let Some(room) = self.memory.get_mut(self.start..end) {
+        let memory = self.memory.bytes_mut();
+        let len = len.min(memory.len());
+        if let Some(room) = memory.get_mut(..len) {
             read(room)?;
-            self.filled = room.len();
+            self.filled = len;
         }
         Ok(())
     }
@@ -116,14 +165,14 @@ impl Filling {
 
     /// The memory behind what is in it, at most `most` bytes; what is written there counts once it [grows](Self::grow).
     pub fn room(&mut self, most: usize) -> &mut [u8] {
-        let from = self.start + self.filled;
-        let end = from.saturating_add(most).min(self.memory.len());
-        self.memory.get_mut(from..end).unwrap_or_default()
+        let memory = self.memory.bytes_mut();
+        let end = self.filled.saturating_add(most).min(memory.len());
+        memory.get_mut(self.filled..end).unwrap_or_default()
     }
 
     /// Counts bytes that were written into its room.
     pub fn grow(&mut self, written: usize) {
-        self.filled = self.filled.saturating_add(written).min(self.memory.len().saturating_sub(self.start));
+        self.filled = self.filled.saturating_add(written).min(self.memory.bytes().len());
     }
 
     /// Takes all bytes out again.
@@ -146,11 +195,22 @@ impl AsRef<[u8]> for Filled {
 
 impl Drop for Filling {
     fn drop(&mut self) {
+        let memory = std::mem::replace(&mut self.memory, Memory::Own(Vec::new(), 0));
+        let Memory::Mapped(memory) = memory else { return };
         let mut spare = self.pool.0.lock();
         if spare.len() < SPARE {
-            spare.push(std::mem::take(&mut self.memory));
+            spare.push(memory);
         }
     }
+}
+
+/// Memory for one chunk, of huge pages where the kernel has any: a fault for two of them instead of 512, and fewer pages to pin for
+/// each write past the page cache. They lie side by side since the kernel puts what is mapped below what was mapped before.
+fn map() -> io::Result<MmapMut> {
+    let memory = MmapMut::map_anon(SIZE)?;
+    // Kernels without huge pages know nothing of the advice.
+    let _ = memory.advise(Advice::HugePage);
+    Ok(memory)
 }
 
 #[cfg(test)]
@@ -160,26 +220,31 @@ mod tests {
     #[test]
     fn a_shared_buffer_is_aligned_and_returns_to_its_pool() {
         let pool = Pool::default();
-        let mut filling = pool.take();
+        let mut filling = pool.take(SIZE);
         assert_eq!(filling.push(b"weights"), 7);
         let bytes = filling.share();
         assert_eq!(bytes.as_ptr().align_offset(ALIGN), 0);
         let other = bytes.slice(3..);
         drop(bytes);
-        assert!(pool.0.lock().is_empty(), "still read by the slice");
+        let spare = || pool.0.lock().len();
+        assert_eq!(spare(), GROUP - 1, "still read by the slice");
         assert_eq!(&other[..], b"ghts");
         drop(other);
-        assert_eq!(pool.0.lock().len(), 1);
+        assert_eq!(spare(), GROUP);
+        pool.release();
+        drop(pool.take(100));
+        assert_eq!(spare(), 0, "too little for the pool");
     }
 
     #[test]
     fn a_buffer_takes_a_whole_chunk_whatever_its_alignment() {
         let pool = Pool::default();
-        let chunk = vec![7; SIZE];
-        for _ in 0..4 {
-            let mut filling = pool.take();
+        for len in [1, 100, SMALL - 1, SMALL, SIZE] {
+            let chunk = vec![7; len];
+            let mut filling = pool.take(len);
             assert_eq!(filling.push(&chunk), chunk.len());
-            std::mem::forget(filling.share());
+            let bytes = filling.share();
+            assert!(is_aligned(&bytes) && bytes == chunk);
         }
     }
 }

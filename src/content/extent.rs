@@ -380,36 +380,43 @@ impl Extent {
         seen.into_iter().all(|(chunk, known)| kept.digest(chunk) == Some(known.digest))
     }
 
-    /// Keeps the chunk, where there is room; `false` where it could not be kept. Blocks.
-    pub(super) fn keep(&self, chunk: u64, verified: &Verified, shelf: &Shelf) -> bool {
-        let Some(kept) = self.kept(shelf) else { return false };
-        if kept.has(chunk) {
-            return true;
+    /// Keeps neighbouring chunks from `first` on, as far as there is room for them; gives how many of their bytes are kept. Blocks.
+    pub(super) fn keep(&self, first: u64, run: &[Verified], shelf: &Shelf) -> u64 {
+        let Some(kept) = self.kept(shelf) else { return 0 };
+        let len = bytes_of(run);
+        let chunks = first..first.saturating_add(run.len() as u64);
+        if kept.among(chunks).into_iter().all(|here| here) {
+            return len;
         }
         if self.files.lock().refused.is_some_and(|since| since.elapsed() < PAUSE) {
-            return false;
+            return 0;
         }
-        let room = shelf.store.budget().admit(verified.bytes().len() as u64);
-        let written = room.is_some();
-        let outcome = if written {
-            kept.write(chunk, verified)
-        } else {
-            kept.record(chunk, verified.digest()).map(drop)
+        let room = shelf.store.budget().admit(len);
+        let outcome = match (&room, run) {
+            (Some(_), _) => kept.write(first, run).map(|written| (written, len)),
+            (None, [alone]) => kept.record(first, alone.digest()).map(|_| (0, 0)),
+            // There may be some for one of them.
+            (None, _) => {
+                let alone = |(chunk, verified)| self.keep(chunk, std::slice::from_ref(verified), shelf);
+                return (first..).zip(run).map(alone).sum();
+            }
         };
         drop(room);
         let mut files = self.files.lock();
         match outcome {
-            Ok(()) => {
-                files.missing = files.missing.and_then(|missing| missing.checked_sub(u64::from(written)))
+            Ok((written, kept)) => {
+                files.missing = files.missing.and_then(|missing| missing.checked_sub(written));
+                kept
             }
             Err(error) => {
                 let path = &self.path;
                 shelf.store.complain(&error, format_args!("nothing more of {path} is kept for a while"));
                 files.refused = Some(Instant::now());
-                return false;
+                // Some of them may be here.
+                files.missing = None;
+                0
             }
         }
-        written
     }
 
     /// The chunk as the store has it, verified. Blocks.
@@ -478,4 +485,8 @@ impl Extent {
         self.files.lock().vouched = vouched;
         vouched
     }
+}
+/// How long all of these are together.
+pub(super) fn bytes_of(run: &[Verified]) -> u64 {
+    run.iter().map(|verified| verified.bytes().len() as u64).sum()
 }

@@ -298,22 +298,6 @@ impl Loader {
             self.prover.arrived(key.0, key.1, verified.bytes());
         }
     }
-
-    /// Keeps a chunk that was handed out, then takes its flight off. Blocks.
-    pub(super) fn keep(&self, key: Key, verified: &Verified) {
-        let (id, chunk) = key;
-        let Some(extent) = self.extent(id) else { return self.board.land(key) };
-        let kept = self.standing(id.layer) != Standing::Poisoned && extent.keep(chunk, verified, &self.shelf);
-        self.board.land(key);
-        let counter = if kept { &self.metrics.kept_bytes } else { &self.metrics.unkept_bytes };
-        counter.add(verified.bytes().len() as u64);
-        if self.standing(id.layer) == Standing::Poisoned {
-            // It was found out while this chunk was being written.
-            self.shelf.store.discard(&self.shelf.who, &extent.layer);
-        } else if kept && extent.complete(&self.shelf) {
-            self.completed(extent);
-        }
-    }
 }
 
 /// What a look into the store has come to.

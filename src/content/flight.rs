@@ -4,15 +4,15 @@
 //! or the flight that will bring it, or, where nobody fetches it yet, a flight of its own to lead. Waiters hold
 //! no lock and lead nothing: a read that is given up strands nobody.
 
-use std::collections::HashMap;
-use std::num::NonZeroUsize;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
 use crate::error::{Error, Kind, Result};
@@ -37,6 +37,17 @@ pub(super) enum Outcome {
 pub(super) struct Flight {
     outcome: watch::Sender<Outcome>,
     urgency: Arc<Urgency>,
+    /// How many wait for it now.
+    waiting: AtomicUsize,
+}
+
+/// One who waits for a flight.
+struct Waiting<'a>(&'a Flight);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Whether somebody waits for a request that was begun for nobody. Shared by the flights of one request.
@@ -68,27 +79,25 @@ pub(super) struct Board {
 #[derive(Debug)]
 struct Inner {
     flights: HashMap<Key, Arc<Flight>>,
-    /// In the order in which they came: what came first was most likely read first.
-    memory: LruCache<Key, Fresh>,
-    /// How many of these are unread.
-    unread: usize,
+    /// How many chunks memory holds, read and unread.
+    most: usize,
+    /// In the order in which they came or were first read: what somebody has read, or asked for himself.
+    read: LruCache<Key, Bytes>,
+    /// What was loaded ahead of readers who have not come to it yet. Goes only when there is nothing else.
+    unread: BTreeMap<Key, Bytes>,
     closed: bool,
-}
-
-/// A chunk in memory.
-#[derive(Debug)]
-struct Fresh {
-    bytes: Bytes,
-    /// Whether it was loaded ahead of a reader who has not come to it yet.
-    unread: bool,
 }
 
 impl Urgency {
     /// Says that somebody waits.
     pub(super) fn raise(&self) {
-        if !self.raised.swap(true, Ordering::AcqRel) {
-            self.notify.notify_waiters();
-        }
+        self.raised.store(true, Ordering::Release);
+        self.notify.notify_waiters();
+    }
+
+    /// Ends when somebody begins to wait after this call.
+    pub(super) fn told(&self) -> Notified<'_> {
+        self.notify.notified()
     }
 
     /// Whether somebody waits, or has waited.
@@ -107,7 +116,7 @@ impl Urgency {
 
 impl Flight {
     fn new(urgency: Arc<Urgency>) -> Self {
-        Self { outcome: watch::Sender::new(Outcome::Pending(0)), urgency }
+        Self { outcome: watch::Sender::new(Outcome::Pending(0)), urgency, waiting: AtomicUsize::new(0) }
     }
 
     /// Says that bytes of this chunk's request arrived, so that its waiters go on waiting.
@@ -124,11 +133,18 @@ impl Flight {
         !matches!(*self.outcome.borrow(), Outcome::Pending(_))
     }
 
+    /// Whether somebody waits for it now.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) > 0
+    }
+
     /// Waits for the chunk, as long as something of it arrives every `deadline`.
     ///
     /// # Errors
     /// Why the flight was given up, or `Deadline`.
     pub(super) async fn wait(&self, deadline: Duration) -> Result<Bytes> {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        let _waiting = Waiting(self);
         self.urgency.raise();
         let mut outcome = self.outcome.subscribe();
         loop {
@@ -149,11 +165,10 @@ impl Flight {
 impl Board {
     /// A board whose memory holds chunks of `memory` bytes in all, at least two of them.
     pub(super) fn new(memory: u64) -> Self {
-        let chunks = usize::try_from(memory / CHUNK).unwrap_or(usize::MAX).max(2);
-        let chunks = NonZeroUsize::new(chunks).unwrap_or(NonZeroUsize::MIN);
-        let memory = LruCache::new(chunks);
-        let inner = Mutex::new(Inner { flights: HashMap::new(), memory, unread: 0, closed: false });
-        Self { inner, read: Notify::new() }
+        let most = usize::try_from(memory / CHUNK).unwrap_or(usize::MAX).max(2);
+        let (read, unread) = (LruCache::unbounded(), BTreeMap::new());
+        let inner = Inner { flights: HashMap::new(), most, read, unread, closed: false };
+        Self { inner: Mutex::new(inner), read: Notify::new() }
     }
 
     /// The chunk's bytes, if they are in memory.
@@ -170,18 +185,18 @@ impl Board {
     /// Takes down that a chunk in memory was loaded ahead of a reader.
     pub(super) fn expect_reader(&self, key: Key) {
         let mut inner = self.inner.lock();
-        if inner.memory.peek_mut(&key).is_some_and(|fresh| !std::mem::replace(&mut fresh.unread, true)) {
-            inner.unread += 1;
+        if let Some(bytes) = inner.read.pop(&key) {
+            inner.unread.insert(key, bytes);
         }
     }
 
-    /// Returns while less than three quarters of the memory are chunks that their readers have not come to yet: more of them
-    /// would have to be read from the disk when they do.
-    pub(super) async fn room(&self) {
+    /// Returns while less than three quarters of the memory are chunks that their readers have not come to yet, or where the next
+    /// one after `key` would be read before one of these: more of them would have to be read from the disk when they do.
+    pub(super) async fn room(&self, key: Key) {
         loop {
             let mut read = std::pin::pin!(self.read.notified());
             read.as_mut().enable();
-            if self.inner.lock().has_room() {
+            if self.inner.lock().has_room(key) {
                 return;
             }
             read.await;
@@ -201,9 +216,9 @@ impl Board {
         if inner.closed {
             return Err(closing());
         }
-        let unread = inner.unread;
+        let unread = inner.unread.len();
         let places = keys.map(|key| (key, inner.find(key, urgency))).collect();
-        if inner.unread < unread {
+        if inner.unread.len() < unread {
             self.read.notify_waiters();
         }
         Ok(places)
@@ -212,12 +227,12 @@ impl Board {
     /// Hands the chunk to everybody who waits, and keeps it in memory. The flight stays until [`land`](Self::land).
     pub(super) fn publish(&self, key: Key, bytes: &Bytes) {
         let mut inner = self.inner.lock();
-        let unread = inner.unread;
+        let unread = inner.unread.len();
         inner.put(key, bytes.clone());
         if let Some(flight) = inner.flights.get(&key) {
             flight.outcome.send_replace(Outcome::Here(bytes.clone()));
         }
-        if inner.unread < unread {
+        if inner.unread.len() < unread {
             self.read.notify_waiters();
         }
     }
@@ -249,7 +264,7 @@ impl Board {
     /// Whether the chunk is in memory or under way.
     pub(super) fn knows(&self, key: Key) -> bool {
         let inner = self.inner.lock();
-        inner.flights.contains_key(&key) || inner.memory.contains(&key)
+        inner.flights.contains_key(&key) || inner.read.contains(&key) || inner.unread.contains_key(&key)
     }
 
     /// Whether nothing is under way.
@@ -281,8 +296,8 @@ impl Board {
             }
             id.layer != layer
         });
-        let doomed: Vec<Key> =
-            inner.memory.iter().map(|(key, _)| *key).filter(|(id, _)| id.layer == layer).collect();
+        let here = inner.read.iter().map(|(key, _)| *key).chain(inner.unread.keys().copied());
+        let doomed: Vec<Key> = here.filter(|(id, _)| id.layer == layer).collect();
         for key in doomed {
             inner.forget(key);
         }
@@ -297,8 +312,8 @@ impl Board {
         for (_, flight) in inner.flights.drain() {
             flight.fail(&closing());
         }
-        inner.memory.clear();
-        inner.unread = 0;
+        inner.read.clear();
+        inner.unread.clear();
         drop(inner);
         self.read.notify_waiters();
     }
@@ -335,29 +350,40 @@ impl Flight {
 impl Inner {
     /// The chunk for who reads it, and whether he is the first.
     fn take(&mut self, key: Key) -> Option<(Bytes, bool)> {
-        let fresh = self.memory.peek_mut(&key)?;
-        let (bytes, was_unread) = (fresh.bytes.clone(), std::mem::take(&mut fresh.unread));
-        self.unread = self.unread.saturating_sub(usize::from(was_unread));
-        Some((bytes, was_unread))
+        if let Some(bytes) = self.unread.remove(&key) {
+            self.read.put(key, bytes.clone());
+            return Some((bytes, true));
+        }
+        self.read.peek(&key).map(|bytes| (bytes.clone(), false))
     }
 
     fn put(&mut self, key: Key, bytes: Bytes) {
-        // What makes room, or what lay there before.
-        let left = self.memory.push(key, Fresh { bytes, unread: false });
-        self.leave(left.map(|(_, fresh)| fresh));
+        self.forget(key);
+        while self.read.len() + self.unread.len() >= self.most {
+            if self.read.pop_lru().is_none() {
+                let Some(last) = self.farthest() else { break };
+                self.unread.remove(&last);
+            }
+        }
+        self.read.put(key, bytes);
     }
 
     fn forget(&mut self, key: Key) {
-        let left = self.memory.pop(&key);
-        self.leave(left);
+        self.read.pop(&key);
+        self.unread.remove(&key);
     }
 
-    fn leave(&mut self, left: Option<Fresh>) {
-        self.unread = self.unread.saturating_sub(usize::from(left.is_some_and(|fresh| fresh.unread)));
+    /// What is read last of the unread chunks: the last one of the file that has most of them.
+    fn farthest(&self) -> Option<Key> {
+        let keys: Vec<Key> = self.unread.keys().copied().collect();
+        let files = keys.chunk_by(|one, next| one.0 == next.0);
+        files.max_by_key(|file| file.len()).and_then(|file| file.last().copied())
     }
 
-    fn has_room(&self) -> bool {
-        self.unread < (self.memory.cap().get() * 3 / 4).max(1)
+    /// Whether one more is welcome after `key`.
+    fn has_room(&self, (id, chunk): Key) -> bool {
+        let is_nearer = || self.farthest().is_none_or(|last| last.0 != id || chunk < last.1);
+        self.unread.len() < (self.most * 3 / 4).max(1) || is_nearer()
     }
 
     fn find(&mut self, key: Key, urgency: &Arc<Urgency>) -> Place {
@@ -446,26 +472,35 @@ mod tests {
         let board = Arc::new(Board::new(8 * CHUNK));
         let key = |chunk| (KEY.0, chunk);
         for chunk in 0..6 {
-            board.room().await;
+            board.room(key(chunk)).await;
             board.publish(key(chunk), &Bytes::from_static(b"x"));
             board.expect_reader(key(chunk));
         }
         let waiting = tokio::spawn({
             let board = Arc::clone(&board);
-            async move { board.room().await }
+            async move { board.room(key(5)).await }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         board.peek(key(3)).unwrap();
         waiting.await.unwrap();
-        // What came first leaves first, read or not, and counts no more.
-        for chunk in 6..12 {
+        assert!(board.peek(key(4)).is_some());
+        // What was read leaves before what was not.
+        for chunk in 6..10 {
             board.publish(key(chunk), &Bytes::from_static(b"x"));
+            board.expect_reader(key(chunk));
         }
-        assert!(board.peek(key(3)).is_none() && board.peek(key(11)).is_some());
-        assert_eq!(board.inner.lock().unread, 2);
+        let here = |chunk: u64| board.knows(key(chunk));
+        assert_eq!((0..10).filter(|chunk| here(*chunk)).collect::<Vec<_>>(), [0, 1, 2, 5, 6, 7, 8, 9]);
+        board.publish(key(10), &Bytes::from_static(b"x"));
+        assert!(!here(9) && here(0) && here(10), "then what is read last");
+        assert_eq!(board.inner.lock().unread.len(), 7);
+        // Who comes before what is there already need not wait: one of those gives way.
+        board.expect_reader(key(10));
+        board.room(key(7)).await;
+        board.room((ExtentId { layer: 0, extent: 1 }, 0)).await;
         board.purge(0, &closing());
-        assert_eq!(board.inner.lock().unread, 0);
+        assert_eq!(board.inner.lock().unread.len(), 0);
     }
 
     #[tokio::test]

@@ -221,7 +221,7 @@ fn out_of_pieces(
 /// These bytes of the file, if its disk need not be waited for.
 fn out_of_cache(extent: &Extent, image: &File, pool: &Pool, range: ContentRange) -> Option<Bytes> {
     let len = usize::try_from(range.len()).ok()?;
-    let mut buffer = pool.take();
+    let mut buffer = pool.take(len);
     let read = buffer.fill_with(len, |room| {
         let read = preadv2(image, &mut [IoSliceMut::new(room)], range.start(), ReadWriteFlags::NOWAIT);
         if read == Ok(len) { Ok(()) } else { Err(read.err()) }

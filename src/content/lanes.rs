@@ -18,6 +18,9 @@ use crate::metrics::TRACED;
 /// How many requests that somebody waits for are under way at most: as many as the kernel has reads under way.
 const DEMAND: usize = 64;
 
+/// The turn of a request ahead of a reader who has caught up with it, and where it came from.
+const CAUGHT_UP: (Lane, Lane) = (Lane::Demand, Lane::Ahead);
+
 /// How much a request matters; what matters more comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Lane {
@@ -74,6 +77,8 @@ struct Queue {
 #[derive(Debug, Default)]
 struct State {
     demand: usize,
+    /// How many of these were begun for nobody, ahead of a reader who has caught up with them.
+    caught_up: usize,
     ahead: usize,
     whole: usize,
     background: usize,
@@ -87,6 +92,8 @@ struct State {
 pub(super) struct Turn {
     queue: Arc<Queue>,
     lane: Lane,
+    /// The lane it came from.
+    from: Lane,
 }
 
 /// A place in the queue, given up when it is dropped.
@@ -100,22 +107,22 @@ impl Lanes {
     /// how many requests may be under way beside it, in all lanes together, where it is an early one.
     pub(super) async fn enter(&self, lane: Lane, urgency: &Urgency, width: usize) -> Turn {
         if lane == Lane::Demand {
-            return self.turn(lane, width).await;
+            return self.turn(lane, lane, width).await;
         }
         tokio::select! {
             biased;
-            turn = self.turn(lane, width) => turn,
-            () = urgency.raised() => self.turn(Lane::Demand, width).await,
+            turn = self.turn(lane, lane, width) => turn,
+            () = urgency.raised() => self.turn(Lane::Demand, lane, width).await,
         }
     }
 
-    async fn turn(&self, lane: Lane, width: usize) -> Turn {
+    async fn turn(&self, lane: Lane, from: Lane, width: usize) -> Turn {
         let waiting = self.0.wait(lane);
         loop {
             let mut moved = std::pin::pin!(self.0.moved.notified());
             moved.as_mut().enable();
-            if self.0.state.lock().take(waiting.place, width) {
-                return Turn { queue: Arc::clone(&self.0), lane };
+            if self.0.state.lock().take(waiting.place, from, width) {
+                return Turn { queue: Arc::clone(&self.0), lane, from };
             }
             moved.await;
         }
@@ -134,12 +141,13 @@ impl Queue {
 
 impl State {
     /// Whether the turn is there now; then it is taken.
-    fn take(&mut self, place: (Lane, u64), width: usize) -> bool {
+    fn take(&mut self, place: (Lane, u64), from: Lane, width: usize) -> bool {
         let (lane, _) = place;
         let first = self.waiting.range((lane, 0)..).next() == Some(&place);
         let taken = first && self.has_turn(lane, width);
         if taken {
             *self.under_way(lane) += 1;
+            self.caught_up += usize::from((lane, from) == CAUGHT_UP);
         }
         taken
     }
@@ -154,7 +162,10 @@ impl State {
             Lane::Ahead => room && !before,
             // A line is full with one less, and what is under way is lost when the process is killed.
             Lane::Whole => early < width.saturating_sub(1).max(1) && !before,
-            Lane::Background => room && !before && self.background < (width / 2).max(1),
+            // Who reads in order will come to all of it: what comes sooner is out of memory before he is there.
+            Lane::Background => {
+                room && !before && self.ahead + self.caught_up == 0 && self.background < (width / 2).max(1)
+            }
         }
     }
 
@@ -181,6 +192,8 @@ impl Drop for Turn {
             let mut state = self.queue.state.lock();
             let under_way = state.under_way(self.lane);
             *under_way = under_way.saturating_sub(1);
+            let caught_up = usize::from((self.lane, self.from) == CAUGHT_UP);
+            state.caught_up = state.caught_up.saturating_sub(caught_up);
         }
         self.queue.moved.notify_waiters();
     }
@@ -247,6 +260,25 @@ mod tests {
             readers.push(turn);
         }
         assert_eq!(readers.len(), DEMAND);
+        assert!(at_once(&lanes, Lane::Background, 4).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn what_nobody_is_known_to_want_waits_while_a_reader_is_led_who_has_caught_up_or_not() {
+        let lanes = Lanes::default();
+        let led = at_once(&lanes, Lane::Ahead, 4).await.unwrap();
+        assert!(at_once(&lanes, Lane::Background, 4).await.is_none());
+        drop(led);
+        drop(at_once(&lanes, Lane::Background, 4).await.unwrap());
+        let full: Vec<_> =
+            [at_once(&lanes, Lane::Whole, 2).await, at_once(&lanes, Lane::Demand, 2).await].into();
+        let urgency = Urgency::default();
+        urgency.raise();
+        let caught_up = lanes.enter(Lane::Ahead, &urgency, 2).await;
+        assert_eq!(caught_up.lane, Lane::Demand);
+        drop(full);
+        assert!(at_once(&lanes, Lane::Background, 4).await.is_none());
+        drop(caught_up);
         assert!(at_once(&lanes, Lane::Background, 4).await.is_some());
     }
 

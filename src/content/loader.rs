@@ -21,6 +21,7 @@ use super::extent::Extent;
 use super::flight::{Board, Flight, Place};
 use super::headers;
 use super::instant::Sums;
+use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::owing;
 use super::part::Parts;
@@ -91,6 +92,7 @@ pub struct Loader {
     /// How many processors there are.
     pub(super) cores: usize,
     pub(super) turns: Turns,
+    pub(super) keeper: Keeper,
     pub(super) pool: Pool,
     pub(super) desk: Desk,
     pub(super) parts: Parts,
@@ -165,6 +167,7 @@ impl Loader {
             lanes: Lanes::default(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             turns: Turns::default(),
+            keeper: Keeper::default(),
             pool: Pool::default(),
             desk: Desk::new(config.memory / 2),
             parts: Parts::default(),

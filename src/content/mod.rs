@@ -17,6 +17,7 @@ mod guided;
 mod guided_tests;
 mod headers;
 mod instant;
+mod keeper;
 mod lanes;
 pub mod loader;
 #[cfg(test)]

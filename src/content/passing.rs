@@ -9,12 +9,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::task::JoinSet;
 
 use super::decoding::Beginning;
 use super::extent::Extent;
 use super::fetch::Request;
 use super::flight::{Flight, Key, Place};
+use super::keeper::Keeping;
 use super::lanes::Lane;
 use super::loader::Loader;
 use super::reader::{Fault, Reader};
@@ -47,7 +47,7 @@ impl Request {
         let (span, _) = table.at(extent.content(&run).start())?;
         let mut begun = decoding.relay(|| self.beat(), decoding.begin(span)).await;
         let mut left = self.still_wanted(run);
-        let mut keeping = JoinSet::new();
+        let mut keeping = Keeping::default();
         let mut outcome = Ok(());
         while !left.is_empty() && outcome.is_ok() {
             outcome = match self.pass(extent, &mut left, &mut begun, &mut keeping).await {
@@ -58,7 +58,7 @@ impl Request {
         }
         self.leave_extras();
         // The turn is kept until the chunks are: what is in memory stays bounded by the lanes.
-        keeping.join_all().await;
+        keeping.until_fewer(1).await;
         outcome
     }
 
@@ -76,7 +76,7 @@ impl Request {
         extent: &Extent,
         left: &mut VecDeque<u64>,
         begun: &mut Beginning<'_>,
-        keeping: &mut JoinSet<()>,
+        keeping: &mut Keeping,
     ) -> Result<(), Fault> {
         let (Some(first), Some(last)) = (left.front().copied(), left.back().copied()) else { return Ok(()) };
         let (loader, wanted) = (Arc::clone(&self.loader), extent.content(&(first..last + 1)));
@@ -117,7 +117,7 @@ impl Request {
         extent: &Extent,
         left: &mut VecDeque<u64>,
         bytes: Bytes,
-        keeping: &mut JoinSet<()>,
+        keeping: &mut Keeping,
     ) -> Result<(), Fault> {
         let Some(chunk) = left.front().copied() else { return Ok(()) };
         let verified = match self.loader.guided(self.id.layer) {
@@ -134,7 +134,7 @@ impl Request {
     }
 
     /// The same for a chunk that only came along: where it is wrong, whoever wants it asks for it.
-    async fn deliver_extra(&mut self, key: Key, bytes: Bytes, keeping: &mut JoinSet<()>) {
+    async fn deliver_extra(&mut self, key: Key, bytes: Bytes, keeping: &mut Keeping) {
         let loader = Arc::clone(&self.loader);
         let verified = loader.extent(key.0).and_then(|extent| extent.verify(key.1, bytes));
         match verified {
@@ -143,14 +143,11 @@ impl Request {
         }
     }
 
-    async fn hand_out(&mut self, key: Key, verified: Verified, keeping: &mut JoinSet<()>) {
+    async fn hand_out(&mut self, key: Key, verified: Verified, keeping: &mut Keeping) {
         self.loader.hand_out(key, &verified);
         self.flights.retain(|(flown, _)| *flown != key);
-        while keeping.len() >= KEEPING {
-            let _ = keeping.join_next().await;
-        }
-        let loader = Arc::clone(&self.loader);
-        keeping.spawn_blocking(move || loader.keep(key, &verified));
+        keeping.until_fewer(KEEPING).await;
+        keeping.add(self.loader.keep_soon(key, verified));
     }
 
     /// What becomes of the chunks that are left when a decoder has failed: those that nothing can be done for are given
@@ -160,7 +157,7 @@ impl Request {
         extent: &Extent,
         left: &mut VecDeque<u64>,
         fault: Fault,
-        keeping: &mut JoinSet<()>,
+        keeping: &mut Keeping,
     ) -> Result<()> {
         match fault {
             Fault::Wrong(content, _) if extent.is_bound() => {
@@ -184,7 +181,7 @@ impl Request {
         extent: &Extent,
         left: &mut VecDeque<u64>,
         error: Error,
-        keeping: &mut JoinSet<()>,
+        keeping: &mut Keeping,
     ) -> Result<()> {
         let Some(chunk) = left.front().copied() else { return Ok(()) };
         tracing::warn!(path = extent.path, chunk, %error, "asking once more");

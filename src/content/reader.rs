@@ -126,7 +126,7 @@ impl Reader {
 
     /// The next `len` bytes of content, at most a chunk's.
     pub(super) async fn take(&mut self, len: usize) -> Result<Bytes, Fault> {
-        let mut filling = self.wire.loader().pool.take();
+        let mut filling = self.wire.loader().pool.take(len);
         while filling.len() < len {
             let mut walker =
                 self.walker.take().ok_or_else(|| Error::new(Kind::Broken, "decoding has failed before"))?;

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use tokio::task::JoinSet;
 
 use super::extent::Extent;
 use super::fetch::Request;
+use super::flight::Key;
+use super::keeper::Keeping;
 use super::lanes::Lane;
 use super::pieces::Pieces;
 use super::verify::{Arriving, Hashed};
@@ -19,8 +20,6 @@ use crate::error::Result;
 
 /// How long a request that nobody waits for is held up where there is no room.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How many chunks of one request may wait to be kept.
-const KEEPING: usize = 2;
 
 impl Request {
     /// Fetches a run of chunks in one request and sees them into the store.
@@ -42,12 +41,12 @@ impl Request {
             false => loader.repository.read_ahead(&blob, range).await?,
         };
         let mut pieces = Pieces { stream, left: Bytes::new() };
-        let mut keeping = JoinSet::new();
-        let outcome = self.receive(extent, run, &mut pieces, &mut keeping).await;
+        let mut keeping = Keeping::default();
+        let outcome = self.receive(extent, run, &mut pieces, &keeping).await;
         // What is left of an answer may hold a place in the repository, which somebody waits for.
         drop(pieces);
         // The turn is kept until the chunks are: what is in memory stays bounded by the lanes.
-        keeping.join_all().await;
+        keeping.until_fewer(1).await;
         outcome
     }
 
@@ -56,7 +55,7 @@ impl Request {
         extent: &Extent,
         run: Range<u64>,
         pieces: &mut Pieces,
-        keeping: &mut JoinSet<()>,
+        keeping: &Keeping,
     ) -> Result<()> {
         let last = run.end.saturating_sub(1);
         let mut is_patient = self.lane != Lane::Demand;
@@ -71,37 +70,53 @@ impl Request {
                 }
                 verified => verified?,
             };
+            // Who waits for it has it in his hands then.
+            let is_awaited = self.is_awaited(|flown| *flown == key);
             self.loader.hand_out(key, &verified);
-            if self.lane == Lane::Ahead {
+            if self.lane == Lane::Ahead && !is_awaited {
                 self.loader.board.expect_reader(key);
             }
             self.flights.retain(|(flown, _)| *flown != key);
-            let loader = Arc::clone(&self.loader);
-            keeping.spawn_blocking(move || loader.keep(key, &verified));
+            keeping.add(self.loader.keep_soon(key, verified));
             if chunk != last && is_patient {
-                is_patient = self.await_room(keeping).await;
+                is_patient = self.await_room(key).await;
             }
         }
         Ok(())
     }
 
     /// Takes no more from the network than the disk takes on and readers take out of memory, so that what is in memory stays
-    /// little: unless somebody waits, and for a moment only. `false` where nothing has moved in that: the disk may hang and readers
-    /// may have gone, and others may wait for what this request has claimed.
-    async fn await_room(&self, keeping: &mut JoinSet<()>) -> bool {
+    /// little: unless somebody waits for what is still to come, and for a moment only. `false` where nothing has moved in that: the
+    /// disk may hang and readers may have gone, and others may wait for what this request has claimed.
+    async fn await_room(&self, last: Key) -> bool {
         let room = async {
-            while keeping.len() >= KEEPING {
-                let _one = keeping.join_next().await;
-            }
+            self.loader.keeper.room().await;
             if self.lane == Lane::Ahead {
-                self.loader.board.room().await;
+                self.loader.board.room(last).await;
             }
         };
         tokio::select! {
             biased;
-            () = self.urgency.raised() => true,
+            () = self.awaited() => true,
             waited = tokio::time::timeout(PAUSE, room) => waited.is_ok(),
         }
+    }
+
+    /// Returns when somebody waits for a chunk that is still to come.
+    async fn awaited(&self) {
+        loop {
+            let mut told = std::pin::pin!(self.urgency.told());
+            told.as_mut().enable();
+            if self.is_awaited(|_| true) {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// Whether somebody waits for one of these that are still to come.
+    fn is_awaited(&self, which: impl Fn(&Key) -> bool) -> bool {
+        self.flights.iter().any(|(key, flight)| which(key) && flight.is_awaited())
     }
 
     async fn next_chunk(&self, pieces: &mut Pieces, len: usize) -> Result<Hashed> {
@@ -111,7 +126,7 @@ impl Request {
         if pieces.left.len() == len && buffer::is_aligned(&pieces.left) {
             return Ok(std::mem::take(&mut pieces.left).into());
         }
-        let mut arriving = Arriving::in_buffer(self.loader.pool.take());
+        let mut arriving = Arriving::in_buffer(self.loader.pool.take(len));
         while arriving.len() < len {
             if pieces.left.is_empty() {
                 self.next_piece(pieces).await?;

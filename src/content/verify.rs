@@ -117,12 +117,12 @@ mod tests {
         let chunk: Vec<u8> =
             (0..1_u32 << 18).flat_map(|word| word.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
         for piece in [1 << 20, 400_000, 131_072, 8_191] {
-            let mut arriving = Arriving::in_buffer(Pool::default().take());
+            let mut arriving = Arriving::in_buffer(Pool::default().take(1 << 20));
             chunk.chunks(piece).for_each(|piece| assert_eq!(arriving.push(piece), piece.len()));
             let verified = Verified::check(arriving.finish(), Some(ChunkDigest::of(&chunk))).unwrap();
             assert!(*verified.bytes() == chunk);
         }
-        let nothing = Arriving::in_buffer(Pool::default().take()).finish();
+        let nothing = Arriving::in_buffer(Pool::default().take(1 << 20)).finish();
         assert!(Verified::check(nothing, Some(ChunkDigest::of(b""))).is_some());
     }
 

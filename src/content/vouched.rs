@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::decoding::{Beginning, interrupted};
 use super::extent::Extent;
 use super::fetch::Request;
+use super::keeper::Keeping;
 use super::lanes::Lane;
 use super::loader::{Loader, Standing};
 use super::passing::within;
@@ -19,6 +20,7 @@ use super::reader::{Fault, Reader};
 use super::stream::Stream;
 use super::verify::Verified;
 use super::wire::Use;
+use crate::buffer;
 use crate::error::{Error, Kind, Result};
 use crate::index::CHUNK;
 use crate::index::guide::Part;
@@ -167,7 +169,7 @@ impl Loader {
     /// The chunk, of parts that are right.
     fn chunk_of(&self, extent: &Extent, chunk: u64, had: &[Had]) -> Result<Verified> {
         let wanted = extent.content(&(chunk..chunk + 1));
-        let mut filling = self.pool.take();
+        let mut filling = self.pool.take(usize::try_from(wanted.len()).unwrap_or(buffer::SIZE));
         for (place, content) in had {
             let part = place.meet(wanted);
             if part.is_empty() {
@@ -198,13 +200,13 @@ impl Request {
             let (Some(first), Some(last)) = (wanted.front(), wanted.back()) else { continue };
             let vouched = loader.vouch(extent, *first..last.saturating_add(1), self.lane);
             let vouched = decoding.relay(|| self.beat(), vouched).await?;
-            self.take_verified(vouched).await?;
+            self.take_verified(vouched).await;
         }
         Ok(())
     }
 
     /// Hands out all that is right before any of it is kept.
-    async fn take_verified(&mut self, vouched: Vec<(u64, Result<Verified>)>) -> Result<()> {
+    async fn take_verified(&mut self, vouched: Vec<(u64, Result<Verified>)>) {
         let mut right = Vec::new();
         for (chunk, verified) in vouched {
             let key = (self.id, chunk);
@@ -217,9 +219,11 @@ impl Request {
                 Err(error) => self.give_up(chunk..chunk + 1, &error),
             }
         }
-        let loader = Arc::clone(&self.loader);
-        let keep = move || right.iter().for_each(|(key, verified)| loader.keep(*key, verified));
-        tokio::task::spawn_blocking(keep).await.map_err(interrupted)
+        let mut keeping = Keeping::default();
+        for (key, verified) in right {
+            keeping.add(self.loader.keep_soon(key, verified));
+        }
+        keeping.until_fewer(1).await;
     }
 }
 

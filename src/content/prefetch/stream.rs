@@ -16,10 +16,10 @@ const STREAMS: usize = 8;
 const BACKWARD: u64 = 2 << 20;
 /// How far ahead of it a read still belongs to a stream.
 const FORWARD: u64 = 4 << 20;
-/// The farthest that is loaded ahead.
-const WINDOW: u64 = 64 << 20;
-/// What is loaded ahead at once where the window is large: the largest request.
-const BATCH: u64 = 16 << 20;
+/// The farthest that is loaded ahead: as much as memory holds, since what lies farther ahead is evicted before it is read.
+const WINDOW: u64 = 32 << 20;
+/// What is loaded ahead at once where the window is large: the largest request. Four of them are the window.
+const BATCH: u64 = 8 << 20;
 /// What a stream must have consumed before anything is loaded ahead of it: more than the 1 MiB that the kernel reads
 /// around a single fault.
 const SETTLED: u64 = 1280 << 10;
@@ -294,7 +294,7 @@ mod tests {
                 let plan = streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), LEN, tensors);
                 planned = planned.max(plan.ahead.map_or(0, ContentRange::end));
             }
-            assert!((230 * MIB..=LEN).contains(&planned), "{planned}");
+            assert!((200 * MIB + WINDOW - BATCH..=LEN).contains(&planned), "{planned}");
         }
     }
 
@@ -334,7 +334,7 @@ mod tests {
                 streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), 8 << 30, None).ahead
             })
             .collect();
-        assert!(plans.len() < 320, "{} plans for 4 GiB", plans.len());
+        assert!(plans.len() < 576, "{} plans for 4 GiB", plans.len());
         assert!(plans.last().unwrap().len() >= BATCH);
         let first = plans.first().unwrap();
         assert!(first.start() <= 3 * MIB, "{first:?}: not put off at the beginning");

@@ -189,7 +189,7 @@ pub(super) mod tests {
     pub(in super::super) fn keep(store: &Store, name: &str) -> Arc<KeptFile> {
         let file = store.file(WHO, &Digest::of(name.as_bytes()), ContentRange::new(0, LEN)).unwrap();
         for (chunk, len) in [(0, CHUNK), (1, 100)] {
-            file.write(chunk, &verified(&vec![7; usize::try_from(len).unwrap()])).unwrap();
+            file.write(chunk, &[verified(&vec![7; usize::try_from(len).unwrap()])]).unwrap();
         }
         file
     }

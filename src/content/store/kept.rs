@@ -27,25 +27,26 @@ use parking_lot::Mutex;
 
 pub use super::seal::Seal;
 use super::seal::{self, STAMP, Stamp, Trail};
-use crate::buffer::{ALIGN, Pool, is_aligned};
+pub use super::writing::Recorded;
+use crate::buffer::Pool;
 use crate::content::verify::Verified;
 use crate::index::ChunkDigest;
 use crate::index::Grid;
 
 /// A record of `.digests`: the digest and eight bytes that bind it to its chunk.
-const RECORD: usize = 40;
+pub(super) const RECORD: usize = 40;
 
 /// One extent's files, open, with the image locked against eviction.
 #[derive(Debug)]
 pub struct KeptFile {
     stem: PathBuf,
-    grid: Grid,
-    image: File,
-    direct: Option<File>,
-    digests: File,
-    kept: File,
+    pub(super) grid: Grid,
+    pub(super) image: File,
+    pub(super) direct: Option<File>,
+    pub(super) digests: File,
+    pub(super) kept: File,
     /// Held while a chunk is written or found to be damaged, so that a chunk mended meanwhile is not given up.
-    changing: Mutex<Trail>,
+    pub(super) changing: Mutex<Trail>,
     /// How the image was when it was last found sealed here; `None` where it was not.
     seal: Mutex<Option<Stamp>>,
     last_use: Mutex<Instant>,
@@ -56,17 +57,6 @@ pub struct KeptFile {
 pub struct Claim<'a> {
     kept: &'a File,
     chunk: u64,
-}
-
-/// What [`KeptFile::record`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recorded {
-    /// The chunk had no digest; it has one now.
-    New,
-    /// The chunk had this digest.
-    Same,
-    /// The chunk has another digest, which stays.
-    Differs,
 }
 
 impl KeptFile {
@@ -119,25 +109,6 @@ impl KeptFile {
         (check == record_check(chunk, &digest)).then(|| ChunkDigest::recorded(digest))
     }
 
-    /// Takes down the digest of `chunk`, unless it has one.
-    ///
-    /// # Errors
-    /// Whatever the file system says.
-    pub fn record(&self, chunk: u64, digest: ChunkDigest) -> io::Result<Recorded> {
-        match self.digest(chunk) {
-            Some(known) if known == digest => Ok(Recorded::Same),
-            Some(_) => Ok(Recorded::Differs),
-            None => {
-                let mut record = [0; RECORD];
-                let (body, check) = record.split_at_mut(32);
-                body.copy_from_slice(digest.bytes());
-                check.copy_from_slice(&record_check(chunk, digest.bytes()));
-                self.digests.write_all_at(&record, record_at(chunk))?;
-                Ok(Recorded::New)
-            }
-        }
-    }
-
     /// Whether the image is said to have `chunk`; only [`read`](Self::read) finds out whether it is true.
     #[must_use]
     pub fn has(&self, chunk: u64) -> bool {
@@ -184,33 +155,9 @@ impl KeptFile {
     fn read_unproved(&self, chunk: u64, pool: &Pool) -> io::Result<bytes::Bytes> {
         let range = self.grid.range(chunk);
         let len = usize::try_from(range.len()).map_err(io::Error::other)?;
-        let mut buffer = pool.take();
+        let mut buffer = pool.take(len);
         buffer.fill_with(len, |room| self.image.read_exact_at(room, range.start()))?;
         Ok(buffer.share())
-    }
-
-    /// Records the chunk's digest, writes the chunk where it belongs, and marks it as here, in this order.
-    ///
-    /// # Errors
-    /// Whatever the file system says, `ENOSPC` among it; the chunk counts as absent then.
-    pub fn write(&self, chunk: u64, verified: &Verified) -> io::Result<()> {
-        let mut trail = self.changing.lock();
-        if self.has(chunk) {
-            return Ok(());
-        }
-        if self.record(chunk, verified.digest())? == Recorded::Differs {
-            return Err(io::Error::other("the chunk has another digest on record"));
-        }
-        trail.follow(&self.image);
-        let (bytes, at) = (verified.bytes(), self.grid.range(chunk).start());
-        let whole = bytes.len().is_multiple_of(ALIGN) && is_aligned(bytes);
-        match self.direct.as_ref().filter(|_| whole) {
-            Some(direct) => direct.write_all_at(bytes, at)?,
-            None => self.image.write_all_at(bytes, at)?,
-        }
-        trail.last = Stamp::of(&self.image).ok();
-        trail.own.insert(chunk);
-        self.kept.write_all_at(&[1], kept_at(chunk))
     }
 
     /// Marks the chunk as absent, and the file as no longer known to be whole.
@@ -475,15 +422,15 @@ fn set_claim(kept: &File, chunk: u64, kind: libc::c_int) -> io::Result<()> {
     fcntl(kept.as_fd(), FcntlArg::F_OFD_SETLK(&lock)).map(drop).map_err(io::Error::from)
 }
 
-fn record_at(chunk: u64) -> u64 {
+pub(super) fn record_at(chunk: u64) -> u64 {
     chunk.saturating_mul(RECORD as u64)
 }
 
-fn kept_at(chunk: u64) -> u64 {
+pub(super) fn kept_at(chunk: u64) -> u64 {
     chunk.saturating_add(STAMP as u64)
 }
 
-fn record_check(chunk: u64, digest: &[u8; 32]) -> [u8; 8] {
+pub(super) fn record_check(chunk: u64, digest: &[u8; 32]) -> [u8; 8] {
     let mut body = [0; 40];
     let (number, rest) = body.split_at_mut(8);
     number.copy_from_slice(&chunk.to_le_bytes());
@@ -505,7 +452,7 @@ mod tests {
 
     fn chunk_of(byte: u8, len: u64) -> Verified {
         let pool = Pool::default();
-        let mut filling = pool.take();
+        let mut filling = pool.take(usize::try_from(len).unwrap());
         filling.push(&vec![byte; usize::try_from(len).unwrap()]);
         Verified::check(filling.share(), None).unwrap()
     }
@@ -525,8 +472,8 @@ mod tests {
         let (_dir, stem) = fresh();
         let kept = KeptFile::open(&stem, LEN).unwrap();
         assert!(read(&kept, 0).is_none());
-        kept.write(1, &chunk_of(7, CHUNK)).unwrap();
-        kept.write(2, &chunk_of(9, 100)).unwrap();
+        kept.write(1, &[chunk_of(7, CHUNK)]).unwrap();
+        kept.write(2, &[chunk_of(9, 100)]).unwrap();
         drop(kept);
         let kept = KeptFile::open(&stem, LEN).unwrap();
         assert_eq!(kept.all(), [false, true, true]);
@@ -542,7 +489,7 @@ mod tests {
         for ending in ["data", "digests", "kept"] {
             let path = stem.with_added_extension(ending);
             let _ = std::fs::remove_file(&path);
-            KeptFile::open(&stem, 100).unwrap().write(0, &right).unwrap();
+            KeptFile::open(&stem, 100).unwrap().write(0, std::slice::from_ref(&right)).unwrap();
             for at in 0..std::fs::metadata(&path).unwrap().len() {
                 let mut bytes = std::fs::read(&path).unwrap();
                 bytes[usize::try_from(at).unwrap()] ^= 0x10;
@@ -554,7 +501,7 @@ mod tests {
                 assert!(!kept.sealed());
                 drop(kept);
                 std::fs::remove_file(&path).unwrap();
-                KeptFile::open(&stem, 100).unwrap().write(0, &right).unwrap();
+                KeptFile::open(&stem, 100).unwrap().write(0, std::slice::from_ref(&right)).unwrap();
             }
         }
     }
@@ -564,7 +511,7 @@ mod tests {
         let (_dir, stem) = fresh();
         let kept = KeptFile::open(&stem, 100).unwrap();
         assert!(!kept.sealed());
-        kept.write(0, &chunk_of(7, 100)).unwrap();
+        kept.write(0, &[chunk_of(7, 100)]).unwrap();
         assert!(!kept.still_sealed());
         kept.seal(kept.prepare_seal().unwrap()).unwrap();
         assert!(kept.still_sealed() && kept.sealed() && kept.still_sealed());
@@ -578,10 +525,10 @@ mod tests {
     fn what_this_process_wrote_need_not_be_read_back_unless_somebody_touched_the_image() {
         let (_dir, stem) = fresh();
         let kept = KeptFile::open(&stem, LEN).unwrap();
-        kept.write(0, &chunk_of(1, CHUNK)).unwrap();
-        kept.write(2, &chunk_of(3, 100)).unwrap();
+        kept.write(0, &[chunk_of(1, CHUNK)]).unwrap();
+        kept.write(2, &[chunk_of(3, 100)]).unwrap();
         assert_eq!(kept.doubtful(&kept.prepare_seal().unwrap()), [1], "not written yet");
-        kept.write(1, &chunk_of(2, CHUNK)).unwrap();
+        kept.write(1, &[chunk_of(2, CHUNK)]).unwrap();
         let seal = kept.prepare_seal().unwrap();
         assert!(kept.doubtful(&seal).is_empty());
         kept.seal(seal).unwrap();
@@ -599,7 +546,7 @@ mod tests {
         let seal = kept.prepare_seal().unwrap();
         kept.forget(2);
         assert!(kept.seal(seal).is_err() && !kept.sealed(), "found to be damaged meanwhile");
-        kept.write(2, &chunk_of(3, 100)).unwrap();
+        kept.write(2, &[chunk_of(3, 100)]).unwrap();
         assert_eq!(kept.doubtful(&kept.prepare_seal().unwrap()), [0, 1], "written after it was touched");
     }
 
@@ -676,7 +623,7 @@ mod tests {
     #[test]
     fn an_image_of_another_size_is_begun_again() {
         let (_dir, stem) = fresh();
-        KeptFile::open(&stem, LEN).unwrap().write(0, &chunk_of(3, CHUNK)).unwrap();
+        KeptFile::open(&stem, LEN).unwrap().write(0, &[chunk_of(3, CHUNK)]).unwrap();
         let kept = KeptFile::open(&stem, 100).unwrap();
         assert_eq!(kept.all(), [false]);
         assert_eq!(kept.image().metadata().unwrap().len(), 100);

@@ -41,6 +41,7 @@ mod private;
 pub mod prune;
 mod seal;
 mod verdict;
+mod writing;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

@@ -194,8 +194,9 @@ impl Driver<'_> {
             let known = self.loader.extent(id).ok_or_else(nonsense)?;
             let (len, place) = (known.grid.range(offset / CHUNK).len(), known.range.start());
             let pool = &self.loader.pool;
-            let (key, mut filling) =
-                self.filling.take().unwrap_or_else(|| ((id, offset / CHUNK), pool.take()));
+            let (key, mut filling) = self.filling.take().unwrap_or_else(|| {
+                ((id, offset / CHUNK), pool.take(usize::try_from(len).unwrap_or(buffer::SIZE)))
+            });
             let lacking = usize::try_from(len).map_or(0, |len| len.saturating_sub(filling.len()));
             let taken = filling.push(bytes.get(..lacking.min(bytes.len())).unwrap_or_default());
             if taken == 0 || key != (id, offset / CHUNK) {
@@ -293,7 +294,7 @@ impl Loader {
 /// Keeps chunks in the order they come, and says how far that is.
 fn keep(loader: &Loader, stream: &Stream, fresh: &Receiver<Fresh>) {
     for (key, verified, end) in fresh {
-        loader.keep(key, &verified);
+        loader.keep(&[key], &[verified]);
         stream.change(|now| now.settled = end);
     }
 }

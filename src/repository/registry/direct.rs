@@ -268,7 +268,7 @@ impl Body {
     async fn buffer(&mut self, left: u64) -> io::Result<Bytes> {
         let within = usize::try_from(self.at % SIZE as u64).unwrap_or(0);
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(SIZE.saturating_sub(within));
-        let mut filling = self.direct.0.pool.take();
+        let mut filling = self.direct.0.pool.take(most);
         let came = self.rest.split_to(self.rest.len().min(most));
         filling.push(&came);
         let mut since = (!filling.is_empty()).then(Instant::now);

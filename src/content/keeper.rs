@@ -1,0 +1,227 @@
+//! Keeps what was handed out, behind those who wait for it: one thread at a time takes the chunks that wait, neighbours together,
+//! so that the disk is given few large writes and no thread waits for another's.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use super::extent::bytes_of;
+use super::flight::Key;
+use super::loader::{Loader, Standing};
+use super::verify::Verified;
+
+/// How many chunks are written at once at most: 4 MiB.
+const RUN: usize = 4;
+/// How many wait at most before those who fetch for nobody are held up: they are in memory.
+const BACKLOG: usize = 32;
+
+/// The chunks of a loader that wait to be kept.
+#[derive(Debug, Default)]
+pub(super) struct Keeper {
+    queue: Mutex<Queue>,
+    /// Told when chunks are taken out.
+    taken: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    /// Whether a thread is at it.
+    is_attended: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    key: Key,
+    verified: Verified,
+    kept: oneshot::Sender<()>,
+}
+
+/// Chunks of one request that are on their way to the store.
+#[derive(Debug, Default)]
+pub(super) struct Keeping(FuturesUnordered<oneshot::Receiver<()>>);
+
+impl Keeping {
+    /// Takes one more into account.
+    pub(super) fn add(&self, kept: oneshot::Receiver<()>) {
+        self.0.push(kept);
+    }
+
+    /// Returns when fewer than `most` are left.
+    pub(super) async fn until_fewer(&mut self, most: usize) {
+        while self.0.len() >= most && self.0.next().await.is_some() {}
+    }
+}
+
+impl Keeper {
+    /// Puts a chunk at the end; whether somebody has to begin.
+    fn push(&self, waiting: Waiting) -> bool {
+        let mut queue = self.queue.lock();
+        queue.waiting.push_back(waiting);
+        !std::mem::replace(&mut queue.is_attended, true)
+    }
+
+    /// Returns while few chunks wait.
+    pub(super) async fn room(&self) {
+        loop {
+            let mut taken = std::pin::pin!(self.taken.notified());
+            taken.as_mut().enable();
+            if self.queue.lock().waiting.len() < BACKLOG {
+                return;
+            }
+            taken.await;
+        }
+    }
+
+    /// What has waited longest, with its neighbours, in the order of their file; `None`: nothing waits, and who begins is to attend
+    /// anew.
+    fn take(&self) -> Option<Vec<Waiting>> {
+        let mut queue = self.queue.lock();
+        let Some(first) = queue.waiting.pop_front() else {
+            queue.is_attended = false;
+            return None;
+        };
+        let (id, chunk) = first.key;
+        let mut run = VecDeque::from([first]);
+        let (mut start, mut end) = (chunk, chunk.saturating_add(1));
+        while run.len() < RUN {
+            let after = queue.waiting.iter().position(|waiting| waiting.key == (id, end));
+            let before = || {
+                queue
+                    .waiting
+                    .iter()
+                    .position(|waiting| start.checked_sub(1).is_some_and(|at| waiting.key == (id, at)))
+            };
+            let Some((at, is_after)) = after.map(|at| (at, true)).or_else(|| Some((before()?, false))) else {
+                break;
+            };
+            let Some(found) = queue.waiting.remove(at) else { break };
+            match is_after {
+                true => {
+                    end = end.saturating_add(1);
+                    run.push_back(found);
+                }
+                false => {
+                    start = start.saturating_sub(1);
+                    run.push_front(found);
+                }
+            }
+        }
+        drop(queue);
+        self.taken.notify_waiters();
+        Some(run.into())
+    }
+}
+
+/// Lets the next one begin where a thread has come to an unforeseen end.
+struct Attending<'a>(&'a Keeper);
+
+impl Drop for Attending<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut queue = self.0.queue.lock();
+            queue.is_attended = false;
+            queue.waiting.clear();
+        }
+    }
+}
+
+impl Loader {
+    /// Sees to it that a chunk that was handed out is kept, and then its flight taken off. What it gives ends when that is done, or
+    /// will not be.
+    pub(super) fn keep_soon(self: &Arc<Self>, key: Key, verified: Verified) -> oneshot::Receiver<()> {
+        let (kept, done) = oneshot::channel();
+        if self.keeper.push(Waiting { key, verified, kept }) {
+            let loader = Arc::clone(self);
+            tokio::task::spawn_blocking(move || loader.keep_what_waits());
+        }
+        done
+    }
+
+    fn keep_what_waits(&self) {
+        let _attending = Attending(&self.keeper);
+        while let Some(run) = self.keeper.take() {
+            let (keys, verified): (Vec<Key>, Vec<Verified>) =
+                run.iter().map(|waiting| (waiting.key, waiting.verified.clone())).unzip();
+            self.keep(&keys, &verified);
+            drop(verified);
+            for Waiting { kept, .. } in run {
+                // Whoever asked may have gone.
+                let _ = kept.send(());
+            }
+        }
+    }
+
+    /// Keeps neighbouring chunks of one file that were handed out, then takes their flights off. Blocks.
+    pub(super) fn keep(&self, keys: &[Key], run: &[Verified]) {
+        let Some((id, first)) = keys.first().copied() else { return };
+        let land = || keys.iter().for_each(|key| self.board.land(*key));
+        let Some(extent) = self.extent(id) else { return land() };
+        let kept = match self.standing(id.layer) {
+            Standing::Poisoned => 0,
+            _ => extent.keep(first, run, &self.shelf),
+        };
+        land();
+        self.metrics.kept_bytes.add(kept);
+        self.metrics.unkept_bytes.add(bytes_of(run).saturating_sub(kept));
+        if self.standing(id.layer) == Standing::Poisoned {
+            // It was found out while they were being written.
+            self.shelf.store.discard(&self.shelf.who, &extent.layer);
+        } else if kept > 0 && extent.complete(&self.shelf) {
+            self.completed(extent);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::index::ExtentId;
+
+    const FILE: ExtentId = ExtentId { layer: 0, extent: 0 };
+    const OTHER: ExtentId = ExtentId { layer: 0, extent: 1 };
+
+    fn waiting(key: Key) -> Waiting {
+        let verified = Verified::check(Bytes::from_static(b"x"), None).unwrap();
+        Waiting { key, verified, kept: oneshot::channel().0 }
+    }
+
+    #[test]
+    fn neighbours_that_wait_are_taken_together_and_in_order_whatever_came_first() {
+        let keeper = Keeper::default();
+        let began: Vec<bool> = [(FILE, 5), (OTHER, 6), (FILE, 9), (FILE, 4), (FILE, 6)]
+            .into_iter()
+            .map(|key| keeper.push(waiting(key)))
+            .collect();
+        assert_eq!(began, [true, false, false, false, false], "one attends at a time");
+        let mut runs = Vec::new();
+        while let Some(run) = keeper.take() {
+            runs.push(run.iter().map(|waiting| waiting.key).collect::<Vec<_>>());
+        }
+        let rest = [vec![(OTHER, 6)], vec![(FILE, 9)]];
+        assert_eq!(runs, [vec![vec![(FILE, 4), (FILE, 5), (FILE, 6)]], rest.to_vec()].concat());
+        assert!(keeper.push(waiting((FILE, 1))), "whoever comes next attends");
+        (2..9).for_each(|chunk| assert!(!keeper.push(waiting((FILE, chunk)))));
+        assert_eq!(keeper.take().unwrap().len(), RUN);
+    }
+
+    #[tokio::test]
+    async fn there_is_room_again_when_what_waits_is_taken() {
+        let keeper = Arc::new(Keeper::default());
+        keeper.room().await;
+        (0..BACKLOG as u64).for_each(|chunk| assert_eq!(keeper.push(waiting((FILE, chunk))), chunk == 0));
+        let room = tokio::spawn({
+            let keeper = Arc::clone(&keeper);
+            async move { keeper.room().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!room.is_finished());
+        drop(keeper.take());
+        room.await.unwrap();
+    }
+}
