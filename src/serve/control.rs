@@ -79,6 +79,8 @@ pub enum Question {
     },
     /// What is shown where.
     List {},
+    /// Whether anybody answers.
+    Health {},
     /// To have an artifact in the node's artifact store.
     #[serde(rename = "artifact-add")]
     AddArtifact {
@@ -114,6 +116,8 @@ pub enum Answer {
     Nothing,
     /// All volumes.
     Volumes(Vec<Shown>),
+    /// The plane answers.
+    Healthy,
     /// The artifact is in the store.
     Artifact(Registered),
     /// It is in the store no longer.
@@ -193,6 +197,7 @@ async fn answer(
             let plane = plane.clone();
             blocking(move || Ok(Answer::Volumes(plane.list()))).await
         }
+        Question::Health {} => Ok(Answer::Healthy),
         Question::Unmount { dir, lazy } => {
             let how = if lazy { Detach::Lazy } else { Detach::Unused };
             let Some(volume) = plane.volume_at(&dir) else { return Ok(Answer::Nothing) };

@@ -210,6 +210,26 @@ fn a_probe_that_names_a_port_names_one_of_its_own_container() {
     assert!(probes >= 4, "{probes} probes");
 }
 
+#[test]
+fn what_ends_the_plane_of_a_pod_asks_it_where_nobody_else_can_keep_it_busy() {
+    let (container, _) = container("weightfs.yaml", "weightfs");
+    let mut node = Node::on_loopback();
+    let _silent: Vec<_> = (0..70).map(|_| node.silence()).collect();
+    let asked: Vec<Vec<String>> = ["startupProbe", "livenessProbe"]
+        .map(|probe| words(&container[probe]["exec"]["command"]))
+        // The configuration is there only in the container.
+        .map(|words| words.into_iter().filter(|word| !word.starts_with("--config=")).collect())
+        .into();
+    for words in &asked {
+        assert_eq!(words.first().map(String::as_str), Some("weightfs"), "it is asked at an address");
+        node.place.run(&words[1..]).ok();
+    }
+    node.kill();
+    for words in &asked {
+        node.place.run(&words[1..]).failed(3, &["weightfs serve"]);
+    }
+}
+
 /// As a container has them: processes and mounts of its own, and of all mounts only the kubelet's folder of pods goes both ways.
 const CONTAINER: [&str; 10] = [
     "unshare",
