@@ -297,7 +297,7 @@ impl Plane {
 
     /// Writes how a pod's volume is, for who looks for it. What cannot be written is in the log.
     async fn report(self: &Arc<Self>, volume: &Volume, phase: Phase, progress: Progress) {
-        let Some(path) = self.book.report(&volume.id).filter(|_| volume.origin == Origin::Csi) else {
+        if volume.origin != Origin::Csi {
             return;
         };
         let is_dynamic = volume.is_dynamic();
@@ -309,12 +309,11 @@ impl Plane {
             inline: !is_dynamic && volume.id.starts_with(INLINE),
             progress,
         };
-        let written = blocking(move || {
-            path.parent().map_or(Ok(()), super::state::private)?;
-            report.write(&path)
-        });
-        if let Err(error) = written.await {
-            tracing::warn!("{error}");
+        let plane = self.clone();
+        match blocking(move || plane.book.write_report(&report)).await {
+            Ok(Some(oldest)) => self.forget_report(&oldest).await,
+            Ok(None) => {}
+            Err(error) => tracing::warn!("{error}"),
         }
     }
 
