@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use super::artifacts::{self, Artifacts, Registered};
 use super::book::{Origin, Overrides, Volume};
 use super::listen::accept;
-use super::plane::{Plane, blocking};
+use super::plane::{Plane, blocking, seen_through};
 use super::start::{Mounted, kind};
 use super::state::short;
 use super::view::Shown;
@@ -225,14 +225,6 @@ async fn answer(
         }
         Question::ListArtifacts {} => store(artifacts)?.list().await.map(Answer::Artifacts),
     }
-}
-
-/// Does the work in a task of its own, also where who asked goes away: it would be begun anew by the next one otherwise.
-async fn seen_through<T: Send + 'static>(
-    work: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::spawn(work).await;
-    done.unwrap_or_else(|error| Err(Error::from_source(Kind::Kernel, "it was interrupted", error)))
 }
 
 /// Whether the settings name a proxy with a password.

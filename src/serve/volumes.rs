@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::Instrument;
 
 use super::book::{Origin, Overrides, Volume};
-use super::plane::{Plane, Using, blocking};
+use super::plane::{Plane, Using, blocking, seen_through};
 use super::report::{Phase, Progress, Report};
 use super::terms::{Renewal, Room, Terms};
 use super::view::Shown;
@@ -278,9 +278,7 @@ impl Plane {
             _ => {
                 // Seen through where the wait is given up: a mount that nobody looks after would be in the way for ever.
                 let plane = self.clone();
-                let joining = tokio::spawn(async move { plane.join(spec, secret).await });
-                let failed = |error| Error::from_source(Kind::Kernel, "the work was interrupted", error);
-                joining.await.map_err(failed)??
+                seen_through(async move { plane.join(spec, secret).await }).await?
             }
         };
         let Some(using) = using else { return Ok(Prepared::Not(Published::Full(self.max_mounts()))) };
@@ -299,7 +297,7 @@ impl Plane {
     async fn report(self: &Arc<Self>, volume: &Volume, phase: Phase, progress: Progress) {
         if volume.origin != Origin::Csi {
             return;
-        };
+        }
         let is_dynamic = volume.is_dynamic();
         let report = Report {
             volume_name: volume.id.clone(),

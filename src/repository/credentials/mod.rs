@@ -53,8 +53,8 @@ pub enum Form {
     IdentityToken,
 }
 
-/// The user name under which Docker's helpers keep identity tokens.
-const TOKEN_USER: &str = "<token>";
+/// The user name under which Docker's helpers keep identity tokens: it says nothing to anybody.
+pub const TOKEN_USER: &str = "<token>";
 
 /// User names that say which kind of secret follows, and not whose it is.
 const NOBODYS_NAMES: [&str; 21] = [
