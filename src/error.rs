@@ -104,6 +104,7 @@ struct Inner {
     source: Option<Source>,
     retry_after: Option<std::time::Duration>,
     unasked: bool,
+    of_machine: bool,
 }
 
 impl Error {
@@ -118,7 +119,10 @@ impl Error {
     }
 
     fn from_parts(kind: Kind, doing: String, source: Option<Source>) -> Self {
-        Self(Inner { kind, doing, hint: None, source, retry_after: None, unasked: false }.into())
+        let cause = source.as_ref().and_then(|source| source.downcast_ref::<Self>());
+        let of_machine = cause.is_some_and(Self::is_of_machine);
+        let (hint, retry_after, unasked) = (None, None, false);
+        Self(Inner { kind, doing, hint, source, retry_after, unasked, of_machine }.into())
     }
 
     /// The same error with the way out, which prints last, after a semicolon.
@@ -137,6 +141,13 @@ impl Error {
     #[must_use]
     pub fn unasked(self) -> Self {
         self.with(|inner| inner.unasked = true)
+    }
+
+    /// The same error where its words are this machine's own: paths of its files, or what its programs have said. Whatever has it for
+    /// its cause is such an error too.
+    #[must_use]
+    pub fn of_machine(self) -> Self {
+        self.with(|inner| inner.of_machine = true)
     }
 
     /// The same kind and hint under another sentence: `doing: self`.
@@ -165,6 +176,12 @@ impl Error {
         !self.0.unasked
     }
 
+    /// Whether its words are this machine's own, so that they are for who looks after it and for nobody whom it only serves.
+    #[must_use]
+    pub fn is_of_machine(&self) -> bool {
+        self.0.of_machine
+    }
+
     fn with(self, change: impl FnOnce(&mut Inner)) -> Self {
         let mut inner = match std::sync::Arc::try_unwrap(self.0) {
             Ok(inner) => inner,
@@ -175,6 +192,7 @@ impl Error {
                 source: shared.source.as_ref().map(|cause| cause.to_string().into()),
                 retry_after: shared.retry_after,
                 unasked: shared.unasked,
+                of_machine: shared.of_machine,
             },
         };
         change(&mut inner);
@@ -246,6 +264,16 @@ mod tests {
             "cannot read sha256:ab from ghcr.io/acme/llm: 403 Forbidden; run 'weightfs login ghcr.io'"
         );
         assert_eq!(error.kind(), Kind::Denied);
+    }
+
+    #[test]
+    fn what_a_machine_says_of_itself_stays_that_under_other_sentences() {
+        let own = Error::new(Kind::Broken, "/usr/bin/helper failed").of_machine();
+        let above = Error::from_source(Kind::Denied, "there are no credentials", own);
+        let shared = above.clone();
+        let error = above.context("cannot read r.io/a").hint("ask again");
+        assert!(error.is_of_machine() && shared.hint("ask again").is_of_machine());
+        assert!(!Error::from_source(Kind::Broken, "cannot read", std::io::Error::other("x")).is_of_machine());
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub(super) enum Command {
     Volume(super::volume::Volume),
     /// List the mounts of this user
     List(List),
+    /// Say whether 'weightfs serve' answers, for probes
+    Healthy(Healthy),
     /// List the files of the model REF without mounting it
     Ls(Ls),
     /// Write a file of the model REF, or a part of it, to standard output
@@ -210,6 +212,12 @@ pub(super) struct List {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct Healthy {
+    #[command(flatten)]
+    state: State,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Ls {
     #[arg(value_name = "REF", help = REFERENCE)]
     pub(super) reference: String,
@@ -270,6 +278,7 @@ impl CommandLine {
             Command::Artifact(artifact) => artifact.set(&mut flags),
             Command::Unmount(unmount) => unmount.state.set(&mut flags),
             Command::List(list) => list.state.set(&mut flags),
+            Command::Healthy(healthy) => healthy.state.set(&mut flags),
             Command::Ls(ls) => ls.reading.set(&mut flags),
             Command::Cat(cat) => cat.reading.set(&mut flags),
             Command::Inspect(inspect) => inspect.reading.set(&mut flags),

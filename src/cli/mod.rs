@@ -10,6 +10,7 @@ mod cache;
 mod cat;
 mod convert;
 pub mod demo;
+mod healthy;
 mod index;
 mod inspect;
 mod list;
@@ -75,6 +76,7 @@ fn run(line: &CommandLine, begun: Instant) -> Result<ExitCode> {
         Command::Artifact(command) => artifact::run(command, &settings, line, &environment),
         Command::Unmount(command) => unmount::run(command, &settings),
         Command::List(command) => list::run(command, &settings),
+        Command::Healthy(_) => healthy::run(&settings),
         Command::Ls(command) => ls::run(command, &settings),
         Command::Cat(command) => cat::run(command, &settings),
         Command::Inspect(command) => inspect::run(command, &settings),

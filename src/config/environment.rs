@@ -10,10 +10,7 @@ use std::path::PathBuf;
 use super::{Flags, KEYS, key, refuse_secret, wrong};
 use crate::error::{Error, Kind, Result};
 use crate::repository::{Exceptions, Proxies, Proxy};
-use crate::serve::Overrides;
-
-/// The setting that says what is asked of bytes before they are served.
-const INTEGRITY: &str = "content.integrity";
+use crate::serve::{INTEGRITY, Overrides};
 
 /// How many sockets may be inherited: more than there are names for.
 const INHERITED: usize = 64;

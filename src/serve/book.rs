@@ -6,14 +6,18 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::Read;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use lru::LruCache;
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::dynamic::Folders;
 use super::put::{Readers, clear_drafts, names_in, put, put_json, remove};
+use super::report::{Phase, Report};
 use super::state::{id, private};
 use crate::error::{Error, Kind, Result, StorageContext};
 use crate::mount::Detach;
@@ -78,6 +82,8 @@ pub(super) struct Book {
     folder: PathBuf,
     /// Where is written how volumes are.
     reports: PathBuf,
+    /// The ids of volumes that could not be published, of whom only that is written.
+    failed: Mutex<LruCache<String, ()>>,
     /// What names of mounts are made with.
     key: [u8; 32],
     /// Held as long as the plane is: there is one for a state folder.
@@ -103,7 +109,8 @@ impl Book {
                 let key = key(&folder.join("key"))?;
                 let reports = live.join("volumes");
                 private(&reports)?;
-                Ok(Self { folder, reports, key, _lock: lock })
+                let failed = Mutex::new(LruCache::new(FAILED));
+                Ok(Self { folder, reports, failed, key, _lock: lock })
             }
             Err(std::fs::TryLockError::WouldBlock) => {
                 let error =
@@ -216,9 +223,27 @@ impl Book {
         is_plain(volume).then(|| self.reports.join(volume).join(REPORT))
     }
 
+    /// Writes how a volume is, for who looks for it by its id; of one whose id is no name of a folder nothing. Gives the id of a volume
+    /// of which nothing has to be written any more: the one that failed longest ago, where more than a thousand have.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub(super) fn write_report(&self, report: &Report) -> Result<Option<String>> {
+        let Some(path) = self.report(&report.volume_name) else { return Ok(None) };
+        path.parent().map_or(Ok(()), private)?;
+        report.write(&path)?;
+        let (id, mut failed) = (&report.volume_name, self.failed.lock());
+        if !matches!(report.state, Some(Phase::PullFailed | Phase::PullTimeout)) {
+            failed.pop(id);
+            return Ok(None);
+        }
+        Ok(failed.push(id.clone(), ()).map(|(oldest, ())| oldest).filter(|oldest| oldest != id))
+    }
+
     /// Removes what was written of a volume.
     pub(super) fn forget_report(&self, volume: &str) {
         if is_plain(volume) {
+            self.failed.lock().pop(volume);
             clear_report(&self.reports.join(volume));
         }
     }
@@ -259,6 +284,9 @@ impl Book {
         all(&self.folder.join("volumes"))
     }
 }
+
+/// Of how many volumes that could not be published that is told: nobody has to take those away.
+const FAILED: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
 
 /// What a volume's report is called.
 pub(super) const REPORT: &str = "status.json";
@@ -413,6 +441,28 @@ mod tests {
         assert!(!node.join("hosts/gone").exists() && node.join("hosts/m").exists());
         assert!(book.report("pvc-1").unwrap().exists() && !book.report("pvc-2").unwrap().exists());
         assert_eq!(book.report("../x"), None);
+    }
+
+    #[test]
+    fn of_volumes_that_could_not_be_published_only_the_last_thousand_are_told_of() {
+        let live = tempfile::tempdir().unwrap();
+        let book = Book::open(live.path()).unwrap();
+        let write = |id: &str, state: Phase| {
+            let report = Report { volume_name: id.to_owned(), state: Some(state), ..Report::default() };
+            book.write_report(&report).unwrap()
+        };
+        assert_eq!(write("shown", Phase::PullFailed), None);
+        assert_eq!(write("shown", Phase::Mounted), None);
+        for number in 0..FAILED.get() {
+            let id = format!("csi-{number}");
+            assert_eq!((write(&id, Phase::Pulling), write(&id, Phase::PullFailed)), (None, None));
+        }
+        assert_eq!(write("csi-0", Phase::PullTimeout), None, "it is one of them already");
+        assert_eq!(write("one-more", Phase::PullFailed).as_deref(), Some("csi-1"));
+        book.forget_report("csi-2");
+        assert_eq!(write("another", Phase::PullFailed), None, "there is a place");
+        assert!(!book.report("csi-2").unwrap().exists() && book.report("csi-0").unwrap().exists());
+        assert_eq!(write("a/b", Phase::PullFailed), None);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use super::artifacts::{self, Artifacts, Registered};
 use super::book::{Origin, Overrides, Volume};
 use super::listen::accept;
-use super::plane::{Plane, blocking};
+use super::plane::{Plane, blocking, seen_through};
 use super::start::{Mounted, kind};
 use super::state::short;
 use super::view::Shown;
@@ -79,6 +79,8 @@ pub enum Question {
     },
     /// What is shown where.
     List {},
+    /// Whether anybody answers.
+    Health {},
     /// To have an artifact in the node's artifact store.
     #[serde(rename = "artifact-add")]
     AddArtifact {
@@ -114,6 +116,8 @@ pub enum Answer {
     Nothing,
     /// All volumes.
     Volumes(Vec<Shown>),
+    /// The plane answers.
+    Healthy,
     /// The artifact is in the store.
     Artifact(Registered),
     /// It is in the store no longer.
@@ -193,6 +197,7 @@ async fn answer(
             let plane = plane.clone();
             blocking(move || Ok(Answer::Volumes(plane.list()))).await
         }
+        Question::Health {} => Ok(Answer::Healthy),
         Question::Unmount { dir, lazy } => {
             let how = if lazy { Detach::Lazy } else { Detach::Unused };
             let Some(volume) = plane.volume_at(&dir) else { return Ok(Answer::Nothing) };
@@ -220,14 +225,6 @@ async fn answer(
         }
         Question::ListArtifacts {} => store(artifacts)?.list().await.map(Answer::Artifacts),
     }
-}
-
-/// Does the work in a task of its own, also where who asked goes away: it would be begun anew by the next one otherwise.
-async fn seen_through<T: Send + 'static>(
-    work: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::spawn(work).await;
-    done.unwrap_or_else(|error| Err(Error::from_source(Kind::Kernel, "it was interrupted", error)))
 }
 
 /// Whether the settings name a proxy with a password.

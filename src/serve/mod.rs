@@ -44,4 +44,4 @@ pub use state::{Record, State, StateConfig};
 pub use terms::{Renewal, Room, Terms};
 pub use view::{Condition, Shown};
 pub use volumes::{Published, Wanted};
-pub use wish::{Settled, Wish};
+pub use wish::{INTEGRITY, Settled, Wish};

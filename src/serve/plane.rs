@@ -376,3 +376,18 @@ pub(super) async fn blocking<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(Error::from_source(Kind::Kernel, "the work was interrupted", error)))
 }
+
+/// Does the work in a task of its own, begun at once and ended also where who asked goes away: the next one who asks would begin it anew
+/// otherwise.
+///
+/// # Errors
+/// Those of the work; `Kernel` where it was interrupted.
+pub(super) fn seen_through<T: Send + 'static, E: From<Error> + Send + 'static>(
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> impl Future<Output = Result<T, E>> {
+    let task = tokio::spawn(work);
+    async move {
+        let failed = |error| Err(Error::from_source(Kind::Kernel, "the work was interrupted", error).into());
+        task.await.unwrap_or_else(failed)
+    }
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::Instrument;
 
 use super::book::{Origin, Overrides, Volume};
-use super::plane::{Plane, Using, blocking};
+use super::plane::{Plane, Using, blocking, seen_through};
 use super::report::{Phase, Progress, Report};
 use super::terms::{Renewal, Room, Terms};
 use super::view::Shown;
@@ -278,9 +278,7 @@ impl Plane {
             _ => {
                 // Seen through where the wait is given up: a mount that nobody looks after would be in the way for ever.
                 let plane = self.clone();
-                let joining = tokio::spawn(async move { plane.join(spec, secret).await });
-                let failed = |error| Error::from_source(Kind::Kernel, "the work was interrupted", error);
-                joining.await.map_err(failed)??
+                seen_through(async move { plane.join(spec, secret).await }).await?
             }
         };
         let Some(using) = using else { return Ok(Prepared::Not(Published::Full(self.max_mounts()))) };
@@ -297,9 +295,9 @@ impl Plane {
 
     /// Writes how a pod's volume is, for who looks for it. What cannot be written is in the log.
     async fn report(self: &Arc<Self>, volume: &Volume, phase: Phase, progress: Progress) {
-        let Some(path) = self.book.report(&volume.id).filter(|_| volume.origin == Origin::Csi) else {
+        if volume.origin != Origin::Csi {
             return;
-        };
+        }
         let is_dynamic = volume.is_dynamic();
         let report = Report {
             volume_name: volume.id.clone(),
@@ -309,12 +307,11 @@ impl Plane {
             inline: !is_dynamic && volume.id.starts_with(INLINE),
             progress,
         };
-        let written = blocking(move || {
-            path.parent().map_or(Ok(()), super::state::private)?;
-            report.write(&path)
-        });
-        if let Err(error) = written.await {
-            tracing::warn!("{error}");
+        let plane = self.clone();
+        match blocking(move || plane.book.write_report(&report)).await {
+            Ok(Some(oldest)) => self.forget_report(&oldest).await,
+            Ok(None) => {}
+            Err(error) => tracing::warn!("{error}"),
         }
     }
 

@@ -20,6 +20,9 @@ use crate::oci::{Artifact, Digest, Place, Platform, Reference};
 use crate::repository::credentials::{Given, Sources};
 use crate::repository::{self, Repository, Secret};
 
+/// The setting that says what is asked of bytes before they are served.
+pub const INTEGRITY: &str = "content.integrity";
+
 /// A mount that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wish {

@@ -278,6 +278,43 @@ fn what_a_pod_has_mounted_is_there_again_when_its_process_or_the_plane_dies() {
 }
 
 #[test]
+fn a_model_that_its_pod_was_told_could_not_be_noted_does_not_come_back_with_the_next_process() {
+    let registry = registry(1..=2);
+    let (node, client) = Node::for_pods();
+    let pod = Pod::start(&node, &client, "csi-1");
+    let mut volumes = fs::read_dir(node.place.state().join("node/dynamic")).unwrap();
+    let noted = volumes.next().unwrap().unwrap().path().join("models.json");
+    // Nothing can be put in its place.
+    fs::create_dir(&noted).unwrap();
+    assert_eq!(pod.add("one", &registry.reference("models/1:v1")).0, 500);
+    assert!(pod.names().is_empty());
+    fs::remove_dir(&noted).unwrap();
+    assert_eq!(pod.add("two", &registry.reference("models/2:v1")).0, 201);
+    kill(node.server(&pod.target), Signal::SIGKILL).unwrap();
+    wait::until("its end is noticed", SOON, || node.metric("weightfs_restarts_total") == 1);
+    wait::until("it is back", SOON, || client.trouble("csi-1", &pod.target).is_none());
+    assert_eq!(pod.names(), ["two"]);
+}
+
+#[test]
+fn a_pod_hears_that_its_node_cannot_do_it_and_nothing_of_the_nodes_files() {
+    let registry = registry(1..=1);
+    let (node, client) = Node::for_pods();
+    let (pod, reference) = (Pod::start(&node, &client, "csi-1"), registry.reference("models/1:v1"));
+    let file = node.place.docker().join("config.json");
+    for broken in ["{", r#"{"auths":1}"#] {
+        fs::write(&file, broken).unwrap();
+        let (status, said) = pod.add("one", &reference);
+        assert_eq!((status, &said["code"]), (500, &json!("INTERNAL")));
+        assert_eq!(said["message"], "the node cannot do it; its log says why");
+    }
+    fs::remove_file(&file).unwrap();
+    assert_eq!(pod.add("one", &reference).0, 201);
+    let (status, said) = pod.add("two", &registry.reference("models/2:v1"));
+    assert_eq!((status, said["message"].as_str().unwrap().contains("models/2")), (404, true), "{said}");
+}
+
+#[test]
 fn a_pod_gets_what_its_own_secret_opens_and_what_others_have_stays_closed_to_it() {
     let registry = Registry::with_password();
     registry.push("models/1", "v1", &super::model(1));

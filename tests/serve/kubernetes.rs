@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,7 +16,7 @@ use weightfs::serve::csi::v1::{CreateVolumeRequest, CreateVolumeResponse};
 use super::{assert_right, registry};
 use crate::support::csi::{Client, REFERENCE, capability, volume};
 use crate::support::node::{Node, SOON};
-use crate::support::place::PROGRAM;
+use crate::support::place::{PROGRAM, Place};
 use crate::support::scratch::mount_points_below;
 use crate::support::wait;
 
@@ -129,10 +130,54 @@ fn the_configuration_that_the_chart_writes_can_be_meant() {
     assert_eq!(settings.serve.max_mounts, 256);
 }
 
+/// The container of this name in the pod of the first document that has it, and that pod's specification.
+fn container(document: &str, name: &str) -> (Value, Value) {
+    let pods = documents().into_iter().filter(|(file, _)| file == document);
+    let mut pods = pods.map(|(_, document)| document["spec"]["template"]["spec"].clone());
+    let named = |pod: &Value| {
+        let containers = pod["containers"].as_array()?;
+        containers.iter().find(|container| container["name"] == name).cloned()
+    };
+    pods.find_map(|pod| named(&pod).map(|container| (container, pod))).expect("a container")
+}
+
+/// What stands in a place for the container's folder of this path: for that of its state by default, the place's own.
+fn stands_for(place: &Place, path: &str) -> PathBuf {
+    match Path::new(path).strip_prefix("/run/weightfs") {
+        Ok(inside) => place.state().join(inside),
+        Err(_) => place.folder("").join(path.trim_start_matches('/')),
+    }
+}
+
+/// The words of the controller's container, its folders being those of the place, made as the kubelet makes an `emptyDir`: for all to write to.
+fn of_the_controller(place: &Place) -> Vec<String> {
+    let (container, pod) = container("controller.yaml", "weightfs");
+    for folder in container["volumeMounts"].as_array().unwrap() {
+        let volumes = pod["volumes"].as_array().unwrap();
+        let volume = volumes.iter().find(|volume| volume["name"] == folder["name"]).unwrap();
+        assert!(volume["emptyDir"].is_object(), "{volume}");
+        let folder = stands_for(place, folder["mountPath"].as_str().unwrap());
+        fs::create_dir_all(&folder).unwrap();
+        fs::set_permissions(&folder, PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    let placed = |word: String| match word.split_once('=') {
+        Some((flag, path)) if path.starts_with('/') => {
+            format!("{flag}={}", stands_for(place, path).display())
+        }
+        Some((flag, socket)) if socket.starts_with("unix:///") => {
+            format!("{flag}={}", stands_for(place, socket.trim_start_matches("unix://")).display())
+        }
+        _ => word,
+    };
+    let words = words(&container["args"]);
+    assert_eq!(words[0], "serve");
+    words.into_iter().skip(1).map(placed).collect()
+}
+
 #[test]
-fn the_controller_makes_volumes_of_claims_with_none_of_roots_rights() {
+fn the_controller_makes_volumes_of_claims_in_folders_that_all_may_write_to_with_none_of_roots_rights() {
     let by = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
-    let node = Node::by(&by, &["--node-id", "controller"], |_| ());
+    let node = Node::by_words(&by, of_the_controller);
     let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
     assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
     let reference = "registry.example/acme/llm:v1";
@@ -145,6 +190,44 @@ fn the_controller_makes_volumes_of_claims_with_none_of_roots_rights() {
     let client = Client::connect(&node.csi());
     let made: CreateVolumeResponse = client.call("Controller/CreateVolume", request).unwrap();
     assert_eq!(made.volume.unwrap().volume_context[REFERENCE], reference);
+}
+
+#[test]
+fn a_probe_that_names_a_port_names_one_of_its_own_container() {
+    let mut probes = 0;
+    for (file, document) in documents() {
+        let containers = document["spec"]["template"]["spec"]["containers"].as_array().cloned();
+        for container in containers.into_iter().flatten() {
+            let ports = container["ports"].as_array().cloned().unwrap_or_default();
+            for kind in ["startupProbe", "readinessProbe", "livenessProbe"] {
+                let port = &container[kind]["httpGet"]["port"];
+                probes += u32::from(!port.is_null());
+                let is_known = || ports.iter().any(|known| known["name"] == *port);
+                assert!(!port.is_string() || is_known(), "{file}: {}: {kind}: {port}", container["name"]);
+            }
+        }
+    }
+    assert!(probes >= 4, "{probes} probes");
+}
+
+#[test]
+fn what_ends_the_plane_of_a_pod_asks_it_where_nobody_else_can_keep_it_busy() {
+    let (container, _) = container("weightfs.yaml", "weightfs");
+    let mut node = Node::on_loopback();
+    let _silent: Vec<_> = (0..70).map(|_| node.silence()).collect();
+    let asked: Vec<Vec<String>> = ["startupProbe", "livenessProbe"]
+        .map(|probe| words(&container[probe]["exec"]["command"]))
+        // The configuration is there only in the container.
+        .map(|words| words.into_iter().filter(|word| !word.starts_with("--config=")).collect())
+        .into();
+    for words in &asked {
+        assert_eq!(words.first().map(String::as_str), Some("weightfs"), "it is asked at an address");
+        node.place.run(&words[1..]).ok();
+    }
+    node.kill();
+    for words in &asked {
+        node.place.run(&words[1..]).failed(3, &["weightfs serve"]);
+    }
 }
 
 /// As a container has them: processes and mounts of its own, and of all mounts only the kubelet's folder of pods goes both ways.

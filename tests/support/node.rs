@@ -52,6 +52,15 @@ impl Node {
         node
     }
 
+    /// The same, whose words are told of the place.
+    pub fn by_words(by: &[&str], words: impl FnOnce(&Place) -> Vec<String>) -> Self {
+        let mut node = Self::unstarted(&[], None, None);
+        node.by = by.iter().map(|word| (*word).to_owned()).collect();
+        node.words = words(&node.place);
+        node.restart();
+        node
+    }
+
     /// A node whose plane tells a service manager at `socket` of itself.
     pub fn with_manager(socket: &Path) -> Self {
         Self::at(&[], None, Some(socket.to_owned()))

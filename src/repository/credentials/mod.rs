@@ -53,8 +53,8 @@ pub enum Form {
     IdentityToken,
 }
 
-/// The user name under which Docker's helpers keep identity tokens.
-const TOKEN_USER: &str = "<token>";
+/// The user name under which Docker's helpers keep identity tokens: it says nothing to anybody.
+pub const TOKEN_USER: &str = "<token>";
 
 /// User names that say which kind of secret follows, and not whose it is.
 const NOBODYS_NAMES: [&str; 21] = [
@@ -219,7 +219,7 @@ impl Keychain {
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(%error, "no credentials from there");
-                    failure = failure.or(Some(error));
+                    failure = failure.or_else(|| Some(error.of_machine()));
                 }
             }
         }
@@ -229,7 +229,9 @@ impl Keychain {
     fn candidates(&self) -> Result<Vec<Candidate>> {
         match &self.looked {
             Looked::Not(credentials) => Ok(vec![Candidate::Known((**credentials).clone())]),
-            Looked::Up { sources, host, repository } => sources.candidates(Wanted { host, repository }),
+            Looked::Up { sources, host, repository } => {
+                sources.candidates(Wanted { host, repository }).map_err(Error::of_machine)
+            }
         }
     }
 
@@ -297,6 +299,20 @@ mod tests {
         let (nobody, program) = (looked(None), looked(Some(folder.path().to_owned())));
         assert_eq!((&*nobody, &*program), ("anonymous", "helper desktop"));
         assert!(who(&nobody) != nobody && who(&program) != program);
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_file_or_a_program_is_for_its_machine() {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = Sources { docker_config: Some(folder.path().to_owned()), ..Sources::default() };
+        let look = async |text: &str| {
+            std::fs::write(folder.path().join("config.json"), text).unwrap();
+            Keychain::new(&sources, "r.io", "model").find(Freshness::Remembered).await
+        };
+        let error = look("{").await.unwrap_err();
+        assert!(error.is_of_machine() && error.to_string().contains("config.json"), "{error}");
+        let failure = look(r#"{"credsStore":"that-is-nowhere"}"#).await.unwrap().failure.unwrap();
+        assert!(failure.is_of_machine() && failure.to_string().contains("that-is-nowhere"), "{failure}");
     }
 
     #[test]

@@ -44,13 +44,18 @@ impl Can {
 /// `Invalid` where what is configured cannot be read or meant, naming file and key.
 pub(super) fn of(registry: &str, config: &Config) -> Result<Vec<Host>> {
     let own = Endpoint::of(registry, config.plain_http)?;
-    let Some(folder) = config.hosts_dir.as_deref().and_then(|root| folder(root, registry)) else {
-        return Ok(vec![Host { endpoint: own, can: Can::ALL }]);
-    };
+    match config.hosts_dir.as_deref().and_then(|root| folder(root, registry)) {
+        Some(folder) => named(registry, &folder, own).map_err(Error::of_machine),
+        None => Ok(vec![Host { endpoint: own, can: Can::ALL }]),
+    }
+}
+
+/// Those that a registry's folder names.
+fn named(registry: &str, folder: &Path, own: Endpoint) -> Result<Vec<Host>> {
     let path = folder.join(FILE);
     match std::fs::read_to_string(&path) {
         Ok(text) if !text.trim().is_empty() => {
-            let hosts = file::hosts(&text, &folder, registry, own);
+            let hosts = file::hosts(&text, folder, registry, own);
             let hosts = hosts.map_err(|why| {
                 Error::new(Kind::Invalid, format!("cannot use {}: {why}", path.display()))
                     .hint("docs/deploy.md shows what it may say")
@@ -60,8 +65,8 @@ pub(super) fn of(registry: &str, config: &Config) -> Result<Vec<Host>> {
             });
             Ok(hosts)
         }
-        Ok(_) => certificates(&folder, own),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => certificates(&folder, own),
+        Ok(_) => certificates(folder, own),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => certificates(folder, own),
         Err(error) => {
             Err(Error::from_source(Kind::Invalid, format!("cannot read {}", path.display()), error))
         }
@@ -140,6 +145,17 @@ mod tests {
         let hub = of("docker.io", &config(root.path())).unwrap();
         assert_eq!(hub[0].endpoint.namespace.as_deref(), Some("docker.io"));
         assert_eq!(hub[1].endpoint.root.as_str(), "https://registry-1.docker.io/v2/");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_registrys_folder_is_for_its_machine_and_what_is_wrong_with_its_name_for_who_said_it()
+     {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("r.io")).unwrap();
+        std::fs::write(root.path().join("r.io").join(FILE), "[").unwrap();
+        let error = |registry: &str| of(registry, &config(root.path())).unwrap_err();
+        assert!(error("r.io").is_of_machine(), "{}", error("r.io"));
+        assert!(!error("r.io:x").is_of_machine(), "{}", error("r.io:x"));
     }
 
     #[test]

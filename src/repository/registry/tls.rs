@@ -90,6 +90,7 @@ fn roots(path: &Path) -> Result<Vec<Certificate>> {
     let bad = |why: String| {
         Error::new(Kind::Invalid, format!("cannot use the certificates in {}: {why}", path.display()))
             .hint("it must be a file of certificates in PEM form, readable for who runs weightfs")
+            .of_machine()
     };
     let pem = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
     let found = Certificate::from_pem_bundle(&pem).map_err(|error| bad(wire::causes(&error)))?;
@@ -102,6 +103,7 @@ fn identity(certificate: &Path, key: Option<&Path>) -> Result<Identity> {
         let doing = format!("cannot use the client certificate in {}: {why}", path.display());
         Error::new(Kind::Invalid, doing)
             .hint("certificate and key must be in PEM form, in one file or in two")
+            .of_machine()
     };
     let mut pem = Vec::new();
     for path in std::iter::once(certificate).chain(key) {

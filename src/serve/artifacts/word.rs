@@ -13,6 +13,7 @@ use crate::oci::Digest;
 use crate::oci::artifact::INDEX_KEY;
 use crate::oci::digest::Hasher;
 use crate::oci::manifest::Descriptor;
+pub(super) use crate::serve::INTEGRITY;
 
 /// Up to how many bytes a blob of two artifacts is read to see whether it is right: 4 MiB.
 const LOOKED_AT: u64 = 4 << 20;
@@ -23,8 +24,7 @@ const INDEX_LOOKED_AT: u64 = 64 << 20;
 /// How many bytes are read at once.
 const STEP: usize = 1 << 20;
 
-/// The setting that says what is served before it is verified, and its value where nothing is.
-pub(super) const INTEGRITY: &str = "content.integrity";
+/// The value of [`INTEGRITY`] where nothing is served before it is verified.
 pub(super) const STRICT: &str = "strict";
 
 impl Named {

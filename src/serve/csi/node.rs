@@ -21,10 +21,9 @@ use super::v1::{
     NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse,
     NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, VolumeCondition, VolumeUsage,
 };
-use crate::error::{Error, Kind};
 use crate::mount::Detach;
 use crate::serve::operations::Asker;
-use crate::serve::plane::{Plane, blocking};
+use crate::serve::plane::{Plane, blocking, seen_through};
 use crate::serve::refused::Refused;
 use crate::serve::volumes::INLINE;
 use crate::serve::{Condition, Origin, Published, Terms};
@@ -140,20 +139,9 @@ impl Driver {
     ) -> Result<(), Refused> {
         let begun = Instant::now();
         let done = work.await;
+        let done = done.inspect_err(|refused| tracing::warn!(code = ?refused.code, "{}", refused.message));
         self.plane.tally.operations.count(Asker::Node, operation, begun.elapsed(), &done);
         done
-    }
-}
-
-/// Does the work in a task of its own, which nobody who hangs up interrupts.
-fn seen_through(
-    work: impl Future<Output = Result<(), Refused>> + Send + 'static,
-) -> impl Future<Output = Result<(), Refused>> {
-    let task = tokio::spawn(work);
-    async move {
-        let failed = |error| Err(Error::from_source(Kind::Kernel, "the request failed", error).into());
-        let done = task.await.unwrap_or_else(failed);
-        done.inspect_err(|refused| tracing::warn!(code = ?refused.code, "{}", refused.message))
     }
 }
 

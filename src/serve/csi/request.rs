@@ -21,7 +21,7 @@ use crate::serve::book::is_plain;
 use crate::serve::dynamic::Addition;
 use crate::serve::refused::Refused;
 use crate::serve::volumes::INLINE;
-use crate::serve::{Overrides, Renewal, Room, Wanted, Wish};
+use crate::serve::{INTEGRITY, Overrides, Renewal, Room, Wanted, Wish};
 
 /// The longest text and the largest table of texts that the specification allows ("Size Limits"), in bytes.
 const TEXT_LIMIT: usize = 128;
@@ -209,7 +209,7 @@ impl<'a> Attributes<'a> {
     /// What is set for the volume.
     fn settings(&mut self) -> Result<Overrides, Refused> {
         let mut settings = Overrides::from([("mount.allow_other".to_owned(), "true".to_owned())]);
-        settings.extend(self.integrity()?.map(|value| ("content.integrity".to_owned(), value)));
+        settings.extend(self.integrity()?.map(|value| (INTEGRITY.to_owned(), value)));
         settings.extend(self.warm()?.map(|value| ("content.warm".to_owned(), value)));
         Ok(settings)
     }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use crate::oci::{Place, Reference};
 use crate::repository::Secret;
+use crate::repository::credentials::TOKEN_USER;
 use crate::serve::refused::Refused;
 
 /// Where the kubelet puts a pod's service account tokens, by their audience (`tokenRequests` of the CSIDriver).
@@ -14,9 +15,6 @@ pub(super) const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 
 /// How long all tokens of a pod may be together.
 const TOKENS_LIMIT: usize = 64 << 10;
-
-/// The user that a token goes with, which says nothing to anybody.
-const TOKEN_USER: &str = "<token>";
 
 /// A pod's service account tokens, by their audience. Never noted, and printed as nothing.
 #[derive(Default)]

@@ -104,14 +104,14 @@ impl From<Refused> for No {
 }
 
 impl From<Error> for No {
-    /// What concerns the node itself is told to nobody in a pod: it has the node's paths in it.
+    /// What concerns the node itself is told to nobody in a pod: it has the node's paths in it, or words of its programs.
     fn from(error: Error) -> Self {
         match error.kind() {
-            Kind::NotFound => Self::not_found(error.to_string()),
-            Kind::Storage | Kind::Kernel => {
+            kind if error.is_of_machine() || matches!(kind, Kind::Storage | Kind::Kernel) => {
                 let message = "the node cannot do it; its log says why";
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL", message)
             }
+            Kind::NotFound => Self::not_found(error.to_string()),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL", error.to_string()),
         }
     }
@@ -190,4 +190,30 @@ async fn remove(
     });
     done.await.map_err(|error| Error::from_source(Kind::Kernel, "taking it out failed", error))??;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_hears_what_the_registry_says_and_nothing_of_the_nodes_files_and_programs() {
+        let said = |error: Error| No::from(error.context("cannot read r.io/a")).message;
+        let own = Error::new(Kind::Broken, "/usr/bin/helper failed: no role of node-7").of_machine();
+        for error in [
+            Error::from_source(Kind::Denied, "there are no credentials", own),
+            Error::new(Kind::Invalid, "cannot use /etc/certs.d/r.io/hosts.toml").of_machine(),
+            Error::new(Kind::NotFound, "no such program: /usr/bin/helper").of_machine(),
+            Error::new(Kind::Storage, "cannot write /var/cache"),
+            Error::new(Kind::Kernel, "cannot mount /run/weightfs"),
+        ] {
+            assert_eq!(said(error), "the node cannot do it; its log says why");
+        }
+        for kind in [Kind::NotFound, Kind::Denied, Kind::Invalid, Kind::Unsupported, Kind::Broken] {
+            assert_eq!(
+                said(Error::new(kind, "what the registry says")),
+                "cannot read r.io/a: what the registry says"
+            );
+        }
+    }
 }

@@ -16,6 +16,7 @@ mod ask;
 mod folders;
 mod models;
 mod noted;
+mod table;
 
 use std::sync::Arc;
 

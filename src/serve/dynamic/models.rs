@@ -3,16 +3,15 @@
 //! Each has a name that the pod gives it. What is asked for once is seen through, also where the pod hangs up. Called by the
 //! [`api`](super::api).
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Place;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use super::noted::{self, Noted};
+use super::table::{self, Entered, Entry, Table};
 use super::{Config, Folders};
 use crate::content::{self, Store};
 use crate::error::{Error, Kind, Result};
@@ -81,26 +80,6 @@ impl From<Error> for Refused {
     }
 }
 
-/// One model.
-#[derive(Debug)]
-struct Entry {
-    wanted: Wanted,
-    /// Tells this one from others that had its name.
-    serial: u64,
-    pinned: Option<Reference>,
-    progress: Progress,
-    phase: watch::Sender<Phase>,
-    failure: Option<Refused>,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    entries: BTreeMap<String, Entry>,
-    serials: u64,
-    /// How many are being opened, those among them that nobody wants any more.
-    opening: usize,
-}
-
 /// One that is being opened.
 struct Opening(Arc<Models>);
 
@@ -167,7 +146,7 @@ impl Models {
         turns: &Arc<Turns>,
     ) -> Option<tokio::task::JoinHandle<()>> {
         let pinned: Reference = noted.pinned.parse().ok()?;
-        let serial = self.enter(&noted.id, &noted.wanted).ok()??;
+        let Ok(Entered::New(serial)) = self.enter(&noted.id, &noted.wanted) else { return None };
         let (models, turns, id, wanted) = (self.clone(), turns.clone(), noted.id, noted.wanted);
         // So that it is noted still where it takes long.
         models.change(&id, serial, |entry| entry.pinned = Some(pinned.clone()));
@@ -197,40 +176,18 @@ impl Models {
         room: Room,
     ) -> std::result::Result<Report, Refused> {
         check(&wanted)?;
-        if let Some(serial) = self.enter(id, &wanted)? {
+        let entered = self.enter(id, &wanted)?;
+        if let Entered::New(serial) = entered {
             let (opening, id) = (Opening::begin(self), id.to_owned());
             tokio::spawn(async move { opening.0.fetch(&id, serial, wanted, room).await });
         }
-        self.settled(id).await
+        table::settled(&self.table, self.volume(), id, entered.serial()).await
     }
 
-    /// The model's own place in the table, where it has none yet; `None` where it is there or under way already.
-    fn enter(&self, id: &str, wanted: &Wanted) -> std::result::Result<Option<u64>, Refused> {
+    /// The model's own place in the table, where it has none yet.
+    fn enter(&self, id: &str, wanted: &Wanted) -> std::result::Result<Entered, Refused> {
         let mut table = self.table.lock();
-        let failed = |entry: &Entry| entry.failure.is_some();
-        let leaving = self.gallery.len().saturating_sub(table.shown());
-        let most = self.config.max_models;
-        let is_new = table.entries.get(id).is_none_or(failed);
-        if is_new && (table.standing().saturating_add(leaving) >= most || table.opening >= most) {
-            return Err(Refused::Full(most));
-        }
-        if table.entries.len() >= most && !table.entries.contains_key(id) {
-            // Those that failed are remembered for who asks after them, as long as there is room.
-            table.entries.retain(|_, entry| !failed(entry));
-        }
-        table.serials += 1;
-        let serial = table.serials;
-        let (phase, _) = watch::channel(Phase::Pulling);
-        let wanted = wanted.clone();
-        let entry =
-            Entry { wanted, serial, pinned: None, progress: Progress::default(), phase, failure: None };
-        match table.entries.entry(id.to_owned()) {
-            Place::Vacant(place) => drop(place.insert(entry)),
-            Place::Occupied(mut place) if failed(place.get()) => drop(place.insert(entry)),
-            Place::Occupied(place) if place.get().wanted == entry.wanted => return Ok(None),
-            Place::Occupied(place) => return Err(Refused::Taken(place.get().wanted.reference.clone())),
-        }
-        Ok(Some(serial))
+        table.enter(id, wanted, self.config.max_models, self.gallery.len())
     }
 
     /// Opens the model and shows it, or notes why not.
@@ -258,6 +215,10 @@ impl Models {
             entry.failure = Some(refused);
             entry.phase.send_replace(phase);
         });
+        // Somebody else's note may have it from the moment that it was shown.
+        if let Err(error) = self.note() {
+            tracing::warn!(id, "{error}");
+        }
     }
 
     async fn open(&self, wanted: &Wanted, room: Room) -> std::result::Result<Opened, Refused> {
@@ -307,7 +268,7 @@ impl Models {
     /// Takes out what could not be noted.
     fn hide(&self, id: &str, serial: u64) {
         let table = self.table.lock();
-        if table.entries.get(id).is_some_and(|entry| entry.serial == serial) {
+        if table.find(id, serial).is_some() {
             self.gallery.remove(id);
         }
     }
@@ -322,10 +283,9 @@ impl Models {
         progress: Progress,
     ) -> Result<bool> {
         let mut table = self.table.lock();
-        let Some(entry) = table.entries.get_mut(id).filter(|entry| entry.serial == serial) else {
-            return Ok(false);
-        };
-        let report = Report { state: Some(Phase::PullSucceeded), progress, ..self.report_of(id, entry) };
+        let Some(entry) = table.find_mut(id, serial) else { return Ok(false) };
+        let state = Some(Phase::PullSucceeded);
+        let report = Report { state, progress, ..entry.report(self.volume(), id) };
         self.gallery.add(id, model.clone(), report.text()?.into())?;
         entry.pinned = Some(pinned);
         entry.progress = report.progress;
@@ -333,40 +293,14 @@ impl Models {
         Ok(true)
     }
 
-    /// How the model `id` is, once that is settled.
-    async fn settled(&self, id: &str) -> std::result::Result<Report, Refused> {
-        let gone = || Refused::Failed(Error::new(Kind::Busy, "it was taken out meanwhile"));
-        let phase = self.table.lock().entries.get(id).map(|entry| entry.phase.subscribe());
-        let mut phase = phase.ok_or_else(gone)?;
-        let _ = phase.wait_for(|phase| *phase != Phase::Pulling).await;
-        let table = self.table.lock();
-        let entry = table.entries.get(id).ok_or_else(gone)?;
-        match &entry.failure {
-            Some(refused) => Err(refused.clone()),
-            None => Ok(self.report_of(id, entry)),
-        }
-    }
-
     /// How the model `id` is; `None` where there is none.
     pub(super) fn report(&self, id: &str) -> Option<Report> {
-        self.table.lock().entries.get(id).map(|entry| self.report_of(id, entry))
+        self.table.lock().report(self.volume(), id)
     }
 
     /// How all are, by name.
     pub(super) fn reports(&self) -> Vec<Report> {
-        let table = self.table.lock();
-        table.entries.iter().map(|(id, entry)| self.report_of(id, entry)).collect()
-    }
-
-    fn report_of(&self, id: &str, entry: &Entry) -> Report {
-        Report {
-            volume_name: self.config.volume.clone(),
-            mount_id: id.to_owned(),
-            reference: entry.wanted.reference.clone(),
-            state: Some(*entry.phase.borrow()),
-            inline: false,
-            progress: entry.progress.clone(),
-        }
+        self.table.lock().reports(self.volume())
     }
 
     /// Takes the model `id` out; nothing there is as well.
@@ -377,7 +311,7 @@ impl Models {
         {
             let mut table = self.table.lock();
             self.gallery.remove(id);
-            table.entries.remove(id);
+            table.remove(id);
         }
         // Also where nothing was there: it may not have been noted the last time.
         self.note()
@@ -386,38 +320,18 @@ impl Models {
     /// Notes what there is now.
     fn note(&self) -> Result<()> {
         let _alone = self.noting.lock();
-        let all = {
-            let table = self.table.lock();
-            let pinned = table.entries.iter().filter_map(|(id, entry)| {
-                let pinned = entry.pinned.as_ref()?.to_string();
-                Some(Noted { id: id.clone(), wanted: entry.wanted.clone(), pinned })
-            });
-            pinned.collect::<Vec<_>>()
-        };
+        let all = self.table.lock().noted();
         noted::note(&self.folders.noted(), &all)
     }
 
     fn is_there(&self, id: &str, serial: u64) -> bool {
-        self.table.lock().entries.get(id).is_some_and(|entry| entry.serial == serial)
+        self.table.lock().find(id, serial).is_some()
     }
 
     fn change(&self, id: &str, serial: u64, change: impl FnOnce(&mut Entry)) {
-        let mut table = self.table.lock();
-        if let Some(entry) = table.entries.get_mut(id).filter(|entry| entry.serial == serial) {
+        if let Some(entry) = self.table.lock().find_mut(id, serial) {
             change(entry);
         }
-    }
-}
-
-impl Table {
-    /// How many are there or under way.
-    fn standing(&self) -> usize {
-        self.entries.values().filter(|entry| entry.failure.is_none()).count()
-    }
-
-    /// How many are shown.
-    fn shown(&self) -> usize {
-        self.entries.values().filter(|entry| *entry.phase.borrow() == Phase::PullSucceeded).count()
     }
 }
 

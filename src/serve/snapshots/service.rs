@@ -25,8 +25,7 @@ use super::v1::{
     UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
 };
 use super::{mounts, usage};
-use crate::error::{Error, Kind as Fault};
-use crate::serve::plane::blocking;
+use crate::serve::plane::{blocking, seen_through};
 use crate::serve::refused::Refused;
 
 /// The longest key or name, in bytes: containerd's own are a namespace, a number and a digest.
@@ -99,7 +98,7 @@ impl Service for Snapshots {
         seen_through(async move {
             let record = snapshots.with_ledger(move |ledger| ledger.remove(&key)).await?;
             snapshots.clear(record.id).await;
-            Ok(())
+            Ok::<_, Refused>(())
         })
         .await?;
         Ok(Response::new(()))
@@ -161,7 +160,7 @@ impl Service for Snapshots {
             for stray in strays {
                 snapshots.clear(stray).await;
             }
-            Ok(())
+            Ok::<_, Refused>(())
         })
         .await?;
         Ok(Response::new(()))
@@ -208,14 +207,6 @@ impl Snapshots {
         let ledger: Arc<Ledger> = self.ledger.clone();
         blocking(move || Ok(work(&ledger))).await?
     }
-}
-
-/// Does the work in a task of its own, which nobody who hangs up interrupts.
-async fn seen_through<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Refused>> + Send + 'static,
-) -> Result<T, Refused> {
-    let done = tokio::spawn(work).await;
-    done.unwrap_or_else(|error| Err(Error::from_source(Fault::Kernel, "the request failed", error).into()))
 }
 
 /// The labels, once they and these names are such as can be meant; the first name is needed.
