@@ -226,12 +226,8 @@ impl Store {
         let own = self.own(who, layer);
         self.alone(layer, || {
             let share = || {
-                let others = if self.proved_for_some(layer) { self.origins(layer) } else { String::new() };
-                let others: String = others
-                    .lines()
-                    .filter(|other| *other != key(who))
-                    .map(|other| format!("{other}\n"))
-                    .collect();
+                let is_proved = self.proved_for_some(layer);
+                let others = if is_proved { self.origins_but(who, layer) } else { String::new() };
                 private::write_small(&own.join("origins"), (others + &key(who) + "\n").as_bytes())?;
                 private::write_small(&own.join("proved"), layer.to_string().as_bytes())?;
                 let _ = std::fs::remove_dir_all(self.shared(layer));
@@ -245,10 +241,24 @@ impl Store {
 
     /// Withdraws a proof whose chunk digests are not those that were vouched for: the layer is fetched anew.
     pub fn withdraw(&self, layer: &Digest) {
+        self.alone(layer, || self.withdraw_alone(layer));
+    }
+
+    fn withdraw_alone(&self, layer: &Digest) {
         let shared = self.shared(layer);
+        let _ = std::fs::remove_file(shared.join("proved"));
+        let _ = std::fs::remove_dir_all(&shared);
+    }
+
+    /// Shows `who` no longer what is shared of the layer; it goes once nobody is left who can have it.
+    pub fn forsake(&self, who: &str, layer: &Digest) {
         self.alone(layer, || {
-            let _ = std::fs::remove_file(shared.join("proved"));
-            let _ = std::fs::remove_dir_all(&shared);
+            let left = self.origins_but(who, layer);
+            if left.is_empty() {
+                return self.withdraw_alone(layer);
+            }
+            let path = self.shared(layer).join("origins");
+            self.note(private::write_small(&path, left.as_bytes()), "record who may see a layer");
         });
     }
 
@@ -305,6 +315,12 @@ impl Store {
             let path = self.shared(layer).join("origins");
             self.note(private::write_small(&path, origins.as_bytes()), "record who may see a layer");
         }
+    }
+
+    /// The keys of all others who can have it, a line each.
+    fn origins_but(&self, who: &str, layer: &Digest) -> String {
+        let (all, own) = (self.origins(layer), key(who));
+        all.lines().filter(|other| *other != own).map(|other| format!("{other}\n")).collect()
     }
 
     fn origins(&self, layer: &Digest) -> String {
