@@ -668,6 +668,32 @@ async fn an_image_with_other_headers_takes_nothing_from_a_place_that_mounts_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_forged_index_stays_known_though_the_same_place_mounts_it_by_reference_meanwhile() {
+    let packed = Packed::new(&[2 * CHUNK + 5, 100]);
+    let (forger, forged) = packed.forged();
+    let by_digest = || packed.shown(Arc::clone(&forger) as _, &forged);
+    let first = by_digest();
+    read_all(&first, 0).await.unwrap();
+    let _before_the_verdict = read_all(&first, 1).await;
+    until(|| first.standing(0) == Standing::Poisoned).await;
+    first.close().await;
+    let chosen = loader_in(&packed.dir, packed.budget, Arc::clone(&forger) as _, &forged, plain());
+    for extent in 0..2 {
+        read_all(&chosen, extent).await.unwrap();
+    }
+    let (store, who) = (Arc::clone(&chosen.shelf.store), forger.identity());
+    let name = forged.layers[0].kept_as();
+    until(|| store.proved(&who, name)).await;
+    chosen.close().await;
+    let asked = forger.requests();
+    let again = by_digest();
+    assert_eq!(again.standing(0), Standing::Poisoned, "known from the start");
+    assert!(read_all(&again, 0).await.is_err());
+    assert_eq!(forger.requests(), asked);
+    again.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_with_wrong_headers_costs_the_mount_that_was_given_it_and_none_after_it() {
     // What the repository gives when it is asked anew: the right ones, or the wrong ones once more.
     for gives_right in [true, false] {

@@ -12,6 +12,7 @@
 //! STORE/layers/ALGORITHM/HEX.WHO/        one that was not proved yet: for the one who fetches it
 //!     …                                  as above, but for `proved` and `origins`
 //!     poisoned                           it was disproved, and with which headers; when, is the file's time
+//!     poisoned.emptied                   later than that: what was kept then is gone
 //! STORE/small/WHO/ALGORITHM/HEX          manifests, configs, and the parts of bound indexes
 //! STORE/small/WHO/repository             which repository that is, for people
 //! STORE/small/WHO/attached/…             which attached index was used of an artifact (see [`Store::attached`])
@@ -220,6 +221,17 @@ impl Store {
     ///
     /// Every file's digests must have been vouched for before, or be part of the name that is given as `layer`.
     pub fn set_proved(&self, who: &str, layer: &Digest) {
+        self.share(who, layer, || Ok(()));
+    }
+
+    /// The same of a bound layer, which its chunks' digests alone speak for: where it was found to be another layer than its own
+    /// digest says, that stays said.
+    pub fn set_bound(&self, who: &str, layer: &Digest) {
+        self.share(who, layer, || self.keep_word(who, layer));
+    }
+
+    /// Shares what is kept for `who`, and does `then` before anybody else looks at the layer's folders.
+    fn share(&self, who: &str, layer: &Digest, then: impl FnOnce() -> io::Result<()>) {
         if self.sharing == Sharing::Nothing {
             return;
         }
@@ -231,7 +243,8 @@ impl Store {
                 private::write_small(&own.join("origins"), (others + &key(who) + "\n").as_bytes())?;
                 private::write_small(&own.join("proved"), layer.to_string().as_bytes())?;
                 let _ = std::fs::remove_dir_all(self.shared(layer));
-                std::fs::rename(&own, self.shared(layer))
+                std::fs::rename(&own, self.shared(layer))?;
+                then()
             };
             if own.is_dir() && !self.proved(who, layer) {
                 self.note(share(), "share a proved layer");
