@@ -326,9 +326,9 @@ mod tests {
         INDEX_DIGEST_KEY, INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY, INDEX_KEY, INDEX_SIZE_KEY,
     };
     use crate::oci::manifest::OCI_MANIFEST;
-    use crate::repository::{ByteStream, Memory};
     use crate::repository::around::Around;
     use crate::repository::memory::nothing;
+    use crate::repository::{ByteStream, Memory};
 
     const MANIFEST: &[u8] = br#"{"schemaVersion":2,"layers":[]}"#;
 

@@ -138,7 +138,8 @@ mod tests {
         };
         let layers = || (1..=3).map(layer);
         let beside = Manifest { layers: layers().collect(), annotations: pins(), ..Manifest::default() };
-        let within = |mark: Descriptor| Manifest { layers: layers().chain([mark]).collect(), ..Manifest::default() };
+        let within =
+            |mark: Descriptor| Manifest { layers: layers().chain([mark]).collect(), ..Manifest::default() };
         for (manifest, counts) in [
             (beside, true),
             (within(mark("y.raw")), false),

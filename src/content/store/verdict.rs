@@ -4,8 +4,8 @@
 //! from. So both verdicts hold for those headers alone, and for a mount that has read none.
 
 use std::path::Path;
-use std::{fs, io};
 use std::time::SystemTime;
+use std::{fs, io};
 
 use super::{GapsDigest, Sharing, Store, private};
 use crate::oci::Digest;
