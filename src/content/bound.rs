@@ -208,7 +208,7 @@ impl Loader {
         let here = |extent: &Extent| self.shelf.kept_bytes(&extent.layer, extent.range) == extent.grid.len();
         if !binding.shared.load(Ordering::Acquire) && self.extents(layer).all(here) {
             // Twice at once does no harm: the store looks again with nobody beside it.
-            self.shelf.store.set_proved(&self.shelf.who, described.kept_as());
+            self.shelf.store.set_bound(&self.shelf.who, described.kept_as());
             if self.shelf.proved(described.kept_as()) {
                 self.see_shared(layer);
             }

@@ -636,6 +636,63 @@ async fn an_image_with_other_headers_has_its_names_compared_though_another_was_f
     unnamed.close().await;
 }
 
+/// The other place has chosen its index, so nobody has compared what it shares.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_with_other_headers_takes_nothing_from_a_place_that_mounts_the_layer_by_reference() {
+    let packed = Packed::new(&[2 * CHUNK + 5, 100]);
+    let honest = packed.loader(plain());
+    for extent in 0..2 {
+        read_all(&honest, extent).await.unwrap();
+    }
+    packed.shared_whole(&honest).await;
+    let wrong = packed.named_by(&packed.renamed());
+    let forger = Arc::new(Memory::new());
+    forger.replace(&packed.blob().digest, packed.renamed());
+    forger.replace(&packed.bound_blob().digest, packed.index_blob.clone());
+    let evil = packed.shown(Arc::new(Elsewhere(Arc::clone(&forger))), &wrong);
+    // Its one chunk is right: it is shown what others keep, and compared by its own headers.
+    let _before_the_verdict = evil.read(id(0), ContentRange::new(0, 1)).await;
+    until(|| evil.standing(0) == Standing::Poisoned).await;
+    let store = Arc::clone(&evil.shelf.store);
+    until(|| !store.proved(&evil.shelf.who, &packed.bound().kept_as)).await;
+    evil.close().await;
+    assert_eq!(honest.share().kept, 2 * CHUNK + 5 + 100, "all of it is here still");
+    honest.close().await;
+    let asked = packed.repository.requests();
+    let again = packed.loader(plain());
+    for extent in 0..2 {
+        assert_eq!(read_all(&again, extent).await.unwrap(), packed.file(extent));
+    }
+    assert_eq!(packed.repository.requests(), asked);
+    again.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_index_stays_known_though_the_same_place_mounts_it_by_reference_meanwhile() {
+    let packed = Packed::new(&[2 * CHUNK + 5, 100]);
+    let (forger, forged) = packed.forged();
+    let by_digest = || packed.shown(Arc::clone(&forger) as _, &forged);
+    let first = by_digest();
+    read_all(&first, 0).await.unwrap();
+    let _before_the_verdict = read_all(&first, 1).await;
+    until(|| first.standing(0) == Standing::Poisoned).await;
+    first.close().await;
+    let chosen = loader_in(&packed.dir, packed.budget, Arc::clone(&forger) as _, &forged, plain());
+    for extent in 0..2 {
+        read_all(&chosen, extent).await.unwrap();
+    }
+    let (store, who) = (Arc::clone(&chosen.shelf.store), forger.identity());
+    let name = forged.layers[0].kept_as();
+    until(|| store.proved(&who, name)).await;
+    chosen.close().await;
+    let asked = forger.requests();
+    let again = by_digest();
+    assert_eq!(again.standing(0), Standing::Poisoned, "known from the start");
+    assert!(read_all(&again, 0).await.is_err());
+    assert_eq!(forger.requests(), asked);
+    again.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_with_wrong_headers_costs_the_mount_that_was_given_it_and_none_after_it() {
     // What the repository gives when it is asked anew: the right ones, or the wrong ones once more.

@@ -103,13 +103,14 @@ impl Loader {
         }
     }
 
-    /// Withdraws what others were shown of a bound layer that is poisoned, unless its bytes were found to be right: then it is for
-    /// what lies between them. Blocks.
+    /// Has this place see no more of what is shared of a bound layer that is poisoned, unless its bytes were found to be right: then
+    /// it is for what lies between them. Others who see it keep it: whose headers or whose index lie may be known to this place
+    /// alone, and who shows the layer to those who have not chosen its index compares it for himself. Blocks.
     pub(super) fn forget_shared(&self, layer: usize) {
         let Some(described) = self.layer(layer).filter(|_| self.binding(layer).is_some()) else { return };
         let (store, name) = (&self.shelf.store, described.kept_as());
         if !store.is_paid_for_all(name, &described.blob.digest, None) {
-            store.withdraw(name);
+            store.forsake(&self.shelf.who, name);
         }
     }
 }

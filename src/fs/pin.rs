@@ -102,7 +102,8 @@ pub async fn diff_ids(repository: &dyn Repository, artifact: &Artifact) -> Resul
 }
 
 /// Of each blob of the artifact whose chunks its own index names as those of one file, what stands for the blob and these chunks: whoever
-/// has the same has the same bytes. Costs a request where there is an index.
+/// has the same has the same bytes. An index counts only where it does for who mounts the blobs: nobody else is held to it. Costs a
+/// request where there is one.
 ///
 /// # Errors
 /// As [`bound::open`].
@@ -110,9 +111,10 @@ pub async fn chunk_names(
     repository: &dyn Repository,
     artifact: &Artifact,
 ) -> Result<BTreeMap<Digest, Digest>> {
-    let opened = bound::open(repository, artifact, None).await?;
+    let blobs = artifact.as_blobs();
+    let opened = bound::open(repository, &blobs, None).await?;
     let head = opened.as_ref().map(|opened| &opened.head);
-    let index = find_blobs(repository, &artifact.as_blobs(), head).await?;
+    let index = find_blobs(repository, &blobs, head).await?;
     let named = index.layers.into_iter().filter_map(|layer| Some((layer.blob.digest, layer.bound?.kept_as)));
     Ok(named.collect())
 }
@@ -315,12 +317,18 @@ mod tests {
     use futures_util::future::BoxFuture;
     use parking_lot::Mutex;
 
+    use super::super::Model;
     use super::*;
-    use crate::content::StoreConfig;
+    use crate::content::{Config, StoreConfig};
+    use crate::index::{ChunkDigest, Proof, View, find, format};
     use crate::oci::Blob;
-    use crate::repository::ByteStream;
+    use crate::oci::artifact::{
+        INDEX_DIGEST_KEY, INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY, INDEX_KEY, INDEX_SIZE_KEY,
+    };
+    use crate::oci::manifest::OCI_MANIFEST;
     use crate::repository::around::Around;
     use crate::repository::memory::nothing;
+    use crate::repository::{ByteStream, Memory};
 
     const MANIFEST: &[u8] = br#"{"schemaVersion":2,"layers":[]}"#;
 
@@ -334,7 +342,7 @@ mod tests {
         }
 
         fn manifest<'a>(&'a self, _: &'a Which) -> BoxFuture<'a, Result<Pinned>> {
-            let media_type = crate::oci::manifest::OCI_MANIFEST.to_owned();
+            let media_type = OCI_MANIFEST.to_owned();
             let pinned = Pinned { digest: Digest::of(MANIFEST), media_type, bytes: MANIFEST.into() };
             let failure = self.0.lock().pop_front();
             Box::pin(async move { failure.map_or(Ok(pinned), |kind| Err(Error::new(kind, "no"))) })
@@ -371,5 +379,61 @@ mod tests {
             let error = pin(&repository, &asked, &store).await.unwrap_err();
             assert_eq!(error.kind(), Kind::Unreachable, "{error}");
         }
+    }
+
+    const WEIGHTS: &[u8] = b"weights";
+    const OTHER: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+    /// A repository with weights and an index of them, and as JSON: the descriptor of the weights, that of the index without
+    /// annotations, and those which pin it.
+    async fn indexed() -> (Arc<Memory>, [String; 3]) {
+        let memory = Arc::new(Memory::new());
+        let Blob { digest, size } = memory.put(WEIGHTS);
+        let annotations = [("org.cncf.model.filepath".to_owned(), "w".to_owned())].into();
+        let layer = Descriptor { media_type: "x.raw".to_owned(), digest, size, annotations };
+        let weights = format!(r#"{{"mediaType":"x.raw","digest":"{}","size":{size}}}"#, layer.digest);
+        let plain = Artifact::read(Manifest { layers: vec![layer], ..Manifest::default() }).unwrap();
+        let index = find(&*memory, &plain, &|_| Vec::new()).await.unwrap();
+        let encoded = format::encode(&index, &[vec![ChunkDigest::of(WEIGHTS)]]).unwrap();
+        let Blob { digest, size } = memory.put(encoded.bytes().unwrap());
+        let pins = format!(
+            r#""annotations":{{"{INDEX_KEY}":"v1","{INDEX_HEAD_DIGEST_KEY}":"{}","{INDEX_HEAD_SIZE_KEY}":"{}",
+            "{INDEX_DIGEST_KEY}":"{digest}","{INDEX_SIZE_KEY}":"{size}"}}"#,
+            encoded.head.digest, encoded.head.size
+        );
+        (memory, [weights, format!(r#""digest":"{digest}","size":{size}"#), pins])
+    }
+
+    /// How many blobs `chunk_names` has, which must be those that a mount of the blobs holds to an index.
+    async fn names_like_the_mount(memory: &Arc<Memory>, manifest: &str) -> usize {
+        let manifest = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}",{manifest}}}"#);
+        memory.put_manifest("v1", OCI_MANIFEST, manifest);
+        let reference: Reference = "127.0.0.1:1/a/b:v1".parse().unwrap();
+        let (_, artifact) = resolve(&**memory, &Asked::from(&reference)).await.unwrap();
+        let named = chunk_names(&**memory, &artifact).await.unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let config = StoreConfig { folder: place.path().join("store"), size: Some(1 << 20) };
+        let (store, memory) = (Store::open(&config).unwrap(), memory.clone());
+        let config = Config { view: View::Blobs, proof: Proof::Layer, ..Config::default() };
+        let mount = Model::open(memory, reference, store, config).await.unwrap();
+        let layers = mount.index.layers.iter();
+        let held = layers.filter_map(|layer| Some((layer.blob.digest.clone(), layer.bound.clone()?.kept_as)));
+        assert_eq!(named, held.collect());
+        mount.close().await;
+        named.len()
+    }
+
+    #[tokio::test]
+    async fn an_index_that_a_mount_of_the_blobs_is_not_held_to_names_no_chunks() {
+        let (memory, [weights, index, pins]) = indexed().await;
+        let as_layer = format!(r#""layers":[{weights},{{"mediaType":"y.raw",{index},{pins}}}]"#);
+        assert_eq!(names_like_the_mount(&memory, &as_layer).await, 1);
+        // A layer that is the config as well is shown as the config.
+        let as_config = format!(r#""config":{{"mediaType":"z",{index}}},{as_layer}"#);
+        assert_eq!(names_like_the_mount(&memory, &as_config).await, 0);
+        let layer = "application/vnd.docker.image.rootfs.diff.tar";
+        let beside_image =
+            format!(r#""layers":[{weights},{{"mediaType":"{layer}","digest":"{OTHER}","size":9}}],{pins}"#);
+        assert_eq!(names_like_the_mount(&memory, &beside_image).await, 0);
     }
 }

@@ -208,14 +208,16 @@ pub struct BoundIndex {
 }
 
 impl Artifact {
-    /// The bound index, if the artifact has one.
+    /// The bound index, if the artifact has one. That of a container image is beside it: a layer of one counts for nothing, since
+    /// whoever shows a part of the image shows it without.
     ///
     /// # Errors
     /// [`Kind::Unsupported`] where it is of another version than [`INDEX_VERSION`]; [`Kind::Invalid`] where there are
     /// several, or the annotations that pin its head are missing or can't be meant.
     pub fn bound_index(&self) -> Result<Option<BoundIndex>> {
         let named = self.index_beside()?;
-        let own = self.layers.iter().map(|layer| &layer.descriptor).filter(|layer| is_index(layer));
+        let own = self.layers.iter().map(|layer| &layer.descriptor);
+        let own = own.filter(|layer| !self.is_layered() && is_index(layer));
         let mut layers = own.chain(&named);
         let Some(layer) = layers.next() else { return Ok(None) };
         let bad = |kind, why: &str| Error::new(kind, format!("the bound index {} {why}", layer.digest));

@@ -75,16 +75,22 @@ impl Artifact {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::artifact::{
+        INDEX_DIGEST_KEY, INDEX_HEAD_DIGEST_KEY, INDEX_HEAD_SIZE_KEY, INDEX_SIZE_KEY, INDEX_VERSION,
+    };
     use crate::oci::manifest::Manifest;
     use crate::oci::{Descriptor, Digest};
 
-    fn image(count: u8) -> Artifact {
-        let layer = |number: u8| Descriptor {
+    fn layer(number: u8) -> Descriptor {
+        Descriptor {
             media_type: "application/vnd.docker.image.rootfs.diff.tar".to_owned(),
             digest: Digest::of(&[number]),
             size: 1,
             annotations: Default::default(),
-        };
+        }
+    }
+
+    fn image(count: u8) -> Artifact {
         Artifact::read(Manifest { layers: (1..=count).map(layer).collect(), ..Manifest::default() }).unwrap()
     }
 
@@ -111,6 +117,39 @@ mod tests {
             image.annotations.insert(INDEX_KEY.to_owned(), "v1".to_owned());
             image.cut(text.parse().unwrap()).unwrap();
             assert_eq!(image.annotations.contains_key(INDEX_KEY), stays, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_index_counts_for_a_part_of_an_image_however_the_image_has_it() {
+        let digest = Digest::of(b"index").to_string();
+        let pins = [
+            (INDEX_KEY, INDEX_VERSION),
+            (INDEX_HEAD_DIGEST_KEY, &*digest),
+            (INDEX_HEAD_SIZE_KEY, "1"),
+            (INDEX_DIGEST_KEY, &*digest),
+            (INDEX_SIZE_KEY, "1"),
+        ];
+        let pins = || pins.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let mark = |media_type: &str| Descriptor {
+            media_type: media_type.to_owned(),
+            annotations: pins(),
+            ..layer(9)
+        };
+        let layers = || (1..=3).map(layer);
+        let beside = Manifest { layers: layers().collect(), annotations: pins(), ..Manifest::default() };
+        let within =
+            |mark: Descriptor| Manifest { layers: layers().chain([mark]).collect(), ..Manifest::default() };
+        for (manifest, counts) in [
+            (beside, true),
+            (within(mark("y.raw")), false),
+            (within(mark("application/vnd.docker.image.rootfs.diff.tar")), false),
+        ] {
+            let mut image = Artifact::read(manifest).unwrap();
+            assert_eq!(image.bound_index().unwrap().is_some(), counts);
+            assert_eq!(image.visible().count(), 3);
+            image.cut("1".parse().unwrap()).unwrap();
+            assert_eq!(image.bound_index().unwrap(), None);
         }
     }
 

@@ -396,6 +396,36 @@ fn what_is_registered_is_there_again_after_the_machine_has_started_anew() {
 }
 
 #[test]
+fn what_two_artifacts_have_is_compared_again_when_they_are_had_again() {
+    let (evil, good, mut store) = (Registry::start(), Registry::start(), Store::start());
+    let of = |weights: u64| {
+        let card = pack::File::new("card.md", "what both have");
+        let files = [card, pack::File::new("weights.bin", bytes(weights, WEIGHTS))];
+        pack::pack(&files, Packing::Raw, Dialect::Upstream, Path::new("/nowhere"))
+    };
+    evil.push("models/a", "v1", &of(7));
+    good.push("models/b", "v1", &of(8));
+    let references = [evil.reference("models/a:v1"), good.reference("models/b:v1")];
+    references.iter().for_each(|reference| drop(store.add(reference)));
+    let servers = references.each_ref().map(|reference| store.server(reference));
+    store.stop_machine(&servers);
+    fs::remove_dir_all(store.node.place.store()).unwrap();
+    let card = of(7).blobs[0].digest.clone();
+    evil.corrupt(&card, 0);
+    store.node.restart();
+    wait::until("one of both is shown, and the other not", 3 * SOON, || {
+        let all = store.list();
+        let one_waits = |one: &Value| one["trouble"].to_string().contains(&card) && one["pid"].is_null();
+        let shown = all.iter().filter(|one| one["pid"].is_number() && one["trouble"].is_null());
+        all.iter().filter(|one| one_waits(one)).count() == 1 && shown.count() == 1
+    });
+    // With the one out of the way that lies, the other is had by and by.
+    store.artifact(&["remove", &references[0]]).ok();
+    store.server(&references[1]);
+    store.assert_copied(&references[1], &of(8));
+}
+
+#[test]
 fn while_a_registry_does_not_answer_an_artifact_is_removed_at_once_and_adding_it_says_why_it_cannot_be_had() {
     let (mut registry, mut store) = (registry(1..=1), Store::start());
     let reference = registry.reference("models/1:v1");

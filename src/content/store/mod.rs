@@ -12,6 +12,7 @@
 //! STORE/layers/ALGORITHM/HEX.WHO/        one that was not proved yet: for the one who fetches it
 //!     …                                  as above, but for `proved` and `origins`
 //!     poisoned                           it was disproved, and with which headers; when, is the file's time
+//!     poisoned.emptied                   later than that: what was kept then is gone
 //! STORE/small/WHO/ALGORITHM/HEX          manifests, configs, and the parts of bound indexes
 //! STORE/small/WHO/repository             which repository that is, for people
 //! STORE/small/WHO/attached/…             which attached index was used of an artifact (see [`Store::attached`])
@@ -221,22 +222,30 @@ impl Store {
     ///
     /// Every file's digests must have been vouched for before, or be part of the name that is given as `layer`.
     pub fn set_proved(&self, who: &str, layer: &Digest) {
+        self.share(who, layer, || Ok(()));
+    }
+
+    /// The same of a bound layer, which its chunks' digests alone speak for: where it was found to be another layer than its own
+    /// digest says, that stays said.
+    pub fn set_bound(&self, who: &str, layer: &Digest) {
+        self.share(who, layer, || self.keep_word(who, layer));
+    }
+
+    /// Shares what is kept for `who`, and does `then` before anybody else looks at the layer's folders.
+    fn share(&self, who: &str, layer: &Digest, then: impl FnOnce() -> io::Result<()>) {
         if self.sharing == Sharing::Nothing {
             return;
         }
         let own = self.own(who, layer);
         self.alone(layer, || {
             let share = || {
-                let others = if self.proved_for_some(layer) { self.origins(layer) } else { String::new() };
-                let others: String = others
-                    .lines()
-                    .filter(|other| *other != key(who))
-                    .map(|other| format!("{other}\n"))
-                    .collect();
+                let is_proved = self.proved_for_some(layer);
+                let others = if is_proved { self.origins_but(who, layer) } else { String::new() };
                 private::write_small(&own.join("origins"), (others + &key(who) + "\n").as_bytes())?;
                 private::write_small(&own.join("proved"), layer.to_string().as_bytes())?;
                 let _ = std::fs::remove_dir_all(self.shared(layer));
-                std::fs::rename(&own, self.shared(layer))
+                std::fs::rename(&own, self.shared(layer))?;
+                then()
             };
             if own.is_dir() && !self.proved(who, layer) {
                 self.note(share(), "share a proved layer");
@@ -246,10 +255,24 @@ impl Store {
 
     /// Withdraws a proof whose chunk digests are not those that were vouched for: the layer is fetched anew.
     pub fn withdraw(&self, layer: &Digest) {
+        self.alone(layer, || self.withdraw_alone(layer));
+    }
+
+    fn withdraw_alone(&self, layer: &Digest) {
         let shared = self.shared(layer);
+        let _ = std::fs::remove_file(shared.join("proved"));
+        let _ = std::fs::remove_dir_all(&shared);
+    }
+
+    /// Shows `who` no longer what is shared of the layer; it goes once nobody is left who can have it.
+    pub fn forsake(&self, who: &str, layer: &Digest) {
         self.alone(layer, || {
-            let _ = std::fs::remove_file(shared.join("proved"));
-            let _ = std::fs::remove_dir_all(&shared);
+            let left = self.origins_but(who, layer);
+            if left.is_empty() {
+                return self.withdraw_alone(layer);
+            }
+            let path = self.shared(layer).join("origins");
+            self.note(private::write_small(&path, left.as_bytes()), "record who may see a layer");
         });
     }
 
@@ -306,6 +329,12 @@ impl Store {
             let path = self.shared(layer).join("origins");
             self.note(private::write_small(&path, origins.as_bytes()), "record who may see a layer");
         }
+    }
+
+    /// The keys of all others who can have it, a line each.
+    fn origins_but(&self, who: &str, layer: &Digest) -> String {
+        let (all, own) = (self.origins(layer), key(who));
+        all.lines().filter(|other| *other != own).map(|other| format!("{other}\n")).collect()
     }
 
     fn origins(&self, layer: &Digest) -> String {

@@ -3,9 +3,9 @@
 //! A layer's digest is one over its files and over what lies between them, which each mount was given by itself and read names
 //! from. So both verdicts hold for those headers alone, and for a mount that has read none.
 
-use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
+use std::{fs, io};
 
 use super::{GapsDigest, Sharing, Store, private};
 use crate::oci::Digest;
@@ -15,6 +15,9 @@ const PAID: &str = "digest";
 
 /// The file that says with which headers what was kept was disproved.
 const POISONED: &str = "poisoned";
+
+/// The file that is newer than that once what was kept was removed.
+const EMPTIED: &str = "poisoned.emptied";
 
 /// More than one of these files has.
 const LIMIT: u64 = 256;
@@ -59,8 +62,7 @@ impl Store {
         gaps: Option<GapsDigest>,
         since: SystemTime,
     ) -> bool {
-        let marker = fs::symlink_metadata(self.own(who, layer).join(POISONED));
-        marker.and_then(|meta| meta.modified()).is_ok_and(|when| when >= since)
+        modified(&self.own(who, layer).join(POISONED)).is_some_and(|when| when >= since)
             && self.is_poisoned(who, layer, gaps)
     }
 
@@ -68,15 +70,38 @@ impl Store {
     /// have these headers.
     pub fn poison(&self, who: &str, layer: &Digest, gaps: Option<GapsDigest>) {
         let marker = self.own(who, layer).join(POISONED);
+        // What an earlier one removed says nothing of what was kept since.
+        let _ = fs::remove_file(self.own(who, layer).join(EMPTIED));
         self.note(private::write_small(&marker, poisoned_by(gaps).as_bytes()), "record a poisoned layer");
-        self.empty(who, layer);
+        self.empty_for_good(who, layer);
     }
 
-    /// Removes what a process that found the layer to be wrong did not come to remove.
+    /// Removes what a process that found the layer to be wrong did not come to remove. What is kept since then stays.
     pub fn finish_poisoning(&self, who: &str, layer: &Digest) {
-        if self.own(who, layer).join(POISONED).exists() {
-            self.empty(who, layer);
+        let own = self.own(who, layer);
+        let Some(poisoned) = modified(&own.join(POISONED)) else { return };
+        if modified(&own.join(EMPTIED)).is_none_or(|emptied| emptied < poisoned) {
+            self.empty_for_good(who, layer);
         }
+    }
+
+    /// Leaves what is said of a layer that is being shared where it holds: with `who` has it from that place.
+    pub(super) fn keep_word(&self, who: &str, layer: &Digest) -> io::Result<()> {
+        let (shared, own) = (self.shared(layer), self.own(who, layer));
+        if !shared.join(POISONED).exists() {
+            return Ok(());
+        }
+        private::make_dir(&own)?;
+        [POISONED, EMPTIED].iter().try_for_each(|word| match fs::rename(shared.join(word), own.join(word)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed,
+        })
+    }
+
+    fn empty_for_good(&self, who: &str, layer: &Digest) {
+        self.empty(who, layer);
+        let written = private::write_small(&self.own(who, layer).join(EMPTIED), b"");
+        self.note(written, "record that a poisoned layer is removed");
     }
 
     /// Removes what is kept of the layer for `who` and was not proved yet, as if it had never been here.
@@ -92,6 +117,10 @@ impl Store {
             }
         }
     }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::symlink_metadata(path).and_then(|meta| meta.modified()).ok()
 }
 
 fn says_paid(home: &Path, layer: &Digest, gaps: Option<GapsDigest>) -> bool {
@@ -162,13 +191,52 @@ mod tests {
     }
 
     #[test]
+    fn a_poisoning_is_finished_once_and_what_is_kept_after_it_stays() {
+        let (_dir, store) = store();
+        let (layer, whole) = (Digest::of(b"layer"), ContentRange::new(0, 100));
+        let own = store.own(ALICE, &layer);
+        store.poison(ALICE, &layer, None);
+        let kept = store.file(ALICE, &layer, whole).unwrap();
+        store.finish_poisoning(ALICE, &layer);
+        assert!(!kept.removed(), "it came after");
+        // As a process leaves it that ends before it has removed anything.
+        for left in [None, Some(SystemTime::UNIX_EPOCH)] {
+            let kept = store.file(ALICE, &layer, whole).unwrap();
+            match left {
+                None => fs::remove_file(own.join(EMPTIED)).unwrap(),
+                Some(when) => {
+                    fs::File::open(own.join(EMPTIED)).unwrap().set_modified(when).unwrap();
+                }
+            }
+            store.finish_poisoning(ALICE, &layer);
+            assert!(kept.removed() && store.is_poisoned(ALICE, &layer, None));
+        }
+    }
+
+    #[test]
+    fn sharing_a_bound_layer_leaves_the_word_that_it_is_another_and_proving_a_plain_one_takes_it_back() {
+        type Share = fn(&Store, &str, &Digest);
+        for (share, stays) in [(Store::set_bound as Share, true), (Store::set_proved as Share, false)] {
+            let (_dir, store) = store();
+            let layer = Digest::of(b"layer");
+            store.poison(ALICE, &layer, headers(b"right"));
+            let kept = store.file(ALICE, &layer, ContentRange::new(0, 100)).unwrap();
+            share(&store, ALICE, &layer);
+            assert!(store.proved(ALICE, &layer) && !kept.removed());
+            assert_eq!(store.is_poisoned(ALICE, &layer, headers(b"right")), stays);
+            store.finish_poisoning(ALICE, &layer);
+            assert!(store.proved(ALICE, &layer));
+        }
+    }
+
+    #[test]
     fn what_is_noted_of_a_poisoned_layer_goes_when_all_does() {
         let (_dir, store) = store();
         let layer = Digest::of(b"layer");
         store.poison(ALICE, &layer, None);
         assert_eq!(store.prune(Prune::Leftovers).leftovers, 0, "it is new");
         assert!(store.is_poisoned(ALICE, &layer, None));
-        assert_eq!(store.prune(Prune::All).leftovers, 1);
+        assert_eq!(store.prune(Prune::All).leftovers, 2, "the word, and that what was kept is gone");
         assert!(!store.is_poisoned(ALICE, &layer, None));
     }
 }

@@ -179,7 +179,7 @@ impl Layout {
         let lazy = |other: &&Named| other.name != new.name && !other.is_strict() && !new.is_strict();
         let mut doubts = Vec::new();
         for other in all.iter().filter(lazy) {
-            // One whose manifest is not here is had anew, and looked at then.
+            // One whose manifest is not here is had anew, and compared then.
             let theirs = by_digest(self.manifest(other).unwrap_or_default());
             for ours in own.iter().filter(|blob| !new.has_word_of(other, &blob.digest)) {
                 let Some(theirs) = theirs.get(&ours.digest) else { continue };

@@ -157,15 +157,16 @@ impl Artifacts {
             settings: wish.settings.clone(),
         };
         wish.reference.digest = Some(pinned.digest.clone());
-        if !self.show(&named, wish, begun, claim).await? {
-            return Ok(None);
-        }
-        match self.register(&named, &pinned, begun, claim).await {
-            Ok(true) => {}
-            failed => {
-                self.drop_unless_registered(&named).await;
-                return failed.map(|_| None);
+        let before = self.before(&named).await?;
+        let shown = match self.show(&named, wish, begun, claim).await? {
+            true => self.register(&named, &pinned, before, begun, claim).await,
+            false => Ok(false),
+        };
+        if !matches!(shown, Ok(true)) {
+            if before != Before::Shown {
+                self.drop_quietly(&named.name, &self.layout.mount_of(&named)).await;
             }
+            return shown.map(|_| None);
         }
         let mut warnings = fitness::warnings(&artifact);
         warnings.extend(self.namesakes(&named).await);
@@ -243,7 +244,6 @@ impl Artifacts {
         let published =
             self.plane.publish_unless(given_up, &named.name, &dir, Origin::Artifact, wanted, terms).await;
         if claim.is_given_up() {
-            self.drop_unless_registered(named).await;
             return Ok(false);
         }
         match published? {
@@ -257,10 +257,17 @@ impl Artifacts {
 
     /// Makes the folder say that the artifact is registered, once what it shares with others was found to be right. Whether it was,
     /// and the claim was not given up meanwhile.
-    async fn register(&self, named: &Named, manifest: &Pinned, begun: Instant, claim: &Work) -> Result<bool> {
+    async fn register(
+        self: &Arc<Self>,
+        named: &Named,
+        manifest: &Pinned,
+        before: Before,
+        begun: Instant,
+        claim: &Work,
+    ) -> Result<bool> {
         let mut right = HashSet::new();
         loop {
-            let doubts = match self.try_register(named, manifest, &right).await? {
+            let doubts = match self.try_register(named, manifest, before, &right).await? {
                 Entered::Now(None) => return Ok(true),
                 Entered::Now(Some(former)) => {
                     self.drop_quietly(&former.name, &self.layout.mount_of(&former)).await;
@@ -282,18 +289,24 @@ impl Artifacts {
 
     /// The same, unless there is something in doubt that was not found to be right. Waits for no mount: all others wait for this.
     async fn try_register(
-        &self,
+        self: &Arc<Self>,
         named: &Named,
         manifest: &Pinned,
+        before: Before,
         right: &HashSet<Doubt>,
     ) -> Result<Entered> {
         let mut all = self.named.lock().await;
         let (layout, others) = (self.layout.clone(), all.values().cloned().collect::<Vec<_>>());
         let (new, Pinned { digest, bytes, .. }) = (named.clone(), manifest.clone());
-        let is_new = all.get(&named.name) != Some(named);
-        let known = right.clone();
+        let (known, asked) = (right.clone(), self.clone());
         let doubts = blocking(move || {
-            let mut doubts = if is_new { layout.doubts(&others, &new, &bytes)? } else { Vec::new() };
+            let others = others.into_iter().filter(|other| match before {
+                Before::New => true,
+                // One that is missing too is compared with this when it is had again.
+                Before::Missing => !asked.is_missing(other),
+                Before::Shown => false,
+            });
+            let mut doubts = layout.doubts(&others.collect::<Vec<_>>(), &new, &bytes)?;
             doubts.retain(|doubt| !known.contains(doubt));
             if doubts.is_empty() {
                 layout.keep_manifest(&digest, &bytes)?;
@@ -329,6 +342,15 @@ impl Artifacts {
     /// The claim for a name, of which nothing else is under way from now on.
     async fn take_over(&self, name: &String) -> Result<Work> {
         self.claims.take_over(name).await.ok_or_else(|| occupied(name))
+    }
+
+    async fn before(self: &Arc<Self>, named: &Named) -> Result<Before> {
+        if self.named.lock().await.get(&named.name) != Some(named) {
+            return Ok(Before::New);
+        }
+        let (asked, of) = (self.clone(), named.clone());
+        let is_missing = blocking(move || Ok(asked.is_missing(&of))).await?;
+        Ok(if is_missing { Before::Missing } else { Before::Shown })
     }
 
     /// Whether what shows the artifact has to be had again: a volume that is known is repaired by the plane.
@@ -373,9 +395,7 @@ impl Artifacts {
     /// Tries once to have the mount of what is registered, where it is missing still. Whatever else is under way goes before.
     async fn add_again(self: &Arc<Self>, named: &Named) -> Result<Again> {
         let claim = self.claims.claim_in_turn(&named.name).await;
-        let is_registered = self.named.lock().await.get(&named.name) == Some(named);
-        let (asked, of) = (self.clone(), named.clone());
-        if !is_registered || !blocking(move || Ok(asked.is_missing(&of))).await? {
+        if self.before(named).await? != Before::Missing {
             return Ok(Again::Done);
         }
         let mut reference: Reference = named.name.parse()?;
@@ -400,13 +420,6 @@ impl Artifacts {
         };
         for other in others {
             self.drop_quietly(&other.id, &other.target).await;
-        }
-    }
-
-    async fn drop_unless_registered(&self, named: &Named) {
-        let is_registered = self.named.lock().await.get(&named.name) == Some(named);
-        if !is_registered {
-            self.drop_quietly(&named.name, &self.layout.mount_of(named)).await;
         }
     }
 
@@ -450,6 +463,17 @@ fn outdone(name: &str) -> Error {
 fn late(name: &str) -> Error {
     let error = Error::new(Kind::Deadline, format!("{name} takes longer than {PATIENCE:?} to be had"));
     error.hint("ask again; the registry may be slow, or away")
+}
+
+/// How an artifact stood before it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    /// It was not registered, or what had its name was another.
+    New,
+    /// It was, and nothing showed it: what its registry gives now may be other bytes than before.
+    Missing,
+    /// It was, and was shown, so that it was compared with all that were before.
+    Shown,
 }
 
 /// What came of registering an artifact.

@@ -223,12 +223,17 @@ impl Ledger {
         Ok(record)
     }
 
+    /// Whether the folder of this number is that of a snapshot, or may be: that of a record that cannot be read, or one that is being
+    /// made.
+    pub(super) fn is_somebodys(&self, id: u64) -> bool {
+        self.state.lock().somebodys().contains(&id)
+    }
+
     /// The numbers of folders that are nobody's.
     pub(super) fn strays(&self) -> Vec<u64> {
-        let state = self.state.lock();
-        let known: BTreeSet<u64> = state.by_name.values().map(|record| record.id).collect();
+        let somebodys = self.state.lock().somebodys();
         let found = numbers(&self.root.join("snapshots"), "");
-        found.filter(|id| !known.contains(id) && !state.kept.contains(id)).collect()
+        found.filter(|id| !somebodys.contains(id)).collect()
     }
 
     /// Removes a folder that is nobody's and in which nothing is mounted. What cannot be removed stays for the next time.
@@ -299,6 +304,11 @@ impl State {
         let folders = numbers(&root.join("snapshots"), "");
         state.next = folders.fold(state.next, u64::max);
         Ok(state)
+    }
+
+    fn somebodys(&self) -> BTreeSet<u64> {
+        let known = self.by_name.values().map(|record| record.id);
+        known.chain(self.kept.iter().copied()).collect()
     }
 
     fn number(&mut self) -> u64 {

@@ -98,6 +98,7 @@ fn folders_of_removed_snapshots_are_strays_and_those_under_way_or_with_an_unread
     let reserved = ledger.reserve();
     std::fs::create_dir(ledger.folder(reserved.id)).unwrap();
     assert_eq!(ledger.strays(), [gone]);
+    assert!(ledger.is_somebodys(reserved.id));
     let under_way = reserved.id;
     drop(reserved);
     assert!(ledger.strays().contains(&under_way));
@@ -109,6 +110,7 @@ fn folders_of_removed_snapshots_are_strays_and_those_under_way_or_with_an_unread
     std::fs::write(root.join("meta").join(format!("{odd}.json")), "{").unwrap();
     let ledger = Ledger::open(&root).unwrap();
     assert!(ledger.strays().is_empty() && ledger.folder(odd).exists());
+    assert!(ledger.is_somebodys(odd) && !ledger.is_somebodys(gone), "what is mounted in it stays");
     assert_eq!(ledger.list(&[]).len(), 1);
 }
 

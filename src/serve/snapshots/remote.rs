@@ -248,9 +248,8 @@ impl Snapshots {
             let own = volumes.values().filter(|volume| volume.origin == Origin::Snapshot);
             own.map(|volume| volume.target.clone()).collect()
         };
-        let known: Vec<u64> = self.ledger.list(&[]).iter().map(|record| record.id).collect();
         for dir in of_snapshots {
-            if let Some(id) = self.ledger.holder(&dir).filter(|id| !known.contains(id)) {
+            if let Some(id) = self.ledger.holder(&dir).filter(|id| !self.ledger.is_somebodys(*id)) {
                 take_away(&self.plane, id, &dir).await;
             }
         }
