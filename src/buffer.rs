@@ -31,7 +31,15 @@ const SMALL: usize = 256 << 10;
 
 /// The free buffers of a loader.
 #[derive(Clone, Debug, Default)]
-pub struct Pool(Arc<Mutex<Vec<MmapMut>>>);
+pub struct Pool(Arc<Mutex<Spare>>);
+
+#[derive(Debug, Default)]
+struct Spare {
+    /// The last one is taken first.
+    free: Vec<MmapMut>,
+    /// How many were free all the time since somebody looked.
+    unused: usize,
+}
 
 /// A buffer being filled: room for one chunk.
 #[derive(Debug)]
@@ -86,18 +94,29 @@ impl Pool {
 
     fn mapped(&self) -> io::Result<MmapMut> {
         let mut spare = self.0.lock();
-        if let Some(memory) = spare.pop() {
+        if let Some(memory) = spare.free.pop() {
+            spare.unused = spare.unused.min(spare.free.len());
             return Ok(memory);
         }
         for _ in 1..GROUP {
-            spare.push(map()?);
+            spare.free.push(map()?);
         }
         map()
     }
 
     /// Gives the free buffers back.
     pub fn release(&self) {
-        self.0.lock().clear();
+        *self.0.lock() = Spare::default();
+    }
+
+    /// Gives those back that were free all the time since this was last called. Costs their unmapping.
+    pub fn settle(&self) {
+        let mut spare = self.0.lock();
+        let unused = spare.unused.min(spare.free.len());
+        let gone: Vec<MmapMut> = spare.free.drain(..unused).collect();
+        spare.unused = spare.free.len();
+        drop(spare);
+        drop(gone);
     }
 }
 
@@ -198,8 +217,8 @@ impl Drop for Filling {
         let memory = std::mem::replace(&mut self.memory, Memory::Own(Vec::new(), 0));
         let Memory::Mapped(memory) = memory else { return };
         let mut spare = self.pool.0.lock();
-        if spare.len() < SPARE {
-            spare.push(memory);
+        if spare.free.len() < SPARE {
+            spare.free.push(memory);
         }
     }
 }
@@ -226,7 +245,7 @@ mod tests {
         assert_eq!(bytes.as_ptr().align_offset(ALIGN), 0);
         let other = bytes.slice(3..);
         drop(bytes);
-        let spare = || pool.0.lock().len();
+        let spare = || pool.0.lock().free.len();
         assert_eq!(spare(), GROUP - 1, "still read by the slice");
         assert_eq!(&other[..], b"ghts");
         drop(other);
@@ -234,6 +253,22 @@ mod tests {
         pool.release();
         drop(pool.take(100));
         assert_eq!(spare(), 0, "too little for the pool");
+    }
+
+    #[test]
+    fn what_nobody_has_used_between_two_looks_is_given_back() {
+        let pool = Pool::default();
+        let spare = || pool.0.lock().free.len();
+        let busy: Vec<Filling> = (0..GROUP).map(|_| pool.take(SIZE)).collect();
+        pool.settle();
+        drop(busy);
+        pool.settle();
+        assert_eq!(spare(), GROUP, "in use since the look before");
+        drop((pool.take(SIZE), pool.take(SIZE)));
+        pool.settle();
+        assert_eq!(spare(), 2, "as many as were in use at once");
+        pool.settle();
+        assert_eq!(spare(), 0);
     }
 
     #[test]

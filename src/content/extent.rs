@@ -136,6 +136,11 @@ impl Extent {
         self.readers.lock().streams.expect(onward, self.grid.len());
     }
 
+    /// Whether somebody reads it in order, or is about to.
+    pub(super) fn is_led(&self) -> bool {
+        self.readers.lock().streams.is_led()
+    }
+
     /// Takes what came for the page cache into account; whether it may be declined. What becomes of it is to be said then.
     pub(super) fn observe_wish(&self, range: ContentRange) -> bool {
         self.scatter.lock().observe(range)

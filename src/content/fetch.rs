@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use super::extent::Extent;
-use super::flight::{Flight, Key, Place, Urgency};
+use super::flight::{Flight, Key, Place, Reader, Urgency};
 use super::lanes::{Grain, Lane};
 use super::loader::{Loader, Standing};
 use super::runs::{contiguous, runs, runs_by_place};
@@ -117,12 +117,32 @@ impl Loader {
                     next => next?,
                 }
             }
-            under_way.push(self.fetch_run(id, run, lane));
+            for run in self.still_missing(id, run, lane, most).await {
+                under_way.push(self.fetch_run(id, run, lane));
+            }
         }
         while let Some(next) = under_way.next().await {
             outcome = outcome.and(next);
         }
         outcome
+    }
+
+    /// What nobody is known to want is looked for once more when there is a turn for it: readers may have brought it since, and what
+    /// only waits for its turn is not to be in their way.
+    async fn still_missing(
+        self: &Arc<Self>,
+        id: ExtentId,
+        run: Range<u64>,
+        lane: Lane,
+        width: usize,
+    ) -> Vec<Range<u64>> {
+        let Some(extent) = self.extent(id).filter(|_| lane == Lane::Background) else { return vec![run] };
+        drop(self.lanes.enter(lane, &Urgency::default(), width).await);
+        let last = extent.grid.range(run.end.saturating_sub(1));
+        let range = ContentRange::new(extent.grid.range(run.start).start(), last.end());
+        let loader = Arc::clone(self);
+        let missing = tokio::task::spawn_blocking(move || loader.missing(id, range, lane)).await;
+        runs(&missing.unwrap_or_default(), u64::MAX)
     }
 
     /// What is asked for in one request each, of chunks that nobody waits for. Of a compressed layer a span each, since spans
@@ -289,10 +309,15 @@ impl Loader {
 
     /// Hands a verified chunk to who waits, and to the prover where there is something to prove.
     pub(super) fn hand_out(&self, key: Key, verified: &Verified) {
+        self.hand_out_to(Reader::Any, key, verified);
+    }
+
+    /// The same for a reader who may have to come yet.
+    pub(super) fn hand_out_to(&self, reader: Reader, key: Key, verified: &Verified) {
         let standing = self.standing(key.0.layer);
         if standing != Standing::Poisoned {
             self.refused.clear(key);
-            self.board.publish(key, verified.bytes());
+            self.board.publish(key, verified.bytes(), reader);
         }
         if self.is_to_be_proved(key.0.layer) {
             self.prover.arrived(key.0, key.1, verified.bytes());

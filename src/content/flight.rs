@@ -57,6 +57,23 @@ pub(super) struct Urgency {
     notify: Notify,
 }
 
+/// A chunk that was loaded ahead.
+#[derive(Debug)]
+struct Unread {
+    bytes: Bytes,
+    /// How many had come before it.
+    came: u64,
+}
+
+/// Who is there for a chunk that comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// Whoever asked for it, or nobody.
+    Any,
+    /// One who reads the file in order, and is not there yet unless he waits already.
+    Expected,
+}
+
 /// How a chunk was found on the board.
 #[derive(Debug)]
 pub(super) enum Place {
@@ -83,8 +100,12 @@ struct Inner {
     most: usize,
     /// In the order in which they came or were first read: what somebody has read, or asked for himself.
     read: LruCache<Key, Bytes>,
-    /// What was loaded ahead of readers who have not come to it yet. Goes only when there is nothing else.
-    unread: BTreeMap<Key, Bytes>,
+    /// What was loaded ahead of readers who have not come to it yet.
+    unread: BTreeMap<Key, Unread>,
+    /// The same by when it came.
+    by_age: BTreeMap<u64, Key>,
+    /// How many chunks have come.
+    came: u64,
     closed: bool,
 }
 
@@ -167,27 +188,21 @@ impl Board {
     pub(super) fn new(memory: u64) -> Self {
         let most = usize::try_from(memory / CHUNK).unwrap_or(usize::MAX).max(2);
         let (read, unread) = (LruCache::unbounded(), BTreeMap::new());
-        let inner = Inner { flights: HashMap::new(), most, read, unread, closed: false };
+        let (by_age, came) = (BTreeMap::new(), 0);
+        let inner = Inner { flights: HashMap::new(), most, read, unread, by_age, came, closed: false };
         Self { inner: Mutex::new(inner), read: Notify::new() }
     }
 
     /// The chunk's bytes, if they are in memory.
     pub(super) fn peek(&self, key: Key) -> Option<Bytes> {
         let mut inner = self.inner.lock();
-        let (bytes, was_unread) = inner.take(key)?;
+        // What waits for the disk may be out of memory already.
+        let (bytes, was_unread) = inner.take(key).or_else(|| Some((inner.flown(key)?, false)))?;
         drop(inner);
         if was_unread {
             self.read.notify_waiters();
         }
         Some(bytes)
-    }
-
-    /// Takes down that a chunk in memory was loaded ahead of a reader.
-    pub(super) fn expect_reader(&self, key: Key) {
-        let mut inner = self.inner.lock();
-        if let Some(bytes) = inner.read.pop(&key) {
-            inner.unread.insert(key, bytes);
-        }
     }
 
     /// Returns while less than three quarters of the memory are chunks that their readers have not come to yet, or where the next
@@ -224,12 +239,17 @@ impl Board {
         Ok(places)
     }
 
-    /// Hands the chunk to everybody who waits, and keeps it in memory. The flight stays until [`land`](Self::land).
-    pub(super) fn publish(&self, key: Key, bytes: &Bytes) {
+    /// Hands the chunk to everybody who waits, and keeps it in memory, for `reader`. The flight stays until [`land`](Self::land).
+    pub(super) fn publish(&self, key: Key, bytes: &Bytes, reader: Reader) {
         let mut inner = self.inner.lock();
         let unread = inner.unread.len();
-        inner.put(key, bytes.clone());
-        if let Some(flight) = inner.flights.get(&key) {
+        let flight = inner.flights.get(&key).cloned();
+        // Who waits has it in his hands then.
+        match flight.as_ref().is_some_and(|flight| flight.is_awaited()) {
+            true => inner.put(key, bytes.clone(), Reader::Any),
+            false => inner.put(key, bytes.clone(), reader),
+        }
+        if let Some(flight) = flight {
             flight.outcome.send_replace(Outcome::Here(bytes.clone()));
         }
         if inner.unread.len() < unread {
@@ -314,6 +334,7 @@ impl Board {
         }
         inner.read.clear();
         inner.unread.clear();
+        inner.by_age.clear();
         drop(inner);
         self.read.notify_waiters();
     }
@@ -350,27 +371,66 @@ impl Flight {
 impl Inner {
     /// The chunk for who reads it, and whether he is the first.
     fn take(&mut self, key: Key) -> Option<(Bytes, bool)> {
-        if let Some(bytes) = self.unread.remove(&key) {
+        if let Some(bytes) = self.forget_unread(key) {
             self.read.put(key, bytes.clone());
             return Some((bytes, true));
         }
         self.read.peek(&key).map(|bytes| (bytes.clone(), false))
     }
 
-    fn put(&mut self, key: Key, bytes: Bytes) {
+    /// The chunk, where its flight has brought it and is not off the board yet.
+    fn flown(&self, key: Key) -> Option<Bytes> {
+        match &*self.flights.get(&key)?.outcome.borrow() {
+            Outcome::Here(bytes) => Some(bytes.clone()),
+            Outcome::Pending(_) | Outcome::Failed(_) => None,
+        }
+    }
+
+    fn put(&mut self, key: Key, bytes: Bytes, reader: Reader) {
         self.forget(key);
-        while self.read.len() + self.unread.len() >= self.most {
-            if self.read.pop_lru().is_none() {
-                let Some(last) = self.farthest() else { break };
-                self.unread.remove(&last);
+        self.came += 1;
+        self.give_up_expecting();
+        while self.read.len() + self.unread.len() >= self.most && self.make_room() {}
+        match reader {
+            Reader::Any => drop(self.read.put(key, bytes)),
+            Reader::Expected => {
+                self.by_age.insert(self.came, key);
+                self.unread.insert(key, Unread { bytes, came: self.came });
             }
         }
-        self.read.put(key, bytes);
+    }
+
+    /// A reader who has not come while so much else did is not coming: what was loaded for him goes first.
+    fn give_up_expecting(&mut self) {
+        let most = 2 * self.most as u64;
+        while let Some((_, key)) = self.by_age.first_key_value().filter(|(came, _)| self.came - **came > most)
+        {
+            let key = *key;
+            let Some(bytes) = self.forget_unread(key) else { break };
+            self.read.put(key, bytes);
+            self.read.demote(&key);
+        }
+    }
+
+    /// Lets one go: what was read, of which a quarter stays for who reads in small steps, else what is read last. `false`: there is
+    /// nothing.
+    fn make_room(&mut self) -> bool {
+        let spare = self.read.len() > self.most / 4 || self.unread.is_empty();
+        match spare {
+            true => self.read.pop_lru().is_some(),
+            false => self.farthest().and_then(|last| self.forget_unread(last)).is_some(),
+        }
     }
 
     fn forget(&mut self, key: Key) {
         self.read.pop(&key);
-        self.unread.remove(&key);
+        self.forget_unread(key);
+    }
+
+    fn forget_unread(&mut self, key: Key) -> Option<Bytes> {
+        let Unread { bytes, came } = self.unread.remove(&key)?;
+        self.by_age.remove(&came);
+        Some(bytes)
     }
 
     /// What is read last of the unread chunks: the last one of the file that has most of them.
@@ -409,6 +469,16 @@ mod tests {
 
     const KEY: Key = (ExtentId { layer: 0, extent: 0 }, 3);
 
+    const WORD: Bytes = Bytes::from_static(b"x");
+
+    fn of_file(extent: usize, chunk: u64) -> Key {
+        (ExtentId { layer: 0, extent }, chunk)
+    }
+
+    fn unread(board: &Board) -> usize {
+        board.inner.lock().unread.len()
+    }
+
     fn lead(board: &Board) -> Arc<Flight> {
         match board.find(std::iter::once(KEY), &Arc::default()).unwrap().pop() {
             Some((_, Place::Lead(flight))) => flight,
@@ -428,7 +498,7 @@ mod tests {
                 other => panic!("a second leader: {other:?}"),
             })
             .collect();
-        board.publish(KEY, &Bytes::from_static(b"x"));
+        board.publish(KEY, &WORD, Reader::Any);
         for waiter in waiters {
             assert_eq!(waiter.await.unwrap().unwrap(), "x");
         }
@@ -470,37 +540,69 @@ mod tests {
     #[tokio::test]
     async fn who_loads_ahead_waits_until_what_is_unread_leaves_room() {
         let board = Arc::new(Board::new(8 * CHUNK));
-        let key = |chunk| (KEY.0, chunk);
         for chunk in 0..6 {
-            board.room(key(chunk)).await;
-            board.publish(key(chunk), &Bytes::from_static(b"x"));
-            board.expect_reader(key(chunk));
+            board.room(of_file(0, chunk)).await;
+            board.publish(of_file(0, chunk), &WORD, Reader::Expected);
         }
         let waiting = tokio::spawn({
             let board = Arc::clone(&board);
-            async move { board.room(key(5)).await }
+            async move { board.room(of_file(0, 5)).await }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        board.peek(key(3)).unwrap();
-        waiting.await.unwrap();
-        assert!(board.peek(key(4)).is_some());
-        // What was read leaves before what was not.
-        for chunk in 6..10 {
-            board.publish(key(chunk), &Bytes::from_static(b"x"));
-            board.expect_reader(key(chunk));
-        }
-        let here = |chunk: u64| board.knows(key(chunk));
-        assert_eq!((0..10).filter(|chunk| here(*chunk)).collect::<Vec<_>>(), [0, 1, 2, 5, 6, 7, 8, 9]);
-        board.publish(key(10), &Bytes::from_static(b"x"));
-        assert!(!here(9) && here(0) && here(10), "then what is read last");
-        assert_eq!(board.inner.lock().unread.len(), 7);
         // Who comes before what is there already need not wait: one of those gives way.
-        board.expect_reader(key(10));
-        board.room(key(7)).await;
-        board.room((ExtentId { layer: 0, extent: 1 }, 0)).await;
+        board.room(of_file(0, 3)).await;
+        board.room(of_file(1, 0)).await;
+        board.peek(of_file(0, 3)).unwrap();
+        waiting.await.unwrap();
         board.purge(0, &closing());
-        assert_eq!(board.inner.lock().unread.len(), 0);
+        assert_eq!(unread(&board), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_read_leaves_before_what_was_not_and_of_that_what_is_read_last() {
+        let board = Board::new(8 * CHUNK);
+        let here = || (0..20).filter(|chunk| board.knows(of_file(0, *chunk))).collect::<Vec<_>>();
+        (0..6).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
+        (0..3).for_each(|chunk| assert!(board.peek(of_file(0, chunk)).is_some()));
+        (6..9).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
+        assert_eq!(here(), [1, 2, 3, 4, 5, 6, 7, 8]);
+        board.publish(of_file(0, 9), &WORD, Reader::Expected);
+        assert_eq!(here(), [1, 2, 3, 4, 5, 6, 7, 9], "a quarter is for who reads in small steps");
+        // Another file gives way to nobody who has more than it.
+        board.publish(of_file(1, 0), &WORD, Reader::Expected);
+        assert_eq!(here(), [1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    #[tokio::test]
+    async fn a_reader_who_does_not_come_is_not_expected_for_ever() {
+        let board = Board::new(8 * CHUNK);
+        (0..6).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
+        (0..17).for_each(|chunk| board.publish(of_file(1, chunk), &WORD, Reader::Any));
+        assert_eq!(unread(&board), 0);
+        board.room(of_file(1, 17)).await;
+        assert!((0..5).all(|chunk| !board.knows(of_file(0, chunk))));
+    }
+
+    #[tokio::test]
+    async fn a_chunk_that_somebody_waits_for_counts_as_read_when_it_comes() {
+        let board = Arc::new(Board::new(8 * CHUNK));
+        let flight = lead(&board);
+        let waiting = tokio::spawn({
+            let flight = Arc::clone(&flight);
+            async move { flight.wait(Duration::from_secs(60)).await.unwrap() }
+        });
+        while !flight.is_awaited() {
+            tokio::task::yield_now().await;
+        }
+        board.publish(KEY, &WORD, Reader::Expected);
+        waiting.await.unwrap();
+        assert_eq!(unread(&board), 0);
+        // It can be had as long as its flight is there, however little memory there is.
+        (4..40).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Any));
+        assert!(board.peek(KEY).is_some());
+        board.land(KEY);
+        assert!(board.peek(KEY).is_none());
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use super::extent::bytes_of;
 use super::flight::Key;
 use super::loader::{Loader, Standing};
 use super::verify::Verified;
+use crate::index::ExtentId;
 
 /// How many chunks are written at once at most: 4 MiB.
 const RUN: usize = 4;
@@ -116,15 +117,41 @@ impl Keeper {
     }
 }
 
-/// Lets the next one begin where a thread has come to an unforeseen end.
-struct Attending<'a>(&'a Keeper);
+/// Keeps one chunk after the other. Where it comes to an unforeseen end nothing stays on the board for ever, and the next one begins.
+struct Attending<'a> {
+    loader: &'a Arc<Loader>,
+    /// What is being kept.
+    keys: Vec<Key>,
+}
+
+impl Attending<'_> {
+    fn keep_what_waits(&mut self) {
+        while let Some(run) = self.loader.keeper.take() {
+            self.keys = run.iter().map(|waiting| waiting.key).collect();
+            let verified: Vec<Verified> = run.iter().map(|waiting| waiting.verified.clone()).collect();
+            let has_more_to_do = self.loader.keep_run(&self.keys, &verified);
+            drop(verified);
+            for Waiting { kept, .. } in run {
+                // Whoever asked may have gone.
+                let _ = kept.send(());
+            }
+            if let (true, Some((id, _))) = (has_more_to_do, self.keys.first().copied()) {
+                // It may wait for other processes, and what comes meanwhile is to be kept.
+                let loader = Arc::clone(self.loader);
+                tokio::task::spawn_blocking(move || loader.after_keeping(id));
+            }
+        }
+    }
+}
 
 impl Drop for Attending<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let mut queue = self.0.queue.lock();
-            queue.is_attended = false;
-            queue.waiting.clear();
+            let keeper = &self.loader.keeper;
+            let waiting = std::mem::take(&mut *keeper.queue.lock()).waiting;
+            let keys = self.keys.iter().copied().chain(waiting.iter().map(|waiting| waiting.key));
+            keys.for_each(|key| self.loader.board.land(key));
+            keeper.taken.notify_waiters();
         }
     }
 }
@@ -136,42 +163,38 @@ impl Loader {
         let (kept, done) = oneshot::channel();
         if self.keeper.push(Waiting { key, verified, kept }) {
             let loader = Arc::clone(self);
-            tokio::task::spawn_blocking(move || loader.keep_what_waits());
+            tokio::task::spawn_blocking(move || {
+                Attending { loader: &loader, keys: Vec::new() }.keep_what_waits();
+            });
         }
         done
     }
 
-    fn keep_what_waits(&self) {
-        let _attending = Attending(&self.keeper);
-        while let Some(run) = self.keeper.take() {
-            let (keys, verified): (Vec<Key>, Vec<Verified>) =
-                run.iter().map(|waiting| (waiting.key, waiting.verified.clone())).unzip();
-            self.keep(&keys, &verified);
-            drop(verified);
-            for Waiting { kept, .. } in run {
-                // Whoever asked may have gone.
-                let _ = kept.send(());
-            }
+    /// Keeps a chunk that was handed out, then takes its flight off. Blocks.
+    pub(super) fn keep(&self, key: Key, verified: &Verified) {
+        if self.keep_run(&[key], std::slice::from_ref(verified)) {
+            self.after_keeping(key.0);
         }
     }
 
-    /// Keeps neighbouring chunks of one file that were handed out, then takes their flights off. Blocks.
-    pub(super) fn keep(&self, keys: &[Key], run: &[Verified]) {
-        let Some((id, first)) = keys.first().copied() else { return };
-        let land = || keys.iter().for_each(|key| self.board.land(*key));
-        let Some(extent) = self.extent(id) else { return land() };
-        let kept = match self.standing(id.layer) {
-            Standing::Poisoned => 0,
-            _ => extent.keep(first, run, &self.shelf),
-        };
-        land();
+    /// The same for neighbouring chunks of one file; whether [`after_keeping`](Self::after_keeping) is to follow. Blocks.
+    fn keep_run(&self, keys: &[Key], run: &[Verified]) -> bool {
+        let Some((id, first)) = keys.first().copied() else { return false };
+        let extent = self.extent(id).filter(|_| self.standing(id.layer) != Standing::Poisoned);
+        let kept = extent.map_or(0, |extent| extent.keep(first, run, &self.shelf));
+        keys.iter().for_each(|key| self.board.land(*key));
         self.metrics.kept_bytes.add(kept);
         self.metrics.unkept_bytes.add(bytes_of(run).saturating_sub(kept));
-        if self.standing(id.layer) == Standing::Poisoned {
-            // It was found out while they were being written.
-            self.shelf.store.discard(&self.shelf.who, &extent.layer);
-        } else if kept > 0 && extent.complete(&self.shelf) {
-            self.completed(extent);
+        let is_complete = || extent.is_some_and(|extent| kept > 0 && extent.complete(&self.shelf));
+        self.standing(id.layer) == Standing::Poisoned || is_complete()
+    }
+
+    /// Sees to a file that is complete, or to a layer that was found out while chunks of it were being written. Blocks.
+    fn after_keeping(&self, id: ExtentId) {
+        let Some(extent) = self.extent(id) else { return };
+        match self.standing(id.layer) {
+            Standing::Poisoned => self.shelf.store.discard(&self.shelf.who, &extent.layer),
+            _ => self.completed(extent),
         }
     }
 }
@@ -181,7 +204,6 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::index::ExtentId;
 
     const FILE: ExtentId = ExtentId { layer: 0, extent: 0 };
     const OTHER: ExtentId = ExtentId { layer: 0, extent: 1 };

@@ -464,6 +464,7 @@ async fn tend(loader: std::sync::Weak<Loader>) {
     loop {
         ticks.tick().await;
         let Some(loader) = loader.upgrade() else { return };
+        loader.pool.settle();
         // Looks at files of the store, so not on a thread that drives others.
         let _ = tokio::task::spawn_blocking(move || loader.look_around()).await;
     }

@@ -378,7 +378,7 @@ impl Loader {
     fn keep_again(&self, extent: &Extent, chunk: u64) {
         let key = (extent.id, chunk);
         if let Some(verified) = self.board.peek(key).and_then(|bytes| extent.verify(chunk, bytes)) {
-            self.keep(&[key], &[verified]);
+            self.keep(key, &verified);
         }
     }
 

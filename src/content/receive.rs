@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 
 use super::extent::Extent;
 use super::fetch::Request;
-use super::flight::Key;
+use super::flight::{Key, Reader};
 use super::keeper::Keeping;
 use super::lanes::Lane;
 use super::pieces::Pieces;
@@ -59,6 +59,11 @@ impl Request {
     ) -> Result<()> {
         let last = run.end.saturating_sub(1);
         let mut is_patient = self.lane != Lane::Demand;
+        // What is loaded before anybody reads the file may be read or not.
+        let reader = match self.lane == Lane::Ahead && extent.is_led() {
+            true => Reader::Expected,
+            false => Reader::Any,
+        };
         for chunk in run {
             let len = usize::try_from(extent.grid.range(chunk).len()).unwrap_or(usize::MAX);
             let bytes = self.next_chunk(pieces, len).await?;
@@ -70,12 +75,7 @@ impl Request {
                 }
                 verified => verified?,
             };
-            // Who waits for it has it in his hands then.
-            let is_awaited = self.is_awaited(|flown| *flown == key);
-            self.loader.hand_out(key, &verified);
-            if self.lane == Lane::Ahead && !is_awaited {
-                self.loader.board.expect_reader(key);
-            }
+            self.loader.hand_out_to(reader, key, &verified);
             self.flights.retain(|(flown, _)| *flown != key);
             keeping.add(self.loader.keep_soon(key, verified));
             if chunk != last && is_patient {
@@ -107,16 +107,11 @@ impl Request {
         loop {
             let mut told = std::pin::pin!(self.urgency.told());
             told.as_mut().enable();
-            if self.is_awaited(|_| true) {
+            if self.flights.iter().any(|(_, flight)| flight.is_awaited()) {
                 return;
             }
             told.await;
         }
-    }
-
-    /// Whether somebody waits for one of these that are still to come.
-    fn is_awaited(&self, which: impl Fn(&Key) -> bool) -> bool {
-        self.flights.iter().any(|(key, flight)| which(key) && flight.is_awaited())
     }
 
     async fn next_chunk(&self, pieces: &mut Pieces, len: usize) -> Result<Hashed> {

@@ -424,9 +424,10 @@ fn everything_below(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let texts = entries.flat_map(|entry| match entry.file_type() {
         Ok(kind) if kind.is_dir() => everything_below(&entry.path()),
-        Ok(kind) if kind.is_file() => {
-            vec![String::from_utf8_lossy(&fs::read(entry.path()).unwrap()).into_owned()]
-        }
+        // A draft may have got its name meanwhile.
+        Ok(kind) if kind.is_file() => fs::read(entry.path())
+            .map(|bytes| vec![String::from_utf8_lossy(&bytes).into_owned()])
+            .unwrap_or_default(),
         _ => Vec::new(),
     });
     texts.collect()

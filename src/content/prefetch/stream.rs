@@ -110,6 +110,12 @@ impl Streams {
         self.put(Stream { consumed: onward.consumed, planned, came_on: true, ..Stream::at(0, self.clock) });
     }
 
+    /// Whether the file has a reader, or one is expected.
+    #[must_use]
+    pub fn is_led(&self) -> bool {
+        !self.streams.is_empty()
+    }
+
     /// Takes a read of `range` into account; `len` is the file's size.
     ///
     /// Costs a look at up to eight streams and, where tensors are known, a binary search.

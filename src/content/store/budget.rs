@@ -13,6 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
+use crate::index::CHUNK;
+
 /// The limit, and what is known of the use.
 #[derive(Debug)]
 pub struct Budget {
@@ -84,7 +86,10 @@ impl Budget {
             known.added = 0;
         }
         let fit = known.fit(len, self.limit);
-        known.refused = (!fit).then(Instant::now);
+        // Where there is none for many chunks there may be some for one.
+        if fit || len <= CHUNK {
+            known.refused = (!fit).then(Instant::now);
+        }
         if fit {
             known.admitted = known.admitted.saturating_add(len);
         }
@@ -281,12 +286,11 @@ mod tests {
     fn what_does_not_fit_is_not_admitted() {
         let dir = tempfile::tempdir().unwrap();
         let budget = Budget::new(dir.path().to_owned(), 2 * MIB);
-        assert!(budget.admit(3 * MIB).is_none() && budget.exhausted());
-        assert!(budget.admit(MIB).is_none(), "not asked again at once");
-        let budget = Budget::new(dir.path().to_owned(), 2 * MIB);
+        assert!(budget.admit(3 * MIB).is_none() && !budget.exhausted(), "there may be room for one chunk");
         let (one, two) = (budget.admit(MIB), budget.admit(MIB));
         assert!(one.is_some() && two.is_some());
-        assert!(budget.admit(1).is_none(), "what is being written counts");
+        assert!(budget.admit(1).is_none() && budget.exhausted(), "what is being written counts");
         drop((one, two));
+        assert!(budget.admit(1).is_none(), "not asked again at once");
     }
 }

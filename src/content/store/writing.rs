@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 
+use nix::errno::Errno;
 use nix::libc::off_t;
 use nix::sys::uio::pwritev;
 
@@ -89,7 +90,10 @@ impl KeptFile {
         {
             let slices: Vec<IoSlice<'_>> = chunks.iter().map(|chunk| IoSlice::new(chunk.bytes())).collect();
             let at = off_t::try_from(self.grid.range(first).start()).map_err(io::Error::other)?;
-            let written = pwritev(direct, &slices, at)?;
+            let written = match pwritev(direct, &slices, at) {
+                Err(Errno::EINTR) => 0,
+                written => written?,
+            };
             if written == chunks.iter().map(|chunk| chunk.bytes().len()).sum::<usize>() {
                 done = well;
             }

@@ -294,7 +294,7 @@ impl Loader {
 /// Keeps chunks in the order they come, and says how far that is.
 fn keep(loader: &Loader, stream: &Stream, fresh: &Receiver<Fresh>) {
     for (key, verified, end) in fresh {
-        loader.keep(&[key], &[verified]);
+        loader.keep(key, &verified);
         stream.change(|now| now.settled = end);
     }
 }

@@ -36,6 +36,8 @@ const STAGGER: Duration = Duration::from_millis(300);
 const STEP: usize = 64 << 10;
 /// What has come of a buffer is given after so long, full or not, so that a slow line is seen to get on.
 const LINGER: Duration = Duration::from_millis(200);
+/// How often is looked after what is idle.
+const TIDY: Duration = Duration::from_secs(5);
 
 /// Connections of one registry to hosts without TLS.
 #[derive(Clone, Debug)]
@@ -72,11 +74,12 @@ impl Drop for Suspects<'_> {
     }
 }
 
-/// Closes what nobody has used for long, until there is none.
+/// Closes what nobody has used for long, until there is none, and gives back the memory that is not used meanwhile.
 async fn sweep(inner: Weak<Inner>) {
     loop {
-        tokio::time::sleep(IDLE_TIME).await;
+        tokio::time::sleep(TIDY).await;
         let Some(inner) = inner.upgrade() else { return };
+        inner.pool.settle();
         let mut idle = inner.idle.lock();
         idle.lines.retain(|_, lines| {
             lines.retain(|(since, line)| since.elapsed() < IDLE_TIME && line.is_quiet());
@@ -118,6 +121,7 @@ impl Direct {
     /// `Unreachable` where there is no connection, `Protocol` where the host is out of reach, `Broken` where the
     /// connection fails or what comes is no answer.
     pub(super) async fn get(&self, url: &Url, headers: &HeaderMap) -> Result<(Response, SocketAddr)> {
+        self.tidy();
         let request = request(url, headers)?;
         let place = place(url)?;
         let (line, head) = loop {
@@ -181,7 +185,11 @@ impl Direct {
         if lines.len() < IDLE_LINES {
             lines.push((Instant::now(), line));
         }
-        if !std::mem::replace(&mut idle.is_swept, true) {
+    }
+
+    /// Sees to it that what becomes idle is looked after.
+    fn tidy(&self) {
+        if !std::mem::replace(&mut self.0.idle.lock().is_swept, true) {
             tokio::spawn(sweep(Arc::downgrade(&self.0)));
         }
     }
