@@ -86,30 +86,23 @@ impl Keeper {
             return None;
         };
         let (id, chunk) = first.key;
+        let mut find = |chunk: u64| {
+            let at = queue.waiting.iter().position(|waiting| waiting.key == (id, chunk))?;
+            queue.waiting.remove(at)
+        };
         let mut run = VecDeque::from([first]);
-        let (mut start, mut end) = (chunk, chunk.saturating_add(1));
-        while run.len() < RUN {
-            let after = queue.waiting.iter().position(|waiting| waiting.key == (id, end));
-            let before = || {
-                queue
-                    .waiting
-                    .iter()
-                    .position(|waiting| start.checked_sub(1).is_some_and(|at| waiting.key == (id, at)))
-            };
-            let Some((at, is_after)) = after.map(|at| (at, true)).or_else(|| Some((before()?, false))) else {
-                break;
-            };
-            let Some(found) = queue.waiting.remove(at) else { break };
-            match is_after {
-                true => {
-                    end = end.saturating_add(1);
-                    run.push_back(found);
-                }
-                false => {
-                    start = start.saturating_sub(1);
-                    run.push_front(found);
-                }
-            }
+        let (mut before, mut after) = (chunk, chunk.saturating_add(1));
+        while run.len() < RUN
+            && let Some(next) = find(after)
+        {
+            run.push_back(next);
+            after = after.saturating_add(1);
+        }
+        while run.len() < RUN
+            && let Some(next) = before.checked_sub(1).and_then(&mut find)
+        {
+            run.push_front(next);
+            before = before.saturating_sub(1);
         }
         drop(queue);
         self.taken.notify_waiters();

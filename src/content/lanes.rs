@@ -129,6 +129,14 @@ impl Lanes {
     }
 }
 
+#[cfg(test)]
+impl Lanes {
+    /// How many wait for a turn.
+    pub(super) fn waiting(&self) -> usize {
+        self.0.state.lock().waiting.len()
+    }
+}
+
 impl Queue {
     fn wait(&self, lane: Lane) -> Waiting<'_> {
         let mut state = self.state.lock();

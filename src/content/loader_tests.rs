@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::flight::Urgency;
+use super::lanes::Lane;
 use super::{Config, Held, Integrity, Loader, Standing, Store, StoreConfig, Warm};
 use crate::error::Kind;
 use crate::index::{CHUNK, ChunkDigest, Coding, Entry, EntryKind, ExtentId, Gap, Index, Layer};
@@ -385,6 +387,26 @@ async fn other_bytes_on_a_second_fetch_are_an_error_and_never_mixed_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_readers_bring_before_its_turn_has_come_is_neither_fetched_again_nor_read_back() {
+    let model = Model::new(&[8 * CHUNK]);
+    let loader = model.loader(Config { memory: 0, ..plain() });
+    let led = loader.lanes.enter(Lane::Ahead, &Urgency::default(), 4).await;
+    let warming = tokio::spawn({
+        let loader = Arc::clone(&loader);
+        async move { loader.fetch_missing(id(0), ContentRange::new(0, 8 * CHUNK), Lane::Background).await }
+    });
+    until(|| loader.lanes.waiting() > 0).await;
+    assert_eq!(read_all(&loader, 0).await.unwrap(), model.file(0));
+    until(|| loader.metrics.kept_bytes.value() == 8 * CHUNK).await;
+    let counts = || (loader.metrics.fetched_bytes.value(), loader.metrics.store_reads.value());
+    let before = counts();
+    drop(led);
+    warming.await.unwrap().unwrap();
+    assert_eq!(counts(), before);
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn closing_ends_reads_that_wait() {
     let model = Model::new(&[4 * CHUNK]);
     let _gate = model.repository.gate();
@@ -482,7 +504,7 @@ async fn a_second_place_that_opens_before_it_reads_shares_the_layer_and_takes_no
     let second = model.elsewhere(&model.repository);
     // As the kernel does it: open, then read; and something loaded ahead besides.
     let held = second.hold(id(0));
-    second.fetch_missing(id(1), ContentRange::new(0, 100), super::lanes::Lane::Ahead).await.unwrap();
+    second.fetch_missing(id(1), ContentRange::new(0, 100), Lane::Ahead).await.unwrap();
     assert_eq!(read_all(&second, 0).await.unwrap(), model.file(0));
     assert!(model.repository.bytes() - before <= CHUNK + 100, "asked for one chunk at most");
     assert_eq!(second.standing(0), Standing::Proved);
