@@ -397,7 +397,8 @@ async fn what_readers_bring_before_its_turn_has_come_is_neither_fetched_again_no
     });
     until(|| loader.lanes.waiting() > 0).await;
     assert_eq!(read_all(&loader, 0).await.unwrap(), model.file(0));
-    until(|| loader.metrics.kept_bytes.value() == 8 * CHUNK).await;
+    // The proof reads back what came out of order.
+    drop(whole(&loader, 0).await);
     let counts = || (loader.metrics.fetched_bytes.value(), loader.metrics.store_reads.value());
     let before = counts();
     drop(led);

@@ -22,7 +22,9 @@ params.model.path, params.load_mode = sys.argv[1], xllamacpp.llama_load_mode.LLA
 params.n_ctx, params.n_parallel, params.warmup, params.cpuparams.n_threads = 256, 1, False, 2
 began = time.monotonic()
 server = xllamacpp.Server(params)
-print("loaded", time.monotonic(), time.monotonic() - began, flush=True)
+now = time.monotonic()
+# At once and on a line of its own: a thread of llama.cpp writes its log to the same file.
+os.write(1, f"\nloaded {now} {now - began}\n".encode())
 os._exit(0)
 """
 
