@@ -396,6 +396,7 @@ async fn what_readers_bring_before_its_turn_has_come_is_neither_fetched_again_no
         async move { loader.fetch_missing(id(0), ContentRange::new(0, 8 * CHUNK), Lane::Background).await }
     });
     until(|| loader.lanes.waiting() > 0).await;
+    assert!(loader.board.is_quiet(), "nobody is to wait for what waits for its turn");
     assert_eq!(read_all(&loader, 0).await.unwrap(), model.file(0));
     // The proof reads back what came out of order.
     drop(whole(&loader, 0).await);
