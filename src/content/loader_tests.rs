@@ -436,6 +436,7 @@ async fn an_error_of_the_registry_is_the_readers_and_is_not_remembered() {
     let error = read_all(&loader, 0).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Broken);
     assert!(error.to_string().contains("0.safetensors"), "{error}");
+    quiet(&loader).await;
     failing.store(false, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(read_all(&loader, 0).await.unwrap(), model.file(0));
     loader.close().await;
