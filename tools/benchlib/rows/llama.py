@@ -24,7 +24,7 @@ began = time.monotonic()
 server = xllamacpp.Server(params)
 now = time.monotonic()
 # At once and on a line of its own: a thread of llama.cpp writes its log to the same file.
-os.write(1, f"\nloaded {now} {now - began}\n".encode())
+os.write(1, f"\\nloaded {now} {now - began}\\n".encode())
 os._exit(0)
 """
 
