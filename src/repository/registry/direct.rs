@@ -185,6 +185,8 @@ impl Direct {
         if lines.len() < IDLE_LINES {
             lines.push((Instant::now(), line));
         }
+        drop(idle);
+        self.tidy();
     }
 
     /// Sees to it that what becomes idle is looked after.
@@ -445,6 +447,17 @@ mod tests {
         direct.0.idle.lock().lines.clear();
         tokio::time::sleep(IDLE_TIME * 2).await;
         assert!(!direct.0.idle.lock().is_swept);
+    }
+
+    #[tokio::test]
+    async fn connections_that_were_made_for_nothing_are_looked_after() {
+        let (url, _serving) = host(vec![vec![ALL.to_vec()]]).await;
+        let direct = direct(&url);
+        direct.prepare(&url, 1);
+        while direct.0.idle.lock().lines.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert!(direct.0.idle.lock().is_swept);
     }
 
     #[tokio::test]
