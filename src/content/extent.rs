@@ -17,7 +17,7 @@ use super::prefetch::tensors::Tensors;
 use super::scatter::Scatter;
 use super::shelf::Shelf;
 use super::store::kept::{KeptFile, Recorded};
-use super::verify::{Hashed, Verified};
+use super::verify::{Hashed, Verified, bytes_of};
 use crate::buffer::Pool;
 use crate::index::ChunkDigest;
 use crate::index::ExtentId;
@@ -136,7 +136,7 @@ impl Extent {
         self.readers.lock().streams.expect(onward, self.grid.len());
     }
 
-    /// Whether somebody reads it in order, or is about to.
+    /// Whether somebody has read it, or is about to come to it.
     pub(super) fn is_led(&self) -> bool {
         self.readers.lock().streams.is_led()
     }
@@ -490,8 +490,4 @@ impl Extent {
         self.files.lock().vouched = vouched;
         vouched
     }
-}
-/// How long all of these are together.
-pub(super) fn bytes_of(run: &[Verified]) -> u64 {
-    run.iter().map(|verified| verified.bytes().len() as u64).sum()
 }

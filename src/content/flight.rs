@@ -245,10 +245,8 @@ impl Board {
         let unread = inner.unread.len();
         let flight = inner.flights.get(&key).cloned();
         // Who waits has it in his hands then.
-        match flight.as_ref().is_some_and(|flight| flight.is_awaited()) {
-            true => inner.put(key, bytes.clone(), Reader::Any),
-            false => inner.put(key, bytes.clone(), reader),
-        }
+        let is_awaited = flight.as_ref().is_some_and(|flight| flight.is_awaited());
+        inner.put(key, bytes.clone(), if is_awaited { Reader::Any } else { reader });
         if let Some(flight) = flight {
             flight.outcome.send_replace(Outcome::Here(bytes.clone()));
         }

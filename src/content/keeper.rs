@@ -8,10 +8,9 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-use super::extent::bytes_of;
 use super::flight::Key;
 use super::loader::{Loader, Standing};
-use super::verify::Verified;
+use super::verify::{Verified, bytes_of};
 use crate::index::ExtentId;
 
 /// How many chunks are written at once at most: 4 MiB.
@@ -120,11 +119,12 @@ struct Attending<'a> {
 impl Attending<'_> {
     fn keep_what_waits(&mut self) {
         while let Some(run) = self.loader.keeper.take() {
-            self.keys = run.iter().map(|waiting| waiting.key).collect();
-            let verified: Vec<Verified> = run.iter().map(|waiting| waiting.verified.clone()).collect();
+            let parts = run.into_iter().map(|Waiting { key, verified, kept }| (key, verified, kept));
+            let (keys, verified, told): (Vec<_>, Vec<_>, Vec<_>) = parts.collect();
+            self.keys = keys;
             let has_more_to_do = self.loader.keep_run(&self.keys, &verified);
             drop(verified);
-            for Waiting { kept, .. } in run {
+            for kept in told {
                 // Whoever asked may have gone.
                 let _ = kept.send(());
             }

@@ -18,9 +18,6 @@ use crate::metrics::TRACED;
 /// How many requests that somebody waits for are under way at most: as many as the kernel has reads under way.
 const DEMAND: usize = 64;
 
-/// The turn of a request ahead of a reader who has caught up with it, and where it came from.
-const CAUGHT_UP: (Lane, Lane) = (Lane::Demand, Lane::Ahead);
-
 /// How much a request matters; what matters more comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Lane {
@@ -77,11 +74,11 @@ struct Queue {
 #[derive(Debug, Default)]
 struct State {
     demand: usize,
-    /// How many of these were begun for nobody, ahead of a reader who has caught up with them.
-    caught_up: usize,
     ahead: usize,
     whole: usize,
     background: usize,
+    /// How many of all these were begun ahead of a reader, whether he has caught up with them or not.
+    led: usize,
     /// Who waits, the first one first; each has a number of its own.
     waiting: BTreeSet<(Lane, u64)>,
     numbers: u64,
@@ -155,7 +152,7 @@ impl State {
         let taken = first && self.has_turn(lane, width);
         if taken {
             *self.under_way(lane) += 1;
-            self.caught_up += usize::from((lane, from) == CAUGHT_UP);
+            self.led += usize::from(from == Lane::Ahead);
         }
         taken
     }
@@ -171,9 +168,7 @@ impl State {
             // A line is full with one less, and what is under way is lost when the process is killed.
             Lane::Whole => early < width.saturating_sub(1).max(1) && !before,
             // Who reads in order will come to all of it: what comes sooner is out of memory before he is there.
-            Lane::Background => {
-                room && !before && self.ahead + self.caught_up == 0 && self.background < (width / 2).max(1)
-            }
+            Lane::Background => room && !before && self.led == 0 && self.background < (width / 2).max(1),
         }
     }
 
@@ -200,8 +195,7 @@ impl Drop for Turn {
             let mut state = self.queue.state.lock();
             let under_way = state.under_way(self.lane);
             *under_way = under_way.saturating_sub(1);
-            let caught_up = usize::from((self.lane, self.from) == CAUGHT_UP);
-            state.caught_up = state.caught_up.saturating_sub(caught_up);
+            state.led = state.led.saturating_sub(usize::from(self.from == Lane::Ahead));
         }
         self.queue.moved.notify_waiters();
     }

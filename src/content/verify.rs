@@ -55,6 +55,12 @@ impl Verified {
     }
 }
 
+/// How many bytes all of these are together.
+#[must_use]
+pub fn bytes_of(run: &[Verified]) -> u64 {
+    run.iter().map(|verified| verified.bytes.len() as u64).sum()
+}
+
 impl From<Bytes> for Hashed {
     /// Hashes all of it now.
     fn from(bytes: Bytes) -> Self {

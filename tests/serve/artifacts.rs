@@ -299,16 +299,18 @@ fn on_a_strict_plane_no_index_of_any_artifact_counts_and_all_of_them_are_taken()
     store.assert_copied(&bad, &forged);
 }
 
+/// A model with these weights, and a card that others of them have too.
+fn carded(weights: u64) -> Artifact {
+    let card = pack::File::new("card.md", "what both have");
+    let files = [card, pack::File::new("weights.bin", bytes(weights, WEIGHTS))];
+    pack::pack(&files, Packing::Raw, Dialect::Upstream, Path::new("/nowhere"))
+}
+
 #[test]
 fn while_what_two_artifacts_have_cannot_be_compared_others_are_removed_and_who_waits_gives_way() {
     let (stalled, registry, store) = (Registry::start(), registry(1..=1), Store::start());
-    let of = |weights: u64| {
-        let card = pack::File::new("card.md", "what both have");
-        let files = [card, pack::File::new("weights.bin", bytes(weights, WEIGHTS))];
-        pack::pack(&files, Packing::Raw, Dialect::Upstream, Path::new("/nowhere"))
-    };
-    stalled.push("models/a", "v1", &of(7));
-    registry.push("models/b", "v1", &of(8));
+    stalled.push("models/a", "v1", &carded(7));
+    registry.push("models/b", "v1", &carded(8));
     let one = stalled.reference("models/a:v1");
     let (two, third) = (registry.reference("models/b:v1"), registry.reference("models/1:v1"));
     store.artifact(&["add", &one, "--warm", "none"]).ok();
@@ -327,7 +329,7 @@ fn while_what_two_artifacts_have_cannot_be_compared_others_are_removed_and_who_w
     assert_eq!(store.names(), [one.as_str()]);
     stalled.weather(Weather::Clear);
     store.add(&two);
-    store.assert_copied(&two, &of(8));
+    store.assert_copied(&two, &carded(8));
 }
 
 #[test]
@@ -398,19 +400,14 @@ fn what_is_registered_is_there_again_after_the_machine_has_started_anew() {
 #[test]
 fn what_two_artifacts_have_is_compared_again_when_they_are_had_again() {
     let (evil, good, mut store) = (Registry::start(), Registry::start(), Store::start());
-    let of = |weights: u64| {
-        let card = pack::File::new("card.md", "what both have");
-        let files = [card, pack::File::new("weights.bin", bytes(weights, WEIGHTS))];
-        pack::pack(&files, Packing::Raw, Dialect::Upstream, Path::new("/nowhere"))
-    };
-    evil.push("models/a", "v1", &of(7));
-    good.push("models/b", "v1", &of(8));
+    evil.push("models/a", "v1", &carded(7));
+    good.push("models/b", "v1", &carded(8));
     let references = [evil.reference("models/a:v1"), good.reference("models/b:v1")];
     references.iter().for_each(|reference| drop(store.add(reference)));
     let servers = references.each_ref().map(|reference| store.server(reference));
     store.stop_machine(&servers);
     fs::remove_dir_all(store.node.place.store()).unwrap();
-    let card = of(7).blobs[0].digest.clone();
+    let card = carded(7).blobs[0].digest.clone();
     evil.corrupt(&card, 0);
     store.node.restart();
     wait::until("one of both is shown, and the other not", 3 * SOON, || {
@@ -422,7 +419,7 @@ fn what_two_artifacts_have_is_compared_again_when_they_are_had_again() {
     // With the one out of the way that lies, the other is had by and by.
     store.artifact(&["remove", &references[0]]).ok();
     store.server(&references[1]);
-    store.assert_copied(&references[1], &of(8));
+    store.assert_copied(&references[1], &carded(8));
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl Streams {
         self.put(Stream { consumed: onward.consumed, planned, came_on: true, ..Stream::at(0, self.clock) });
     }
 
-    /// Whether the file has a reader, or one is expected.
+    /// Whether the file has had a reader, or one is expected.
     #[must_use]
     pub fn is_led(&self) -> bool {
         !self.streams.is_empty()

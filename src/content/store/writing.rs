@@ -10,7 +10,7 @@ use nix::sys::uio::pwritev;
 use super::kept::{KeptFile, RECORD, kept_at, record_at, record_check};
 use super::seal::Stamp;
 use crate::buffer::{ALIGN, is_aligned};
-use crate::content::verify::Verified;
+use crate::content::verify::{Verified, bytes_of};
 use crate::index::ChunkDigest;
 
 /// What [`KeptFile::record`] found.
@@ -94,7 +94,7 @@ impl KeptFile {
                 Err(Errno::EINTR) => 0,
                 written => written?,
             };
-            if written == chunks.iter().map(|chunk| chunk.bytes().len()).sum::<usize>() {
+            if written as u64 == bytes_of(chunks) {
                 done = well;
             }
         }
