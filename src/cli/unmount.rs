@@ -9,8 +9,8 @@ use crate::mount::{self, Detach};
 use crate::serve::State;
 use crate::serve::control::{self, Answer, Question};
 
-/// How long the mount's process may take to end.
-const END: Duration = Duration::from_secs(15);
+/// How long the mount's process may take to end: what it has begun to write down with fsync(2) takes as long as the disk does.
+const END: Duration = Duration::from_secs(45);
 
 /// How long it may take where the mount was detached while it was in use: it goes on for its readers.
 const LAZY_END: Duration = Duration::from_secs(2);

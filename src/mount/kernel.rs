@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memmap2::{Advice, MmapOptions};
 use nix::errno::Errno;
@@ -23,6 +23,10 @@ pub(super) const FSTYPE: &str = "fuse.weightfs";
 
 /// How much of a file is read ahead at once: the kernel's largest folio.
 const STEP: usize = 2 << 20;
+
+/// How long files may stay open that their readers have closed, and how often is looked.
+const LEFT_OPEN: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// How long a mount may take to answer `statfs` before it counts as alive but slow.
 const PROBE: Duration = Duration::from_secs(2);
@@ -181,9 +185,27 @@ pub(super) fn is_dead(dir: &Path) -> bool {
 
 /// Takes away what is mounted at `dir`: by umount2(2), or by fusermount3 where that is not permitted.
 ///
+/// [`Detach::Unused`] asks again for a second before it calls a living mount busy. A program that starts another leaves copies of
+/// its open files with it until that one has begun (`posix_spawn`, `O_CLOEXEC`), so that files which their readers have closed are
+/// still open for moments. Of a dead mount nobody can read: it goes at once.
+///
 /// # Errors
 /// `Busy` where it is in use and `how` is [`Detach::Unused`]; `Kernel` for the rest.
 pub(super) fn detach(dir: &Path, how: Detach) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        match detach_once(dir, how) {
+            Err(error) if error.kind() == Kind::Busy && is_dead(dir) => {
+                return detach_once(dir, Detach::Lazy);
+            }
+            Err(error) if error.kind() == Kind::Busy && begun.elapsed() < LEFT_OPEN => {}
+            done => return done,
+        }
+        std::thread::sleep(AGAIN);
+    }
+}
+
+fn detach_once(dir: &Path, how: Detach) -> Result<()> {
     let flags = match how {
         Detach::Unused => MntFlags::UMOUNT_NOFOLLOW,
         Detach::Lazy => MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH,

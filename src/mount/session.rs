@@ -152,13 +152,7 @@ pub fn unmount(dir: &Path, how: Detach) -> Result<()> {
         let doing = format!("what is mounted at {} is no weightfs mount but {}", dir.display(), entry.fstype);
         return Err(Error::new(Kind::Invalid, doing).hint("use umount"));
     }
-    match kernel::detach(&dir, how) {
-        // Who holds files of a dead mount can't read them any more: there is nothing to wait for.
-        Err(error) if error.kind() == Kind::Busy && kernel::is_dead(&dir) => {
-            kernel::detach(&dir, Detach::Lazy)
-        }
-        done => done,
-    }
+    kernel::detach(&dir, how)
 }
 
 pub(super) async fn blocking<T: Send + 'static>(
@@ -335,10 +329,7 @@ pub(super) fn detach_own(dir: &Path, device: &Device) -> Result<()> {
     if !kernel::mounted_at(dir)?.is_some_and(|entry| entry.device == *device) {
         return Ok(());
     }
-    match kernel::detach(dir, Detach::Unused) {
-        Err(error) if error.kind() == Kind::Busy => kernel::detach(dir, Detach::Lazy),
-        done => done,
-    }
+    kernel::detach(dir, Detach::Lazy)
 }
 
 /// Starts the thread that takes poisoned files out of the kernel's cache. Must be called within a tokio runtime.

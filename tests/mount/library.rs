@@ -227,6 +227,25 @@ async fn a_folder_that_is_mounted_at_already_is_refused_and_one_in_use_is_only_l
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_closed_while_its_mount_is_unmounted_is_waited_for() {
+    let bench = Bench::new();
+    let mount = bench.mount().await;
+    let (dir, path) = (bench.dir(), bench.file());
+    reading(move || {
+        let held = File::open(path).unwrap();
+        // The first attempt of umount2(2) comes within microseconds, and this is closed only when another has had its turn.
+        let closing = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(held);
+        });
+        unmount(&dir, Detach::Unused).unwrap();
+        closing.join().unwrap();
+    })
+    .await;
+    tokio::time::timeout(Duration::from_secs(10), mount.ended()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_is_missing_or_not_empty_is_refused() {
     let bench = Bench::new();
     let open = async |dir: PathBuf| {
