@@ -190,6 +190,11 @@ impl Answers {
         self.model.tree.node(id).map(|node| (id, node))
     }
 
+    /// A number as the kernel knows it.
+    pub(super) fn outer(&self, ino: Ino) -> INodeNo {
+        self.base.outer(ino)
+    }
+
     /// The number that a lookup answers now.
     pub(super) fn number(&self, id: NodeId) -> INodeNo {
         self.base.outer(self.handles.generations().ino(id))

@@ -4,13 +4,14 @@
 //! handle is the way of all others until the last is released. Knows nothing of replies: who answers says how a
 //! file is registered with the kernel. Called by [`answers`](super::answers) only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::numbers::Base;
 use crate::fs::NodeId;
@@ -130,6 +131,8 @@ pub(super) enum Opened<B> {
 pub(super) struct Handles<H, B> {
     table: Mutex<Table<H, B>>,
     generations: Generations,
+    /// Told when something is left.
+    leaving: Notify,
 }
 
 #[derive(Debug)]
@@ -137,6 +140,8 @@ struct Table<H, B> {
     next: u64,
     open: HashMap<u64, (Ino, H)>,
     nodes: HashMap<Ino, Live<B>>,
+    /// What was served by replies until its last handle went, and was not opened since: the kernel may have pages of it.
+    left: HashSet<Ino>,
 }
 
 #[derive(Debug)]
@@ -154,8 +159,8 @@ enum Way<B> {
 impl<H, B> Handles<H, B> {
     /// No handle yet, for a tree of `nodes` nodes, which may grow, whose numbers have `base` in common.
     pub(super) fn new(nodes: usize, base: Base) -> Self {
-        let table = Table { next: 1, open: HashMap::new(), nodes: HashMap::new() };
-        Self { table: Mutex::new(table), generations: Generations::new(nodes, base) }
+        let table = Table { next: 1, open: HashMap::new(), nodes: HashMap::new(), left: HashSet::new() };
+        Self { table: Mutex::new(table), generations: Generations::new(nodes, base), leaving: Notify::new() }
     }
 
     /// Whether nothing is open.
@@ -222,10 +227,26 @@ impl<H, B> Handles<H, B> {
             live.handles = live.handles.saturating_sub(1);
             live.handles == 0
         });
-        if last {
-            table.nodes.remove(&ino);
+        if last && table.nodes.remove(&ino).is_some_and(|live| live.is_cached()) {
+            table.left.insert(ino);
+            self.leaving.notify_one();
         }
         Some(held)
+    }
+
+    /// Returns when the last handle of something that was served by replies has gone since this was called before. For one caller.
+    pub(super) async fn leaving(&self) {
+        self.leaving.notified().await;
+    }
+
+    /// The numbers that had handles served by replies, have none now, and were not opened since.
+    pub(super) fn left(&self) -> Vec<Ino> {
+        self.table.lock().left.iter().copied().collect()
+    }
+
+    /// Strikes the number off those that were [`left`](Self::left); whether it was one of them.
+    pub(super) fn forget_left(&self, ino: Ino) -> bool {
+        self.table.lock().left.remove(&ino)
     }
 }
 
@@ -250,6 +271,7 @@ impl<H, B> Table<H, B> {
     fn add(&mut self, ino: Ino, held: H, way: Way<B>) -> Opened<B> {
         let handle = self.next;
         self.next = self.next.wrapping_add(1);
+        self.left.remove(&ino);
         self.open.insert(handle, (ino, held));
         let opened = match &way {
             Way::Cached => Opened::Cached(handle),
@@ -393,6 +415,23 @@ mod tests {
         assert!(table.is_served_by_replies(old) && !table.is_served_by_replies(new));
         table.release(handle(&first));
         assert_eq!(table.generations().ino(NodeId::ROOT), new);
+    }
+
+    #[test]
+    fn a_number_is_left_from_its_last_handle_served_by_replies_to_its_next() {
+        let table = Table::new(2, Base::default());
+        let (first, second) = (open(&table, FIRST, None), open(&table, FIRST, None));
+        table.release(handle(&first));
+        assert_eq!(table.left(), []);
+        table.release(handle(&second));
+        assert_eq!(table.left(), [FIRST]);
+        let native = open(&table, FIRST, some_file());
+        assert_eq!(table.left(), [], "the kernel has let go of its pages");
+        table.release(handle(&native));
+        assert_eq!(table.left(), [], "it had none");
+        let third = open(&table, FIRST, None);
+        table.release(handle(&third));
+        assert!(table.forget_left(FIRST) && !table.forget_left(FIRST));
     }
 
     #[test]

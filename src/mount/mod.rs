@@ -8,6 +8,7 @@ mod answers;
 mod attach;
 pub mod bind;
 mod complaints;
+mod exchange;
 pub mod frame;
 mod gallery;
 mod handles;

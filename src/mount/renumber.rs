@@ -42,8 +42,7 @@ pub(super) struct Offers {
     /// Where the mount is.
     dir: PathBuf,
     ended: watch::Receiver<()>,
-    /// How many bytes may still be read ahead.
-    ahead: u64,
+    ahead: Ahead,
 }
 
 /// Offers what becomes whole, until the mount ends.
@@ -74,7 +73,7 @@ impl Offers {
         dir: PathBuf,
         ended: watch::Receiver<()>,
     ) -> Self {
-        Self { answers, notifier, dir, ended, ahead: available().unwrap_or(0) / PART }
+        Self { answers, notifier, dir, ended, ahead: Ahead::of_what_is_available() }
     }
 
     fn offer_all(&mut self, concerned: impl Fn(ExtentId) -> bool) {
@@ -108,7 +107,7 @@ impl Offers {
         }
         tracing::info!(path = answers.model.tree.path(id), "whole: later opens are the kernel's own");
         // Its chunks were written past the page cache: who opens it next shall not find it cold.
-        self.read_ahead(file);
+        self.ahead.read(file, || self.ended.has_changed().is_ok());
     }
 
     /// Whether something is mounted at one of the file's names, as far as this process can see; where it can't look, it is so.
@@ -117,12 +116,21 @@ impl Offers {
         let free = |path: PathBuf| kernel::mounted_at(&path).is_ok_and(|entry| entry.is_none());
         tree.names(id).into_iter().any(|(folder, name)| !free(self.dir.join(tree.path(folder)).join(name)))
     }
+}
 
-    /// Has the kernel read the file into its cache, without waiting for the last of it.
-    fn read_ahead(&mut self, file: &File) {
-        let len = file.metadata().map_or(0, |meta| meta.len()).min(AHEAD).min(self.ahead);
-        let read = kernel::read_ahead(file, len, || self.ended.has_changed().is_ok());
-        self.ahead = self.ahead.saturating_sub(read);
+/// How much may still be read ahead of the files of a mount, so that its page cache is not filled for nobody.
+pub(super) struct Ahead(u64);
+
+impl Ahead {
+    /// A part of what is available now; nothing where that is not known.
+    pub(super) fn of_what_is_available() -> Self {
+        Self(available().unwrap_or(0) / PART)
+    }
+
+    /// Has the kernel read the file into its cache while `goes_on`, as far as is worth it and left. Blocks on the local disk.
+    pub(super) fn read(&mut self, file: &File, goes_on: impl Fn() -> bool) {
+        let len = file.metadata().map_or(0, |meta| meta.len()).min(AHEAD).min(self.0);
+        self.0 = self.0.saturating_sub(kernel::read_ahead(file, len, goes_on));
     }
 }
 

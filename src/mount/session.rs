@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::adapter::Adapter;
 use super::answers::Answers;
 use super::attach::{self, Audience};
+use super::exchange::{self, Exchange};
 use super::kernel::{self, Device};
 use super::renumber::{self, Offers};
 use super::{Detach, Options, Passthrough, Status};
@@ -115,10 +116,16 @@ impl Mount {
     /// requests hold locked in the kernel.
     fn notify(&self, notifier: Notifier, passthrough: Passthrough) -> Result<()> {
         watch_poisonings(Arc::clone(&self.answers), notifier.clone(), self.ended.clone())?;
-        if passthrough != Passthrough::Swap {
+        if passthrough == Passthrough::Off {
             return Ok(());
         }
         let runtime = tokio::runtime::Handle::current();
+        let exchange = Exchange::new(Arc::clone(&self.answers), notifier.clone(), self.ended.clone());
+        let (sealings, within) = (self.model.loader.sealings(), runtime.clone());
+        thread("weightfs-exchg", move || within.block_on(exchange::attend(sealings, exchange)))?;
+        if passthrough == Passthrough::Auto {
+            return Ok(());
+        }
         let (answers, ended) = (Arc::clone(&self.answers), self.ended.clone());
         let (dir, sealings) = (self.dir.clone(), self.model.loader.sealings());
         thread("weightfs-renum", move || {

@@ -127,6 +127,31 @@ async fn a_file_that_becomes_whole_while_it_is_open_is_the_kernels_own_for_who_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_read_and_closed_is_in_memory_for_who_opens_it_from_the_kernel() {
+    if !may_pass_through() {
+        return;
+    }
+    let bench = Bench::new();
+    let mount = Mount::open(bench.model(lazy()).await, &bench.dir(), &Options::default()).await.unwrap();
+    let (at, weights) = (bench.file(), bench.weights.clone());
+    reading(move || assert!(whole(&File::open(at).unwrap()) == weights)).await;
+    until("it was exchanged", || count(&mount, "exchanged_files") == 1).await;
+    assert_eq!(count(&mount, "passthrough_opens"), 0);
+
+    let image = File::open(image(&bench)).unwrap();
+    if statfs(&bench.store()).unwrap().filesystem_type() != TMPFS_MAGIC {
+        let mut pages = (0..bench.weights.len() as u64).step_by(4096);
+        assert!(pages.all(|at| is_cached(&image, at)), "its next reader would wait for the disk");
+    }
+    let (at, weights) = (bench.file(), bench.weights.clone());
+    let before = count(&mount, "reads");
+    reading(move || assert!(whole(&File::open(at).unwrap()) == weights)).await;
+    assert_eq!((count(&mount, "passthrough_opens"), count(&mount, "reads")), (1, before));
+    assert_eq!(count(&mount, "exchanged_files"), 1, "nothing is left by who reads from the kernel");
+    mount.unmount().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_nobody_has_open_keeps_its_number() {
     let bench = Bench::new();
     let mount = bench.mount_with(Config { warm: Warm::All, ..Config::default() }).await;
@@ -221,20 +246,20 @@ async fn what_was_read_of_an_image_before_it_was_whole_leaves_the_kernels_cache(
     until("kept", || mount.status().metrics["kept_bytes"] > 0).await;
     let image = File::open(image(&bench)).unwrap();
     image.read_exact_at(&mut [0], 0).unwrap();
-    assert!(is_cached(&image));
+    assert!(is_cached(&image, 0));
     if statfs(bench.store().as_path()).unwrap().filesystem_type() == TMPFS_MAGIC {
         println!("not run: the store is in memory, all of it");
         return mount.unmount().await.unwrap();
     }
     let (path, weights) = (bench.file(), bench.weights.clone());
     reading(move || assert!(whole(&File::open(&path).unwrap()) == weights)).await;
-    until("forgotten when it is sealed", || !is_cached(&image)).await;
+    until("forgotten when it is sealed", || !is_cached(&image, 0)).await;
     mount.unmount().await.unwrap();
 }
 
-/// Whether the kernel has the first byte of a file in memory.
-fn is_cached(file: &File) -> bool {
-    preadv2(file, &mut [IoSliceMut::new(&mut [0])], 0, ReadWriteFlags::NOWAIT) == Ok(1)
+/// Whether the kernel has this byte of a file in memory.
+fn is_cached(file: &File, at: u64) -> bool {
+    preadv2(file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT) == Ok(1)
 }
 
 #[tokio::test(flavor = "multi_thread")]
