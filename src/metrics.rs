@@ -89,7 +89,7 @@ metrics! {
     passthrough_opens, "opens", "Opens that the kernel serves by itself from the store.";
     cached_opens, "opens", "Opens served by replies of this process.";
     renumbered_files, "files", "Files that became whole while they were open, and got another number for passthrough.";
-    exchanged_files, "files", "Files that nobody had open any more, of which the kernel was given the store's bytes for those it had.";
+    exchanged_files, "files", "Sealed files that nobody had open any more, whose pages in memory were exchanged for the store's.";
     denied_passthroughs, "opens", "Complete files the kernel did not take: this process may not ask (CAP_SYS_ADMIN).";
     stacked_passthroughs, "opens", "Complete files the kernel did not take: the store is on a stacked file system.";
     unknown_passthroughs, "opens", "Complete files the kernel did not take: it has no passthrough (Linux 6.9).";

@@ -75,6 +75,12 @@ impl Loader {
         receiver
     }
 
+    /// Whether a file was sealed when this process looked last. Asks the store nothing.
+    #[must_use]
+    pub fn was_sealed(&self, id: ExtentId) -> bool {
+        self.extent(id).is_some_and(Extent::is_sealed)
+    }
+
     /// Takes down that a file is sealed, and tells who wants to know.
     pub(super) fn note_sealed(&self, extent: &Extent) {
         extent.note_sealed(true);

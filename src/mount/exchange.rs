@@ -2,8 +2,11 @@
 //!
 //! Who opens a sealed file gets it from the image ([passthrough](super::native)): the pages that replies filled are worth nothing to
 //! him, and the kernel throws them away before it answers his open, 20 ms for 256 MiB. He would then read from the disk what was in
-//! memory a moment before. So they go as soon as nobody uses them, and as much of the image comes, in the kernel's largest folios.
-//! Only while the mount is quiet: whoever reads goes first. Runs on a thread of its own, started by the session.
+//! memory a moment before. So they go as soon as nobody uses them, and the beginning of the image comes, in the kernel's largest
+//! folios. Only while the mount is quiet: whoever opens or reads goes first. Runs on a thread of its own, started by the session.
+//!
+//! What another process has sealed is not noticed, nor what was closed before the kernel took a first file: such a file is read from
+//! the disk when it is opened again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +16,9 @@ use tokio::sync::{mpsc::UnboundedReceiver, watch};
 
 use super::answers::Answers;
 use super::handles::Ino;
+use super::kernel;
 use super::renumber::Ahead;
-use crate::content::Held;
+use crate::fs::NodeId;
 use crate::index::ExtentId;
 
 /// So long nothing is asked of a mount before it counts as quiet.
@@ -31,24 +35,23 @@ pub(super) struct Exchange {
     ahead: Ahead,
 }
 
-/// Exchanges what is closed and sealed, in any order, until the mount ends.
+/// Exchanges what is closed and sealed, in any order, until the mount ends or has had its part of the memory.
 pub(super) async fn attend(mut sealings: UnboundedReceiver<ExtentId>, mut exchange: Exchange) {
     let answers = Arc::clone(&exchange.answers);
     let mut ended = exchange.ended.clone();
-    loop {
+    while exchange.goes_on() {
         tokio::select! {
             sealed = sealings.recv() => if sealed.is_none() { return },
             () = answers.handles.leaving() => {}
             _ = ended.changed() => return,
         }
-        while let Some((ino, held)) = exchange.next() {
-            let before = answers.model.metrics.reads.value();
-            tokio::select! {
-                () = tokio::time::sleep(QUIET) => {}
-                _ = ended.changed() => return,
-            }
-            if before == answers.model.metrics.reads.value() {
-                exchange.make(ino, &held);
+        while exchange.goes_on() && exchange.next().is_some() {
+            let before = exchange.asked();
+            // The thread is for nothing else, and a timer of the runtime would outlive that.
+            std::thread::sleep(QUIET);
+            while sealings.try_recv().is_ok() {}
+            if let Some((ino, id)) = exchange.next().filter(|_| exchange.asked() == before) {
+                exchange.make(ino, id);
             }
         }
     }
@@ -57,38 +60,61 @@ pub(super) async fn attend(mut sealings: UnboundedReceiver<ExtentId>, mut exchan
 impl Exchange {
     /// In the mount that gives these answers, until it has ended.
     pub(super) fn new(answers: Arc<Answers>, notifier: Notifier, ended: watch::Receiver<()>) -> Self {
+        answers.handles.note_left();
         Self { answers, notifier, ended, ahead: Ahead::of_what_is_available() }
     }
 
-    /// A sealed file that was closed and not opened since, the only kind that is worth it. Reads small files of the store.
-    fn next(&self) -> Option<(Ino, Held)> {
-        if !self.answers.native.is_taken() {
+    fn goes_on(&self) -> bool {
+        self.ended.has_changed().is_ok() && !self.ahead.is_spent()
+    }
+
+    /// How much was asked of the mount so far.
+    fn asked(&self) -> u64 {
+        let metrics = &self.answers.model.metrics;
+        [&metrics.reads, &metrics.cached_opens, &metrics.passthrough_opens]
+            .map(|count| count.value())
+            .iter()
+            .sum()
+    }
+
+    /// A file that was closed and not opened since, that is worth it, and that was sealed when this process looked last. Asks the
+    /// store nothing: to look is no use of a file.
+    fn next(&self) -> Option<(Ino, NodeId)> {
+        let answers = &self.answers;
+        if !answers.native.is_taken() {
             return None;
         }
-        self.answers.handles.left().into_iter().find_map(|ino| {
-            let number = self.answers.outer(ino);
-            let (id, node) = self.answers.node(number)?;
-            if self.answers.attributes(number, node).size < LEAST {
-                self.answers.handles.forget_left(ino);
+        answers.handles.left().into_iter().find_map(|ino| {
+            let number = answers.outer(ino);
+            let (id, node) = answers.node(number)?;
+            if answers.attributes(number, node).size < LEAST {
+                answers.handles.forget_left(ino);
                 return None;
             }
-            let held = self.answers.hold(id)?;
-            held.whole().is_some().then_some((ino, held))
+            let sealed =
+                answers.model.extent(id).is_some_and(|extent| answers.model.loader.was_sealed(extent));
+            sealed.then_some((ino, id))
         })
     }
 
     /// Exchanges one file, as far as the memory that is meant for it goes. Blocks on the local disk, and on what the kernel has locked.
-    fn make(&mut self, ino: Ino, held: &Held) {
-        let Some(file) = held.whole() else { return };
-        if !self.answers.handles.forget_left(ino) {
-            return;
-        }
-        if let Err(error) = self.notifier.inval_inode(self.answers.outer(ino), 0, 0) {
+    fn make(&mut self, ino: Ino, id: NodeId) {
+        let answers = Arc::clone(&self.answers);
+        let Some(held) = answers.hold(id) else { return };
+        // What has lost its trust is no longer called sealed, and comes again when it is.
+        let Some(file) = held.whole().filter(|_| answers.handles.forget_left(ino)) else { return };
+        if let Err(error) = self.notifier.inval_inode(answers.outer(ino), 0, 0) {
             // It has forgotten the file by itself.
             tracing::debug!(%error, "nothing to exchange");
         }
-        let (reads, before) = (&self.answers.model.metrics.reads, self.answers.model.metrics.reads.value());
-        self.ahead.read(file, || self.ended.has_changed().is_ok() && reads.value() == before);
-        self.answers.model.metrics.exchanged_files.add(1);
+        // What got another number was read ahead for who opens it under that, and may be being read.
+        if answers.number(id) == answers.outer(ino) {
+            let asked = self.asked();
+            let ended = self.ended.clone();
+            let quiet = || ended.has_changed().is_ok() && self.asked() == asked;
+            let read = answers.alone_ahead(|| kernel::read_ahead(file, self.ahead.of(file), quiet));
+            self.ahead.spend(read.unwrap_or(0));
+        }
+        answers.model.metrics.exchanged_files.add(1);
     }
 }

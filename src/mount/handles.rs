@@ -140,8 +140,9 @@ struct Table<H, B> {
     next: u64,
     open: HashMap<u64, (Ino, H)>,
     nodes: HashMap<Ino, Live<B>>,
-    /// What was served by replies until its last handle went, and was not opened since: the kernel may have pages of it.
-    left: HashSet<Ino>,
+    /// What was served by replies until its last handle went, and was not opened since: the kernel may have pages of it. `None`
+    /// where nobody asks.
+    left: Option<HashSet<Ino>>,
 }
 
 #[derive(Debug)]
@@ -159,7 +160,7 @@ enum Way<B> {
 impl<H, B> Handles<H, B> {
     /// No handle yet, for a tree of `nodes` nodes, which may grow, whose numbers have `base` in common.
     pub(super) fn new(nodes: usize, base: Base) -> Self {
-        let table = Table { next: 1, open: HashMap::new(), nodes: HashMap::new(), left: HashSet::new() };
+        let table = Table { next: 1, open: HashMap::new(), nodes: HashMap::new(), left: None };
         Self { table: Mutex::new(table), generations: Generations::new(nodes, base), leaving: Notify::new() }
     }
 
@@ -228,10 +229,15 @@ impl<H, B> Handles<H, B> {
             live.handles == 0
         });
         if last && table.nodes.remove(&ino).is_some_and(|live| live.is_cached()) {
-            table.left.insert(ino);
+            table.left.as_mut().map(|left| left.insert(ino));
             self.leaving.notify_one();
         }
         Some(held)
+    }
+
+    /// Notes from now on what is [`left`](Self::left).
+    pub(super) fn note_left(&self) {
+        self.table.lock().left.get_or_insert_default();
     }
 
     /// Returns when the last handle of something that was served by replies has gone since this was called before. For one caller.
@@ -241,12 +247,12 @@ impl<H, B> Handles<H, B> {
 
     /// The numbers that had handles served by replies, have none now, and were not opened since.
     pub(super) fn left(&self) -> Vec<Ino> {
-        self.table.lock().left.iter().copied().collect()
+        self.table.lock().left.iter().flatten().copied().collect()
     }
 
     /// Strikes the number off those that were [`left`](Self::left); whether it was one of them.
     pub(super) fn forget_left(&self, ino: Ino) -> bool {
-        self.table.lock().left.remove(&ino)
+        self.table.lock().left.as_mut().is_some_and(|left| left.remove(&ino))
     }
 }
 
@@ -271,7 +277,7 @@ impl<H, B> Table<H, B> {
     fn add(&mut self, ino: Ino, held: H, way: Way<B>) -> Opened<B> {
         let handle = self.next;
         self.next = self.next.wrapping_add(1);
-        self.left.remove(&ino);
+        self.left.as_mut().map(|left| left.remove(&ino));
         self.open.insert(handle, (ino, held));
         let opened = match &way {
             Way::Cached => Opened::Cached(handle),
@@ -420,6 +426,9 @@ mod tests {
     #[test]
     fn a_number_is_left_from_its_last_handle_served_by_replies_to_its_next() {
         let table = Table::new(2, Base::default());
+        let unnoted = open(&table, FIRST, None);
+        table.release(handle(&unnoted));
+        table.note_left();
         let (first, second) = (open(&table, FIRST, None), open(&table, FIRST, None));
         table.release(handle(&first));
         assert_eq!(table.left(), []);

@@ -185,27 +185,9 @@ pub(super) fn is_dead(dir: &Path) -> bool {
 
 /// Takes away what is mounted at `dir`: by umount2(2), or by fusermount3 where that is not permitted.
 ///
-/// [`Detach::Unused`] asks again for a second before it calls a living mount busy. A program that starts another leaves copies of
-/// its open files with it until that one has begun (`posix_spawn`, `O_CLOEXEC`), so that files which their readers have closed are
-/// still open for moments. Of a dead mount nobody can read: it goes at once.
-///
 /// # Errors
 /// `Busy` where it is in use and `how` is [`Detach::Unused`]; `Kernel` for the rest.
 pub(super) fn detach(dir: &Path, how: Detach) -> Result<()> {
-    let begun = Instant::now();
-    loop {
-        match detach_once(dir, how) {
-            Err(error) if error.kind() == Kind::Busy && is_dead(dir) => {
-                return detach_once(dir, Detach::Lazy);
-            }
-            Err(error) if error.kind() == Kind::Busy && begun.elapsed() < LEFT_OPEN => {}
-            done => return done,
-        }
-        std::thread::sleep(AGAIN);
-    }
-}
-
-fn detach_once(dir: &Path, how: Detach) -> Result<()> {
     let flags = match how {
         Detach::Unused => MntFlags::UMOUNT_NOFOLLOW,
         Detach::Lazy => MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH,
@@ -215,6 +197,34 @@ fn detach_once(dir: &Path, how: Detach) -> Result<()> {
         Err(Errno::EPERM) => detach_by_helper(dir, how),
         Err(Errno::EBUSY) => Err(in_use(dir)),
         Err(errno) => Err(cannot(dir, errno.desc())),
+    }
+}
+
+/// The same of the mount that is `entry`, once nobody uses it: asks again for a second before it calls a living mount busy. A program
+/// that starts another leaves copies of its open files with it until that one has begun (`posix_spawn`, `O_CLOEXEC`), so that files
+/// which their readers have closed are still open for moments. Of a dead mount nobody can read: it goes at once.
+///
+/// # Errors
+/// As [`detach`].
+pub(super) fn detach_unused(dir: &Path, entry: &MountEntry) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        match detach(dir, Detach::Unused) {
+            Err(error) if error.kind() == Kind::Busy => {
+                if is_dead(dir) {
+                    return detach(dir, Detach::Lazy);
+                }
+                if begun.elapsed() > LEFT_OPEN {
+                    return Err(error);
+                }
+            }
+            done => return done,
+        }
+        std::thread::sleep(AGAIN);
+        // It may have been taken away by others meanwhile, and something else mounted there.
+        if mounted_at(dir)?.as_ref() != Some(entry) {
+            return Ok(());
+        }
     }
 }
 

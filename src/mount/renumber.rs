@@ -26,8 +26,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How much of a file is read ahead at most: its next reader will be at it for a while then, and reads as fast as the disk does.
 const AHEAD: u64 = 256 << 20;
 
-/// Of the memory that is available when the mount begins, all files together have one part in so many read ahead.
-const PART: u64 = 4;
+/// Of the memory that is available when the mount begins, one part in so many is for what is offered, and one for what is exchanged.
+const PART: u64 = 8;
 
 /// Looking takes no more of the time than one part in so many, however many files are open.
 const SHARE: u32 = 50;
@@ -107,7 +107,8 @@ impl Offers {
         }
         tracing::info!(path = answers.model.tree.path(id), "whole: later opens are the kernel's own");
         // Its chunks were written past the page cache: who opens it next shall not find it cold.
-        self.ahead.read(file, || self.ended.has_changed().is_ok());
+        let read = kernel::read_ahead(file, self.ahead.of(file), || self.ended.has_changed().is_ok());
+        self.ahead.spend(read);
     }
 
     /// Whether something is mounted at one of the file's names, as far as this process can see; where it can't look, it is so.
@@ -127,19 +128,39 @@ impl Ahead {
         Self(available().unwrap_or(0) / PART)
     }
 
-    /// Has the kernel read the file into its cache while `goes_on`, as far as is worth it and left. Blocks on the local disk.
-    pub(super) fn read(&mut self, file: &File, goes_on: impl Fn() -> bool) {
-        let len = file.metadata().map_or(0, |meta| meta.len()).min(AHEAD).min(self.0);
-        self.0 = self.0.saturating_sub(kernel::read_ahead(file, len, goes_on));
+    /// Whether nothing is left.
+    pub(super) fn is_spent(&self) -> bool {
+        self.0 == 0
+    }
+
+    /// How much of the file is worth it and left.
+    pub(super) fn of(&self, file: &File) -> u64 {
+        file.metadata().map_or(0, |meta| meta.len()).min(AHEAD).min(self.0)
+    }
+
+    /// Takes off what was read.
+    pub(super) fn spend(&mut self, bytes: u64) {
+        self.0 = self.0.saturating_sub(bytes);
     }
 }
 
-/// How many bytes of memory programs could have now (`MemAvailable` in man 5 proc).
+/// How many bytes of memory this process could have now: what the machine has available (`MemAvailable` in man 5 proc), and what its
+/// control group has left (`memory.max` of cgroup v2), to which pages count that it has read.
 fn available() -> Option<u64> {
     let table = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+    let bytes = kib.checked_mul(1024)?;
+    Some(left_of_group().map_or(bytes, |left| left.min(bytes)))
+}
+
+/// What the process's own group has left; `None` where it has no limit of its own.
+fn left_of_group() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let folder = PathBuf::from("/sys/fs/cgroup").join(group);
+    let number = |file: &str| std::fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
+    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
 }
 
 #[cfg(test)]

@@ -159,7 +159,10 @@ pub fn unmount(dir: &Path, how: Detach) -> Result<()> {
         let doing = format!("what is mounted at {} is no weightfs mount but {}", dir.display(), entry.fstype);
         return Err(Error::new(Kind::Invalid, doing).hint("use umount"));
     }
-    kernel::detach(&dir, how)
+    match how {
+        Detach::Unused => kernel::detach_unused(&dir, &entry),
+        Detach::Lazy => kernel::detach(&dir, how),
+    }
 }
 
 pub(super) async fn blocking<T: Send + 'static>(

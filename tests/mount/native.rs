@@ -252,8 +252,15 @@ async fn what_was_read_of_an_image_before_it_was_whole_leaves_the_kernels_cache(
         return mount.unmount().await.unwrap();
     }
     let (path, weights) = (bench.file(), bench.weights.clone());
-    reading(move || assert!(whole(&File::open(&path).unwrap()) == weights)).await;
+    // It stays open: once it is closed the image comes into memory again, for its next reader.
+    let open = reading(move || {
+        let open = File::open(&path).unwrap();
+        assert!(whole(&open) == weights);
+        open
+    })
+    .await;
     until("forgotten when it is sealed", || !is_cached(&image, 0)).await;
+    drop(open);
     mount.unmount().await.unwrap();
 }
 
