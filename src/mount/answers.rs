@@ -110,7 +110,7 @@ pub(super) struct Answers {
     pub(super) native: Verdict,
     read_around: ReadAround,
     complaints: Complaints,
-    /// Held while a file is read ahead.
+    /// Held while the beginning of a file is read ahead.
     ahead: Mutex<()>,
 }
 
@@ -312,18 +312,11 @@ impl Answers {
     /// Has the kernel read the beginning of a file that it serves by itself; nothing while it does so of another, so that whoever
     /// opens many holds up neither the disk nor the threads that open.
     fn read_ahead(&self, file: &File) {
+        let Some(_alone) = self.ahead.try_lock() else { return };
         let len = file.metadata().map_or(0, |meta| meta.len()).min(AHEAD);
-        self.alone_ahead(|| {
-            if !kernel::is_cached(file, len / 2) || !kernel::is_cached(file, len.saturating_sub(1)) {
-                kernel::read_ahead(file, len, || !self.model.loader.is_closing());
-            }
-        });
-    }
-
-    /// What `read` gives, which reads ahead of some file; `None` while another is being read ahead.
-    pub(super) fn alone_ahead<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
-        let _alone = self.ahead.try_lock()?;
-        Some(read())
+        if !kernel::is_cached(file, len / 2) || !kernel::is_cached(file, len.saturating_sub(1)) {
+            kernel::read_ahead(file, len, || !self.model.loader.is_closing());
+        }
     }
 
     /// The bytes in memory, if they are; a panic below counts as their not being there.

@@ -3,10 +3,8 @@
 //! Who opens a sealed file gets it from the image ([passthrough](super::native)): the pages that replies filled are worth nothing to
 //! him, and the kernel throws them away before it answers his open, 20 ms for 256 MiB. He would then read from the disk what was in
 //! memory a moment before. So they go as soon as nobody uses them, and the beginning of the image comes, in the kernel's largest
-//! folios. Only while the mount is quiet: whoever opens or reads goes first. Runs on a thread of its own, started by the session.
-//!
-//! What another process has sealed is not noticed, nor what was closed before the kernel took a first file: such a file is read from
-//! the disk when it is opened again.
+//! folios. Only while nothing is opened or read by replies; what the kernel serves by itself is not seen here. Runs on a thread of its
+//! own, started by the session. What another process has sealed is not noticed: it is read from the disk when it is opened again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +49,7 @@ pub(super) async fn attend(mut sealings: UnboundedReceiver<ExtentId>, mut exchan
             std::thread::sleep(QUIET);
             while sealings.try_recv().is_ok() {}
             if let Some((ino, id)) = exchange.next().filter(|_| exchange.asked() == before) {
-                exchange.make(ino, id);
+                exchange.make(ino, id, before);
             }
         }
     }
@@ -97,8 +95,9 @@ impl Exchange {
         })
     }
 
-    /// Exchanges one file, as far as the memory that is meant for it goes. Blocks on the local disk, and on what the kernel has locked.
-    fn make(&mut self, ino: Ino, id: NodeId) {
+    /// Exchanges one file, as far as the memory that is meant for it goes and while no more than `asked` is asked of the mount. Blocks on
+    /// the local disk, and on what the kernel has locked.
+    fn make(&mut self, ino: Ino, id: NodeId, asked: u64) {
         let answers = Arc::clone(&self.answers);
         let Some(held) = answers.hold(id) else { return };
         // What has lost its trust is no longer called sealed, and comes again when it is.
@@ -109,12 +108,10 @@ impl Exchange {
         }
         // What got another number was read ahead for who opens it under that, and may be being read.
         if answers.number(id) == answers.outer(ino) {
-            let asked = self.asked();
-            let ended = self.ended.clone();
-            let quiet = || ended.has_changed().is_ok() && self.asked() == asked;
-            let read = answers.alone_ahead(|| kernel::read_ahead(file, self.ahead.of(file), quiet));
-            self.ahead.spend(read.unwrap_or(0));
+            let quiet = || self.ended.has_changed().is_ok() && self.asked() == asked;
+            let read = kernel::read_ahead(file, self.ahead.of(file), quiet);
+            self.ahead.spend(read);
+            answers.model.metrics.exchanged_files.add(u64::from(read > 0));
         }
-        answers.model.metrics.exchanged_files.add(1);
     }
 }

@@ -24,6 +24,9 @@ pub(super) const FSTYPE: &str = "fuse.weightfs";
 /// How much of a file is read ahead at once: the kernel's largest folio.
 const STEP: usize = 2 << 20;
 
+/// How much is mapped at once for that.
+const WINDOW: u64 = 8 << 20;
+
 /// How long files may stay open that their readers have closed, and how often is looked.
 const LEFT_OPEN: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(20);
@@ -39,15 +42,28 @@ pub(super) fn is_cached(file: &File, at: u64) -> bool {
 /// Has the kernel read the first `len` bytes of a file into its cache, while `goes_on`; gives how many it did, none before Linux
 /// 5.14. Blocks while they come. Copies nothing: they are mapped, as huge pages, which makes the kernel read them in its largest
 /// folios from the first byte on (`do_sync_mmap_readahead`, `VM_HUGEPAGE`). What was brought in small ones costs everyone more who
-/// reads it later: `posix_fadvise` brings single pages, and so does whoever reads the same at the same time.
+/// reads it later: `posix_fadvise` brings single pages, and so does whoever reads the same at the same time. Only 8 MiB are mapped at
+/// a time: what is mapped counts as this process's own memory.
 pub(super) fn read_ahead(file: &File, len: u64, goes_on: impl Fn() -> bool) -> u64 {
-    let len = usize::try_from(len).unwrap_or(usize::MAX);
-    let Ok(mapped) = MmapOptions::new().len(len).map_raw_read_only(file) else { return 0 };
+    let mut read = 0;
+    while read < len {
+        let part = WINDOW.min(len - read);
+        let come = read_part(file, read, usize::try_from(part).unwrap_or(usize::MAX), &goes_on);
+        read += come;
+        if come < part {
+            break;
+        }
+    }
+    read
+}
+
+fn read_part(file: &File, from: u64, len: usize, goes_on: impl Fn() -> bool) -> u64 {
+    let Ok(mapped) = MmapOptions::new().offset(from).len(len).map_raw_read_only(file) else { return 0 };
     // Refused where the kernel has no huge pages: then it reads as it does for any reader.
     let _ = mapped.advise(Advice::HugePage);
     let comes = |at: usize| mapped.advise_range(Advice::PopulateRead, at, STEP.min(len - at)).is_ok();
-    let read = (0..len).step_by(STEP).take_while(|at| goes_on() && comes(*at)).count();
-    read.saturating_mul(STEP).min(len) as u64
+    let steps = (0..len).step_by(STEP).take_while(|at| goes_on() && comes(*at)).count();
+    steps.saturating_mul(STEP).min(len) as u64
 }
 
 /// A superblock's device number, as the mount table and `/sys/class/bdi` write it: `0:57`.
@@ -222,8 +238,10 @@ pub(super) fn detach_unused(dir: &Path, entry: &MountEntry) -> Result<()> {
         }
         std::thread::sleep(AGAIN);
         // It may have been taken away by others meanwhile, and something else mounted there.
-        if mounted_at(dir)?.as_ref() != Some(entry) {
-            return Ok(());
+        match mounted_at(dir)? {
+            Some(now) if now == *entry => {}
+            _ if has_ours(dir)? => return Err(in_use(dir)),
+            _ => return Ok(()),
         }
     }
 }

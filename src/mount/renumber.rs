@@ -144,23 +144,22 @@ impl Ahead {
     }
 }
 
-/// How many bytes of memory this process could have now: what the machine has available (`MemAvailable` in man 5 proc), and what its
-/// control group has left (`memory.max` of cgroup v2), to which pages count that it has read.
+/// How many bytes of memory this process could have now: what the machine has available (`MemAvailable` in man 5 proc), and no more than
+/// its control group may have in all (`memory.max` of cgroup v2), to which pages count that it has read.
 fn available() -> Option<u64> {
     let table = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     let bytes = kib.checked_mul(1024)?;
-    Some(left_of_group().map_or(bytes, |left| left.min(bytes)))
+    Some(most_of_group().map_or(bytes, |most| most.min(bytes)))
 }
 
-/// What the process's own group has left; `None` where it has no limit of its own.
-fn left_of_group() -> Option<u64> {
+/// What the process's own group may have; `None` where it has no limit of its own.
+fn most_of_group() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let folder = PathBuf::from("/sys/fs/cgroup").join(group);
-    let number = |file: &str| std::fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
-    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+    let limit = PathBuf::from("/sys/fs/cgroup").join(group).join("memory.max");
+    std::fs::read_to_string(limit).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
