@@ -1,6 +1,6 @@
 //! `weightfs unmount`: takes a mount away, living or dead, with what is noted of it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{args, print};
 use crate::config::Settings;
@@ -15,10 +15,6 @@ const END: Duration = Duration::from_secs(45);
 /// How long it may take where the mount was detached while it was in use: it goes on for its readers.
 const LAZY_END: Duration = Duration::from_secs(2);
 
-/// How long files of a plane's mount may stay open that their readers have closed, and how often it is asked.
-const LEFT_OPEN: Duration = Duration::from_secs(1);
-const AGAIN: Duration = Duration::from_millis(100);
-
 /// Unmounts and waits until the mount's process has ended; one of the plane's mounts by way of it, whose process may serve others.
 ///
 /// # Errors
@@ -26,7 +22,10 @@ const AGAIN: Duration = Duration::from_millis(100);
 pub(super) fn run(command: &args::Unmount, settings: &Settings) -> Result<()> {
     let dir = mount::resolve(&command.dir)?;
     let question = Question::Unmount { dir: dir.clone(), lazy: command.lazy };
-    if ask_the_plane(&question, settings, command.lazy)? == Some(Answer::Unmounted) {
+    let ask = || control::ask(&settings.serve.control(&settings.state.live), &question);
+    // Asked again from here: the plane holds up others while it unmounts.
+    let answer = if command.lazy { ask() } else { mount::once_unused(ask) }?;
+    if answer == Some(Answer::Unmounted) {
         return print::line(format_args!("unmounted {}", dir.display()));
     }
     let state = State::open(&settings.state)?;
@@ -55,19 +54,4 @@ pub(super) fn run(command: &args::Unmount, settings: &Settings) -> Result<()> {
     }
     let doing = format!("{} is unmounted, but its process {pid} has not ended", dir.display());
     Err(Error::new(Kind::Busy, doing).hint(format!("run 'kill {pid}'")))
-}
-
-/// As a mount of one's own, one of the plane's is called busy only once it has been for a second; asked again from here, since the plane
-/// holds up others while it unmounts.
-fn ask_the_plane(question: &Question, settings: &Settings, lazy: bool) -> Result<Option<Answer>> {
-    let socket = settings.serve.control(&settings.state.live);
-    let begun = Instant::now();
-    loop {
-        match control::ask(&socket, question) {
-            Err(error) if error.kind() == Kind::Busy && !lazy && begun.elapsed() < LEFT_OPEN => {
-                std::thread::sleep(AGAIN);
-            }
-            answer => return answer,
-        }
-    }
 }

@@ -12,10 +12,9 @@ use std::time::Duration;
 use fuser::Notifier;
 use tokio::sync::{mpsc::UnboundedReceiver, watch};
 
+use super::ahead::Ahead;
 use super::answers::Answers;
 use super::handles::Ino;
-use super::kernel;
-use super::renumber::Ahead;
 use crate::fs::NodeId;
 use crate::index::ExtentId;
 
@@ -44,11 +43,11 @@ pub(super) async fn attend(mut sealings: UnboundedReceiver<ExtentId>, mut exchan
             _ = ended.changed() => return,
         }
         while exchange.goes_on() && exchange.next().is_some() {
-            let before = exchange.asked();
+            let before = asked(&answers);
             // The thread is for nothing else, and a timer of the runtime would outlive that.
             std::thread::sleep(QUIET);
             while sealings.try_recv().is_ok() {}
-            if let Some((ino, id)) = exchange.next().filter(|_| exchange.asked() == before) {
+            if let Some((ino, id)) = exchange.next().filter(|_| asked(&answers) == before) {
                 exchange.make(ino, id, before);
             }
         }
@@ -64,15 +63,6 @@ impl Exchange {
 
     fn goes_on(&self) -> bool {
         self.ended.has_changed().is_ok() && !self.ahead.is_spent()
-    }
-
-    /// How much was asked of the mount so far.
-    fn asked(&self) -> u64 {
-        let metrics = &self.answers.model.metrics;
-        [&metrics.reads, &metrics.cached_opens, &metrics.passthrough_opens]
-            .map(|count| count.value())
-            .iter()
-            .sum()
     }
 
     /// A file that was closed and not opened since, that is worth it, and that was sealed when this process looked last. Asks the
@@ -95,9 +85,9 @@ impl Exchange {
         })
     }
 
-    /// Exchanges one file, as far as the memory that is meant for it goes and while no more than `asked` is asked of the mount. Blocks on
+    /// Exchanges one file, as far as the memory that is meant for it goes and while no more than `before` is asked of the mount. Blocks on
     /// the local disk, and on what the kernel has locked.
-    fn make(&mut self, ino: Ino, id: NodeId, asked: u64) {
+    fn make(&mut self, ino: Ino, id: NodeId, before: u64) {
         let answers = Arc::clone(&self.answers);
         let Some(held) = answers.hold(id) else { return };
         // What has lost its trust is no longer called sealed, and comes again when it is.
@@ -108,10 +98,18 @@ impl Exchange {
         }
         // What got another number was read ahead for who opens it under that, and may be being read.
         if answers.number(id) == answers.outer(ino) {
-            let quiet = || self.ended.has_changed().is_ok() && self.asked() == asked;
-            let read = kernel::read_ahead(file, self.ahead.of(file), quiet);
-            self.ahead.spend(read);
+            let is_quiet = || self.ended.has_changed().is_ok() && asked(&answers) == before;
+            let read = self.ahead.read(file, is_quiet);
             answers.model.metrics.exchanged_files.add(u64::from(read > 0));
         }
     }
+}
+
+/// How much was asked of the mount so far.
+fn asked(answers: &Answers) -> u64 {
+    let metrics = &answers.model.metrics;
+    [&metrics.reads, &metrics.cached_opens, &metrics.passthrough_opens]
+        .map(|count| count.value())
+        .iter()
+        .sum()
 }

@@ -29,7 +29,7 @@ const WINDOW: u64 = 8 << 20;
 
 /// How long files may stay open that their readers have closed, and how often is looked.
 const LEFT_OPEN: Duration = Duration::from_secs(1);
-const AGAIN: Duration = Duration::from_millis(20);
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// How long a mount may take to answer `statfs` before it counts as alive but slow.
 const PROBE: Duration = Duration::from_secs(2);
@@ -216,32 +216,40 @@ pub(super) fn detach(dir: &Path, how: Detach) -> Result<()> {
     }
 }
 
-/// The same of the mount that is `entry`, once nobody uses it: asks again for a second before it calls a living mount busy. A program
-/// that starts another leaves copies of its open files with it until that one has begun (`posix_spawn`, `O_CLOEXEC`), so that files
-/// which their readers have closed are still open for moments. Of a dead mount nobody can read: it goes at once.
+/// The same of the mount that is `entry`, once [nobody uses it](once_unused). Of a dead mount nobody can read: it goes at once.
 ///
 /// # Errors
 /// As [`detach`].
 pub(super) fn detach_unused(dir: &Path, entry: &MountEntry) -> Result<()> {
-    let begun = Instant::now();
-    loop {
-        match detach(dir, Detach::Unused) {
-            Err(error) if error.kind() == Kind::Busy => {
-                if is_dead(dir) {
-                    return detach(dir, Detach::Lazy);
-                }
-                if begun.elapsed() > LEFT_OPEN {
-                    return Err(error);
-                }
-            }
-            done => return done,
-        }
-        std::thread::sleep(AGAIN);
-        // It may have been taken away by others meanwhile, and something else mounted there.
+    once_unused(|| {
+        // It may have been taken away by others since, and something else mounted there.
         match mounted_at(dir)? {
             Some(now) if now == *entry => {}
             _ if has_ours(dir)? => return Err(in_use(dir)),
             _ => return Ok(()),
+        }
+        match detach(dir, Detach::Unused) {
+            Err(error) if error.kind() == Kind::Busy && is_dead(dir) => detach(dir, Detach::Lazy),
+            done => done,
+        }
+    })
+}
+
+/// What `unmount` comes to, which is asked again for a second before a mount is called busy. A program that starts another leaves
+/// copies of its open files with it until that one has begun (`posix_spawn`, `O_CLOEXEC`), so that files which their readers have
+/// closed are still open for moments. Blocks.
+///
+/// # Errors
+/// Those of `unmount`.
+pub fn once_unused<T>(mut unmount: impl FnMut() -> Result<T>) -> Result<T> {
+    let begun = Instant::now();
+    loop {
+        match unmount() {
+            // Nothing tells when a file of a mount is closed for the last time.
+            Err(error) if error.kind() == Kind::Busy && begun.elapsed() < LEFT_OPEN => {
+                std::thread::sleep(AGAIN)
+            }
+            done => return done,
         }
     }
 }

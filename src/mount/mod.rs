@@ -4,6 +4,7 @@
 //! [`Gallery::open`] mounts a folder in which models come and go. [`unmount`] takes a mount away from outside. Knows what the kernel asks, not where bytes come from.
 
 mod adapter;
+mod ahead;
 mod answers;
 mod attach;
 pub mod bind;
@@ -23,7 +24,7 @@ mod status;
 mod watch;
 
 pub use gallery::Gallery;
-pub use kernel::resolve;
+pub use kernel::{once_unused, resolve};
 pub use mapped::Mapping;
 pub use native::{Native, Passthrough};
 pub use session::{Mount, unmount, vacant};

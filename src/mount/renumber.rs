@@ -5,7 +5,6 @@
 //! it open goes on as before. Only where that is set: whoever has found the old number by the name, and keeps that in mind (an
 //! overlay above the mount), is told that the file is stale. Runs on a thread of its own, started by the session.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +13,7 @@ use fuser::Notifier;
 use tokio::sync::{mpsc::UnboundedReceiver, watch};
 use tokio::time::Instant;
 
+use super::ahead::Ahead;
 use super::answers::Answers;
 use super::handles::Ino;
 use super::kernel;
@@ -22,12 +22,6 @@ use crate::index::ExtentId;
 
 /// How often is looked for files that another process has completed or sealed, of which nothing is heard.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// How much of a file is read ahead at most: its next reader will be at it for a while then, and reads as fast as the disk does.
-const AHEAD: u64 = 256 << 20;
-
-/// Of the memory that is available when the mount begins, one part in so many is for what is offered, and one for what is exchanged.
-const PART: u64 = 8;
 
 /// Looking takes no more of the time than one part in so many, however many files are open.
 const SHARE: u32 = 50;
@@ -107,8 +101,7 @@ impl Offers {
         }
         tracing::info!(path = answers.model.tree.path(id), "whole: later opens are the kernel's own");
         // Its chunks were written past the page cache: who opens it next shall not find it cold.
-        let read = kernel::read_ahead(file, self.ahead.of(file), || self.ended.has_changed().is_ok());
-        self.ahead.spend(read);
+        self.ahead.read(file, || self.ended.has_changed().is_ok());
     }
 
     /// Whether something is mounted at one of the file's names, as far as this process can see; where it can't look, it is so.
@@ -116,58 +109,5 @@ impl Offers {
         let tree = &self.answers.model.tree;
         let free = |path: PathBuf| kernel::mounted_at(&path).is_ok_and(|entry| entry.is_none());
         tree.names(id).into_iter().any(|(folder, name)| !free(self.dir.join(tree.path(folder)).join(name)))
-    }
-}
-
-/// How much may still be read ahead of the files of a mount, so that its page cache is not filled for nobody.
-pub(super) struct Ahead(u64);
-
-impl Ahead {
-    /// A part of what is available now; nothing where that is not known.
-    pub(super) fn of_what_is_available() -> Self {
-        Self(available().unwrap_or(0) / PART)
-    }
-
-    /// Whether nothing is left.
-    pub(super) fn is_spent(&self) -> bool {
-        self.0 == 0
-    }
-
-    /// How much of the file is worth it and left.
-    pub(super) fn of(&self, file: &File) -> u64 {
-        file.metadata().map_or(0, |meta| meta.len()).min(AHEAD).min(self.0)
-    }
-
-    /// Takes off what was read.
-    pub(super) fn spend(&mut self, bytes: u64) {
-        self.0 = self.0.saturating_sub(bytes);
-    }
-}
-
-/// How many bytes of memory this process could have now: what the machine has available (`MemAvailable` in man 5 proc), and no more than
-/// its control group may have in all (`memory.max` of cgroup v2), to which pages count that it has read.
-fn available() -> Option<u64> {
-    let table = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    let bytes = kib.checked_mul(1024)?;
-    Some(most_of_group().map_or(bytes, |most| most.min(bytes)))
-}
-
-/// What the process's own group may have; `None` where it has no limit of its own.
-fn most_of_group() -> Option<u64> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let limit = PathBuf::from("/sys/fs/cgroup").join(group).join("memory.max");
-    std::fs::read_to_string(limit).ok()?.trim().parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn it_is_known_how_much_memory_is_available() {
-        assert!(available().is_some_and(|bytes| bytes > 1 << 20));
     }
 }
