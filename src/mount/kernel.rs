@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use memmap2::{Advice, MmapOptions};
 use nix::errno::Errno;
+use nix::libc;
 use nix::mount::MntFlags;
-use rustix::io::{IoSliceMut, ReadWriteFlags, preadv2};
 
 use super::Detach;
 use crate::error::{Error, Kind, Result, StorageContext};
@@ -23,6 +23,9 @@ pub(super) const FSTYPE: &str = "fuse.weightfs";
 
 /// How much of a file is read ahead at once: the kernel's largest folio.
 const STEP: usize = 2 << 20;
+
+/// What every page size of Linux divides.
+const LARGEST_PAGE: u64 = 64 << 10;
 
 /// How much is mapped at once for that.
 const WINDOW: u64 = 8 << 20;
@@ -34,9 +37,18 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// How long a mount may take to answer `statfs` before it counts as alive but slow.
 const PROBE: Duration = Duration::from_secs(2);
 
-/// Whether the file's byte at `at` is in the kernel's cache. Waits for nothing; brings nothing there.
+/// Whether the page of the file that holds the byte at `at` is in the kernel's cache; false where that cannot be known. Waits for
+/// nothing, and unlike a read with `RWF_NOWAIT` brings nothing there: a single page that such a read had begun to bring keeps the
+/// kernel from reading in large folios what lies around it.
+#[allow(unsafe_code, reason = "no crate has a call for mincore(2)")]
 pub(super) fn is_cached(file: &File, at: u64) -> bool {
-    preadv2(file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT) == Ok(1)
+    let page = at - at % LARGEST_PAGE;
+    let Ok(mapped) = MmapOptions::new().offset(page).len(1).map_raw_read_only(file) else { return false };
+    let mut state = 0;
+    // SAFETY: the address is that of a mapping of one page, which lives until this function returns, and there is a byte for each
+    // page to be written.
+    let asked = unsafe { libc::mincore(mapped.as_mut_ptr().cast(), 1, &raw mut state) };
+    asked == 0 && state & 1 == 1
 }
 
 /// Has the kernel read the first `len` bytes of a file into its cache, while `goes_on`; gives how many it did, none before Linux
@@ -320,6 +332,9 @@ pub(super) fn on_path(name: &str, path: Option<&OsStr>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+    use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+
     use super::*;
 
     const TABLE: &[u8] = b"\
@@ -355,6 +370,19 @@ mod tests {
         assert_eq!(parse_line(b""), None);
         assert_eq!(parse_line(b"42 41 0:37 / /mnt/c ro - fuse"), None);
         assert_eq!(parse_line(b"42 41 0:37 / /mnt/c ro shared:1"), None);
+    }
+
+    #[test]
+    fn to_ask_whether_a_page_is_cached_brings_it_not_there() {
+        let mut file = tempfile::tempfile().expect("a file");
+        std::io::Write::write_all(&mut file, &vec![7; 1 << 20]).expect("written");
+        assert!(is_cached(&file, 600_000));
+        file.sync_all().expect("on the disk");
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).expect("dropped");
+        // What lies in memory only stays there.
+        if fstatfs(&file).expect("its file system").filesystem_type() != TMPFS_MAGIC {
+            assert!((0..1000).all(|_| !is_cached(&file, 600_000)));
+        }
     }
 
     #[test]
