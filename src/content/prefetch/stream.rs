@@ -3,7 +3,8 @@
 //! Several streams a file, told apart by where they read, not by file handle: ranks and threads share
 //! descriptors, and the kernel's own read-ahead comes in pieces and out of order. What is loaded ahead never
 //! exceeds a fixed multiple of what the stream has consumed, and stays within the tensor being read until the stream has shown that
-//! it goes on beyond: a reader who stops after one tensor has cost little more than the tensor.
+//! it goes on beyond: a reader who stops after one tensor has cost little more than the tensor. A header of more than a few reads that
+//! was read to its end shows it, too.
 
 use crate::index::CHUNK;
 use crate::range::ContentRange;
@@ -34,8 +35,12 @@ const SMALL_TENSOR: u64 = 2 << 20;
 /// around it.
 const READING: u64 = 4 << 20;
 /// How many times what was read at first is loaded ahead of who begins where a tensor does: nobody but who reads it in order begins
-/// there, since around a fault the kernel begins before it.
-const FROM_ITS_START: u64 = 8;
+/// there, since around a fault the kernel begins before it. Sixteen of the kernel's reads of 1 MiB: with less a far line lies idle for
+/// a round trip, since the first of eight that share it comes no sooner than the last, and only then is more asked for.
+const FROM_ITS_START: u64 = 16;
+/// How many times what a stream consumed is loaded ahead of it once it has read a header to its end: who has read so much of it loads the
+/// file next, and is at work with the header meanwhile while the line lies idle.
+const PAST_HEADER: u64 = 8;
 /// A page, on which the kernel begins a read.
 const PAGE: u64 = 4096;
 /// The part of what a stream consumed that one request has, so that the first ones are small and come side by side, and later ones
@@ -237,7 +242,11 @@ impl Stream {
         let here = tensors.around(self.next.saturating_sub(1), len);
         // The kernel begins a read on a page, or before it: what it reads there is not the reader's tensor.
         let first = tensors.around(self.start.saturating_add(SETTLED - 1), len);
-        let grown = |consumed: u64| Some(self.next.saturating_add(consumed.min(WINDOW)).min(here.end()));
+        let led = |consumed: u64| self.next.saturating_add(consumed.min(WINDOW));
+        let grown = |consumed: u64| Some(led(consumed).min(here.end()));
+        if self.start == 0 && here.start() == 0 && self.next.saturating_add(READ_AROUND) >= here.end() {
+            return Some(led(self.consumed.saturating_mul(PAST_HEADER)));
+        }
         if here.start() <= first.end().saturating_sub(1) {
             return grown(self.consumed.saturating_mul(WITHIN));
         }
@@ -353,10 +362,27 @@ mod tests {
         let page = tensor.start() / 4096 * 4096;
         let mut streams = Streams::default();
         let plan = streams.observe(ContentRange::new(page, page + MIB), LEN, Some(&tensors));
-        assert_eq!(plan.ahead, Some(ContentRange::new(page + MIB, page + 9 * MIB)));
+        assert_eq!(plan.ahead, Some(ContentRange::new(page + MIB, tensor.end())));
         assert_eq!(plan.request, MIB);
         let around = ContentRange::new(page - 512 * 1024, page + 512 * 1024);
         assert_eq!(Streams::default().observe(around, LEN, Some(&tensors)).ahead, None);
+    }
+
+    #[test]
+    fn who_has_read_a_large_header_to_its_end_is_led_on_beyond_it() {
+        let tensors = Tensors::beginning_at((0..20).map(|tensor| (5 + 10 * tensor) * MIB).collect());
+        let mut streams = Streams::default();
+        let mut ends = (0..5).map(|at| {
+            let plan = streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), LEN, Some(&tensors));
+            plan.ahead.map_or(0, ContentRange::end)
+        });
+        assert!(ends.by_ref().take(2).all(|end| end <= 5 * MIB));
+        assert_eq!(ends.max(), Some(4 * MIB + WINDOW));
+        // Who has come to the same place from elsewhere has shown nothing.
+        let mut streams = Streams::default();
+        let around = ContentRange::new(3 * MIB, 5 * MIB);
+        let plan = streams.observe(around, LEN, Some(&tensors));
+        assert_eq!(plan.ahead, None);
     }
 
     #[test]
