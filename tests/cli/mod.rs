@@ -1,6 +1,7 @@
 //! The program as it is typed: what each command prints, and how it fails.
 
 use std::fs;
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -251,6 +252,17 @@ fn a_mount_in_the_foreground_stays_until_it_is_told_and_takes_the_mount_with_it(
     nix::sys::signal::kill(place.pid(), nix::sys::signal::Signal::SIGINT).unwrap();
     let status = wait::ended(&mut child, Duration::from_secs(10)).expect("it ends when told");
     assert!(!place.is_mounted(), "{status}");
+}
+
+#[test]
+fn who_asks_whether_a_file_of_a_mount_is_a_terminal_leaves_nothing_in_its_log() {
+    let (registry, place, _) = pushed();
+    place.mount(&registry.reference("acme/llm:v1"), &[]);
+    let list = place.run(["list", "--json"]).ok().json();
+    let log = || fs::read_to_string(list[0]["log"].as_str().expect("a log")).unwrap();
+    let before = log();
+    assert!(!fs::File::open(place.path("config.json")).unwrap().is_terminal());
+    assert_eq!(log(), before);
 }
 
 #[test]
