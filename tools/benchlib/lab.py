@@ -103,9 +103,9 @@ class Bench:
         session.run(command)
         return {"s": time.monotonic() - began, "cpu_reader": spent() - before, "cpu_server": at.cpu() - server}
 
-    def native(self, work):
-        """What `work` of the files themselves took, in a process of its own."""
-        paths = [shard.path for shard in self.model.shards]
+    def native(self, work, paths=None):
+        """What `work` of the files themselves, or of other ones, took, in a process of its own."""
+        paths = paths or [shard.path for shard in self.model.shards]
         return limited(self.limit, lambda: readers.timed(lambda: work(paths)), lambda: None)["s"]
 
     @contextmanager
