@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 
 use super::kernel;
 
@@ -14,7 +14,7 @@ const AHEAD: u64 = 256 << 20;
 /// Of the memory that is available when the mount begins, one part in so many is for what is offered, and one for what is exchanged.
 const PART: u64 = 8;
 
-/// How much is read at once of what is in memory: what a processor's own cache holds.
+/// How much is read at once only to look at it: less than a processor's own cache holds.
 const PIECE: usize = 128 << 10;
 
 /// How much may still be read ahead of the files of a mount, so that its page cache is not filled for nobody.
@@ -31,48 +31,58 @@ impl Ahead {
         self.0 == 0
     }
 
-    /// Has the kernel read the file into its cache while `goes_on`, as far as is worth it and left; gives how many bytes it did. Blocks on
-    /// the local disk.
+    /// Has the kernel read the file into its cache while `goes_on`, as far as is worth it and left, and looks at all of it; gives how many
+    /// bytes have come. Blocks on the local disk.
     pub(super) fn read(&mut self, file: &File, goes_on: impl Fn() -> bool) -> u64 {
         let len = file.metadata().map_or(0, |meta| meta.len()).min(AHEAD).min(self.0);
-        let read = kernel::read_ahead(file, len, &goes_on);
-        touch(file, read, &goes_on);
+        let mut room = vec![0; PIECE];
+        let mut read = 0;
+        while read < len {
+            let part = kernel::WINDOW.min(len - read);
+            let come = kernel::read_ahead(file, read, part, &goes_on);
+            look_at(file, read, come, &mut room, &goes_on);
+            read += come;
+            if come < part {
+                break;
+            }
+        }
         self.0 = self.0.saturating_sub(read);
         read
     }
 }
 
-/// Reads the first `len` bytes, which lie in the kernel's cache, while `goes_on`: on a virtual machine a page that only the disk has
-/// written to is one that the host has not given to this machine's processors yet, and the first of them to look at it waits 4 to 7 µs,
-/// longer than the disk took (docs/benchmarks.md, "What is opened again"). Costs a copy of the bytes within a processor's own cache. A map
-/// would cost less, and the whole process where the disk fails.
-fn touch(file: &File, len: u64, goes_on: impl Fn() -> bool) {
-    let mut room = vec![0; PIECE];
-    let mut at = 0;
-    while at < len && goes_on() {
-        match file.read_at(&mut room, at) {
-            Ok(read @ 1..) => at += read as u64,
+/// Reads `len` bytes from `at` on, which have just come into the kernel's cache, while `goes_on`. A page that only the disk has written to
+/// is, on a virtual machine, one that the host may not have given to its processors yet: the first of them to look at it waits 4 to 7 µs, longer
+/// than the disk took (docs/benchmarks.md, "What is opened again"). Elsewhere it is for nothing, and costs 17 ms for 256 MiB. A map would cost less,
+/// and the whole process where the disk fails.
+fn look_at(file: &File, mut at: u64, len: u64, room: &mut [u8], goes_on: impl Fn() -> bool) {
+    let end = at.saturating_add(len);
+    while at < end && goes_on() {
+        let piece = usize::try_from(end - at).unwrap_or(usize::MAX).min(room.len());
+        match room.get_mut(..piece).map(|room| file.read_at(room, at)) {
+            Some(Ok(read @ 1..)) => at += read as u64,
             _ => return,
         }
     }
 }
 
 /// How many bytes of memory this process could have now: what the machine has available (`MemAvailable` in man 5 proc), and no more than
-/// its control group may have in all (`memory.max` of cgroup v2), to which pages count that it has read.
+/// its control group, or one that this lies in, may have in all (`memory.max` of cgroup v2), to which pages count that it has read.
 fn available() -> Option<u64> {
     let table = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     let bytes = kib.checked_mul(1024)?;
-    Some(most_of_group().map_or(bytes, |most| most.min(bytes)))
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    Some(most_of_group(Path::new("/sys/fs/cgroup"), group).map_or(bytes, |most| most.min(bytes)))
 }
 
-/// What the process's own group may have; `None` where it has no limit of its own.
-fn most_of_group() -> Option<u64> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let limit = PathBuf::from("/sys/fs/cgroup").join(group).join("memory.max");
-    std::fs::read_to_string(limit).ok()?.trim().parse().ok()
+/// What a control group may have, and all that it lies in, as far as they are shown below `root`; `None` where none has a limit.
+fn most_of_group(root: &Path, group: &str) -> Option<u64> {
+    let limit =
+        |group: &Path| std::fs::read_to_string(root.join(group).join("memory.max")).ok()?.trim().parse().ok();
+    Path::new(group).ancestors().filter_map(limit).min()
 }
 
 #[cfg(test)]
@@ -82,5 +92,23 @@ mod tests {
     #[test]
     fn it_is_known_how_much_memory_is_available() {
         assert!(available().is_some_and(|bytes| bytes > 1 << 20));
+    }
+
+    #[test]
+    fn the_least_limit_of_a_group_and_what_it_lies_in_counts() {
+        let root = tempfile::tempdir().expect("a folder");
+        let write = |group: &str, limit: &str| {
+            let folder = root.path().join(group);
+            std::fs::create_dir_all(&folder).expect("a group");
+            std::fs::write(folder.join("memory.max"), limit).expect("its limit");
+        };
+        assert_eq!(most_of_group(root.path(), "pod/box"), None);
+        write("pod/box", "max\n");
+        assert_eq!(most_of_group(root.path(), "pod/box"), None);
+        write("pod", "4096\n");
+        assert_eq!(most_of_group(root.path(), "pod/box"), Some(4096));
+        write("pod/box", "1024\n");
+        assert_eq!(most_of_group(root.path(), "pod/box"), Some(1024));
+        assert_eq!(most_of_group(root.path(), ""), None);
     }
 }

@@ -31,7 +31,7 @@ pub(super) const FOR_EVER: Duration = Duration::from_secs(1 << 30);
 const BLKSIZE: u32 = 1 << 20;
 
 /// How much of a file that the kernel serves by itself is read ahead when it is opened: a few milliseconds of a disk.
-const AHEAD: u64 = 8 << 20;
+const AHEAD: u64 = kernel::WINDOW;
 
 /// What files and folders look like, apart from what the tree says.
 #[derive(Clone, Copy, Debug)]
@@ -315,7 +315,7 @@ impl Answers {
         let Some(_alone) = self.ahead.try_lock() else { return };
         let len = file.metadata().map_or(0, |meta| meta.len()).min(AHEAD);
         if !kernel::is_cached(file, len / 2) || !kernel::is_cached(file, len.saturating_sub(1)) {
-            kernel::read_ahead(file, len, || !self.model.loader.is_closing());
+            kernel::read_ahead(file, 0, len, || !self.model.loader.is_closing());
         }
     }
 

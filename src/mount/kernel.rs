@@ -14,6 +14,7 @@ use memmap2::{Advice, MmapOptions};
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::MntFlags;
+use nix::unistd::{SysconfVar, sysconf};
 
 use super::Detach;
 use crate::error::{Error, Kind, Result, StorageContext};
@@ -24,11 +25,8 @@ pub(super) const FSTYPE: &str = "fuse.weightfs";
 /// How much of a file is read ahead at once: the kernel's largest folio.
 const STEP: usize = 2 << 20;
 
-/// What every page size of Linux divides.
-const LARGEST_PAGE: u64 = 64 << 10;
-
 /// How much is mapped at once for that.
-const WINDOW: u64 = 8 << 20;
+pub(super) const WINDOW: u64 = 8 << 20;
 
 /// How long files may stay open that their readers have closed, and how often is looked.
 const LEFT_OPEN: Duration = Duration::from_secs(1);
@@ -37,13 +35,14 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// How long a mount may take to answer `statfs` before it counts as alive but slow.
 const PROBE: Duration = Duration::from_secs(2);
 
-/// Whether the page of the file that holds the byte at `at` is in the kernel's cache; false where that cannot be known. Waits for
-/// nothing, and unlike a read with `RWF_NOWAIT` brings nothing there: a single page that such a read had begun to bring keeps the
-/// kernel from reading in large folios what lies around it.
+/// Whether the page of the file that holds the byte at `at` is in the kernel's cache. Waits for nothing, and unlike a read with
+/// `RWF_NOWAIT` brings nothing there: a single page that such a read had begun to bring keeps the kernel from reading in large folios what
+/// lies around it. True of any page where the process may neither write to the file nor owns it (mincore(2), Linux 5.2).
 #[allow(unsafe_code, reason = "no crate has a call for mincore(2)")]
 pub(super) fn is_cached(file: &File, at: u64) -> bool {
-    let page = at - at % LARGEST_PAGE;
-    let Ok(mapped) = MmapOptions::new().offset(page).len(1).map_raw_read_only(file) else { return false };
+    let Ok(Some(page)) = sysconf(SysconfVar::PAGE_SIZE) else { return false };
+    let begins = at - at % u64::try_from(page).unwrap_or(1);
+    let Ok(mapped) = MmapOptions::new().offset(begins).len(1).map_raw_read_only(file) else { return false };
     let mut state = 0;
     // SAFETY: the address is that of a mapping of one page, which lives until this function returns, and there is a byte for each
     // page to be written.
@@ -51,25 +50,13 @@ pub(super) fn is_cached(file: &File, at: u64) -> bool {
     asked == 0 && state & 1 == 1
 }
 
-/// Has the kernel read the first `len` bytes of a file into its cache, while `goes_on`; gives how many it did, none before Linux
+/// Has the kernel read `len` bytes of a file from `from` on into its cache, while `goes_on`; gives how many it did, none before Linux
 /// 5.14. Blocks while they come. Copies nothing: they are mapped, as huge pages, which makes the kernel read them in its largest
 /// folios from the first byte on (`do_sync_mmap_readahead`, `VM_HUGEPAGE`). What was brought in small ones costs everyone more who
-/// reads it later: `posix_fadvise` brings single pages, and so does whoever reads the same at the same time. Only 8 MiB are mapped at
-/// a time: what is mapped counts as this process's own memory.
-pub(super) fn read_ahead(file: &File, len: u64, goes_on: impl Fn() -> bool) -> u64 {
-    let mut read = 0;
-    while read < len {
-        let part = WINDOW.min(len - read);
-        let come = read_part(file, read, usize::try_from(part).unwrap_or(usize::MAX), &goes_on);
-        read += come;
-        if come < part {
-            break;
-        }
-    }
-    read
-}
-
-fn read_part(file: &File, from: u64, len: usize, goes_on: impl Fn() -> bool) -> u64 {
+/// reads it later: `posix_fadvise` brings single pages, and so does whoever reads the same at the same time. What is mapped counts
+/// as this process's own memory: no more than [`WINDOW`] should be asked for at once.
+pub(super) fn read_ahead(file: &File, from: u64, len: u64, goes_on: impl Fn() -> bool) -> u64 {
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
     let Ok(mapped) = MmapOptions::new().offset(from).len(len).map_raw_read_only(file) else { return 0 };
     // Refused where the kernel has no huge pages: then it reads as it does for any reader.
     let _ = mapped.advise(Advice::HugePage);
@@ -247,7 +234,7 @@ pub(super) fn detach_unused(dir: &Path, entry: &MountEntry) -> Result<()> {
     })
 }
 
-/// What `unmount` comes to, which is asked again for a second before a mount is called busy. A program that starts another leaves
+/// Calls `unmount` until it does not say [busy](Kind::Busy) any more, for a second at most, and gives what it said last. A program that starts another leaves
 /// copies of its open files with it until that one has begun (`posix_spawn`, `O_CLOEXEC`), so that files which their readers have
 /// closed are still open for moments. Blocks.
 ///
@@ -373,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn to_ask_whether_a_page_is_cached_brings_it_not_there() {
+    fn asking_whether_a_page_is_cached_does_not_bring_it() {
         let mut file = tempfile::tempfile().expect("a file");
         std::io::Write::write_all(&mut file, &vec![7; 1 << 20]).expect("written");
         assert!(is_cached(&file, 600_000));

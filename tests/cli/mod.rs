@@ -260,9 +260,8 @@ fn who_asks_whether_a_file_of_a_mount_is_a_terminal_leaves_nothing_in_its_log() 
     place.mount(&registry.reference("acme/llm:v1"), &[]);
     let list = place.run(["list", "--json"]).ok().json();
     let log = || fs::read_to_string(list[0]["log"].as_str().expect("a log")).unwrap();
-    let before = log();
     assert!(!fs::File::open(place.path("config.json")).unwrap().is_terminal());
-    assert_eq!(log(), before);
+    assert!(!log().contains("ioctl"), "{}", log());
 }
 
 #[test]
