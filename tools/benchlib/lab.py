@@ -105,7 +105,7 @@ class Bench:
 
     def native(self, work, paths=None):
         """What `work` of the files themselves, or of other ones, took, in a process of its own."""
-        paths = paths or [shard.path for shard in self.model.shards]
+        paths = [shard.path for shard in self.model.shards] if paths is None else paths
         return limited(self.limit, lambda: readers.timed(lambda: work(paths)), lambda: None)["s"]
 
     @contextmanager

@@ -15,8 +15,6 @@ import time
 from .model import MIB
 
 FAULTS = 200
-# What a virtual machine gets back from its host before a cold step: as much as a step writes to, twice the model.
-BACKED, POPULATE_WRITE = 5 << 29, 23
 
 
 class Late(Exception):
@@ -24,27 +22,14 @@ class Late(Exception):
 
 
 def drop_caches():
-    """Drops the page cache; whether it could.
-
-    A host that takes free memory back (free page reporting) does so two seconds after caches were dropped, and the next to write to
-    a page waits 4 to 7 µs for it. Else one step would find its memory there, and the next would not: all find it.
-    """
+    """Drops the page cache; whether it could."""
     os.sync()
     try:
         with open("/proc/sys/vm/drop_caches", "w") as file:
             file.write("3")
+        return True
     except OSError:
         return False
-    if os.path.exists("/sys/module/page_reporting"):
-        with mmap.mmap(-1, min(BACKED, available() // 4)) as room:
-            room.madvise(POPULATE_WRITE)
-    return True
-
-
-def available():
-    """How many bytes of memory a program could have now."""
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
 
 
 def run_together(works):

@@ -21,10 +21,13 @@ def medians_of(*ways):
 
 
 def images(bench, session):
-    """The files of the store that hold the shards."""
+    """The files of the store that hold the shards, known by their sizes."""
     sizes = {os.path.getsize(shard.path) for shard in bench.model.shards}
     kept = (os.path.join(folder, name) for folder, _, names in os.walk(session.cache) for name in names)
-    return sorted(path for path in kept if os.path.getsize(path) in sizes)
+    found = sorted(path for path in kept if os.path.getsize(path) in sizes)
+    if len(found) != len(bench.model.shards):
+        raise OSError(f"the store holds {len(found)} files of a shard's size, not {len(bench.model.shards)}: {session.cache}")
+    return found
 
 
 def complete(tag):
