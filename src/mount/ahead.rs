@@ -3,7 +3,6 @@
 //! Used by those who give such files to the kernel ([`renumber`](super::renumber), [`exchange`](super::exchange)).
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::kernel;
@@ -13,9 +12,6 @@ const AHEAD: u64 = 256 << 20;
 
 /// Of the memory that is available when the mount begins, one part in so many is for what is offered, and one for what is exchanged.
 const PART: u64 = 8;
-
-/// How much is read at once only to look at it: less than a processor's own cache holds.
-const PIECE: usize = 128 << 10;
 
 /// How much may still be read ahead of the files of a mount, so that its page cache is not filled for nobody.
 pub(super) struct Ahead(u64);
@@ -31,16 +27,15 @@ impl Ahead {
         self.0 == 0
     }
 
-    /// Has the kernel read the file into its cache while `goes_on`, as far as is worth it and left, and looks at all of it; gives how many
-    /// bytes have come. Blocks on the local disk.
+    /// Has the kernel read the file into its cache while `goes_on`, as far as is worth it and left; gives how many bytes have come. Blocks on
+    /// the local disk. Looks at none of them, though on a virtual machine that would spare the next reader 4 to 7 µs a page: it costs as much
+    /// here, and he may never come (docs/benchmarks.md, "What is opened again").
     pub(super) fn read(&mut self, file: &File, goes_on: impl Fn() -> bool) -> u64 {
         let len = file.metadata().map_or(0, |meta| meta.len()).min(AHEAD).min(self.0);
-        let mut room = vec![0; PIECE];
         let mut read = 0;
         while read < len {
             let part = kernel::WINDOW.min(len - read);
             let come = kernel::read_ahead(file, read, part, &goes_on);
-            look_at(file, read, come, &mut room, &goes_on);
             read += come;
             if come < part {
                 break;
@@ -48,21 +43,6 @@ impl Ahead {
         }
         self.0 = self.0.saturating_sub(read);
         read
-    }
-}
-
-/// Reads `len` bytes from `at` on, which have just come into the kernel's cache, while `goes_on`. A page that only the disk has written to
-/// is, on a virtual machine, one that the host may not have given to its processors yet: the first of them to look at it waits 4 to 7 µs, longer
-/// than the disk took (docs/benchmarks.md, "What is opened again"). Elsewhere it is for nothing, and costs 17 ms for 256 MiB. A map would cost less,
-/// and the whole process where the disk fails.
-fn look_at(file: &File, mut at: u64, len: u64, room: &mut [u8], goes_on: impl Fn() -> bool) {
-    let end = at.saturating_add(len);
-    while at < end && goes_on() {
-        let piece = usize::try_from(end - at).unwrap_or(usize::MAX).min(room.len());
-        match room.get_mut(..piece).map(|room| file.read_at(room, at)) {
-            Some(Ok(read @ 1..)) => at += read as u64,
-            _ => return,
-        }
     }
 }
 
