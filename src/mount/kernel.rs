@@ -234,9 +234,9 @@ pub(super) fn detach_unused(dir: &Path, entry: &MountEntry) -> Result<()> {
     })
 }
 
-/// Calls `unmount` until it does not say [busy](Kind::Busy) any more, for a second at most, and gives what it said last. A program that starts another leaves
-/// copies of its open files with it until that one has begun (`posix_spawn`, `O_CLOEXEC`), so that files which their readers have
-/// closed are still open for moments. Blocks.
+/// Calls `unmount` until it does not say [busy](Kind::Busy) any more, for a second at most, and gives what it said last. A program
+/// that starts another leaves copies of its open files with it until that one has begun (`posix_spawn`, `O_CLOEXEC`), so that files
+/// which their readers have closed are still open for moments. Blocks.
 ///
 /// # Errors
 /// Those of `unmount`.
