@@ -6,7 +6,7 @@ use weightfs::repository::{Config, PlainHttp};
 use super::{Hosts, Model, REPOSITORY};
 use crate::support::authority::{Authority, Issued};
 use crate::support::nginx::{Nginx, free_port, hand_on_to, listen_with_tls};
-use crate::support::place::Place;
+use crate::support::place::{Place, Ran};
 
 const LOOPBACK: &[&str] = &["127.0.0.1", "localhost"];
 
@@ -122,19 +122,40 @@ async fn a_check_that_is_lifted_for_one_host_holds_for_those_it_sends_us_to() {
     assert!(error.to_string().contains("localhost"), "{error}");
 }
 
+/// `weightfs inspect` of a reference where the machine's roots are those of this file and of no folder.
+fn inspect(place: &Place, reference: &str, roots: &std::path::Path, more: &[&str]) -> Ran {
+    let mut command = place.command();
+    command.args(["inspect", reference]).args(more).env("SSL_CERT_FILE", roots).env_remove("SSL_CERT_DIR");
+    place.finish(command, super::PATIENCE)
+}
+
 #[test]
 fn the_machines_own_roots_are_those_that_ssl_cert_file_names() {
-    let (model, authority, place) = (Model::new(), Authority::new(), Place::new());
-    let registry = model.in_registry();
+    let (model, authority, other) = (Model::new(), Authority::new(), Authority::new());
+    let (registry, place) = (model.in_registry(), Place::new());
     let nginx = behind(&authority.issue(LOOPBACK), &registry.direct(), "");
     let reference = format!("{}/{REPOSITORY}:v1", nginx.host());
-    let inspect = |roots: Option<std::path::PathBuf>, more: &[&str]| {
-        let mut command = place.command();
-        command.args(["inspect", &reference, "--plain-http=false"]).args(more);
-        command.envs(roots.map(|roots| ("SSL_CERT_FILE", roots)));
-        place.finish(command, super::PATIENCE)
+    let (others, named) = (other.root(), authority.root());
+    let ask = |roots: &std::path::Path, more: &[&str]| {
+        inspect(&place, &reference, roots, &[&["--plain-http=false"], more].concat())
     };
-    inspect(None, &[]).failed(5, &["--ca-file", &nginx.host()]);
-    inspect(Some(authority.root()), &[]).ok();
-    inspect(None, &["--ca-file", authority.root().to_str().unwrap()]).ok();
+    let none = place.dir().join("none");
+    ask(&others, &[]).failed(5, &["--ca-file", &nginx.host()]);
+    ask(&none, &[]).failed(5, &["cannot be looked at", "ca-certificates", &nginx.host()]);
+    ask(&named, &[]).ok();
+    ask(&others, &["--ca-file", named.to_str().unwrap()]).ok();
+    ask(&none, &["--ca-file", named.to_str().unwrap()]).ok();
+}
+
+/// They are two hundred files, which a cold start would wait for.
+#[test]
+fn a_registry_without_tls_is_asked_without_a_look_at_the_machines_roots() {
+    let (model, place) = (Model::new(), Place::new());
+    let registry = model.in_registry();
+    let reference = format!("{}/{REPOSITORY}:v1", registry.direct());
+    // Who opens it waits for a writer, who never comes.
+    let folder = tempfile::tempdir().unwrap();
+    let roots = folder.path().join("roots");
+    nix::unistd::mkfifo(&roots, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    inspect(&place, &reference, &roots, &[]).ok();
 }

@@ -5,7 +5,7 @@
 //! hand (`hops`), no further than a registry may lead (`reach`), and remembered (`found`) for a time (`expiry`);
 //! credentials stay with the registry (`auth`, which meets the challenge of `realm` by a `token`). What is pushed goes by
 //! `upload`; `ask` is any one request; ranges without TLS come `direct`ly over a `line` of ours (`framing`); `login` finds out whether credentials are right. Where it is asked says `endpoint`,
-//! with what trust `tls`, and through whom `proxy`.
+//! with what trust `tls` (and the machine's `roots`), and through whom `proxy`.
 
 mod ask;
 mod auth;
@@ -23,6 +23,7 @@ mod manifests;
 pub mod proxy;
 mod reach;
 mod realm;
+mod roots;
 mod tls;
 mod token;
 mod upload;
@@ -385,30 +386,21 @@ impl fmt::Debug for Registry {
 /// connection, and so one TCP window and the loss of one packet. A connection for each range in flight costs a handshake
 /// once, and is kept.
 fn client(config: &Config, endpoint: &Endpoint, reach: &Arc<Reach>, side: Side) -> Result<Client> {
-    let builder = || {
-        let builder = Client::builder()
-            .user_agent(ask::AGENT)
-            .http1_only()
-            .dns_resolver(Arc::new(Names(Arc::clone(reach))))
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .no_proxy()
-            .tcp_nodelay(true)
-            .connect_timeout(endpoint.connect_timeout.unwrap_or(config.connect_timeout))
-            .pool_idle_timeout(IDLE_TIME)
-            .pool_max_idle_per_host(IDLE_LINES);
-        endpoint.trust.apply(config.proxies.apply(builder), config, side)
-    };
-    let built = match builder()?.build() {
-        // A machine without root certificates can still ask a plain registry; TLS then trusts nobody.
-        Err(_) if endpoint.root.scheme() == "http" => builder()?.tls_certs_only([]).build(),
-        built => built,
-    };
-    built.map_err(|error| {
-        Error::from_source(Kind::Untrusted, "cannot set up TLS", error)
-            .hint("install the root certificates (Debian: ca-certificates), or name some with --ca-file")
-    })
+    let builder = Client::builder()
+        .user_agent(ask::AGENT)
+        .http1_only()
+        .dns_resolver(Arc::new(Names(Arc::clone(reach))))
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .no_proxy()
+        .tcp_nodelay(true)
+        .connect_timeout(endpoint.connect_timeout.unwrap_or(config.connect_timeout))
+        .pool_idle_timeout(IDLE_TIME)
+        .pool_max_idle_per_host(IDLE_LINES);
+    let builder = config.proxies.apply(builder);
+    let built = endpoint.trust.apply(builder, config, side, endpoint.root.scheme())?.build();
+    built.map_err(tls::unusable)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! TLS: whose certificates are believed, which one is shown, and what it means when that fails.
 //!
-//! Only rustls, with the machine's own roots. There is no way down: who is to be asked with TLS is never asked without
+//! Only rustls, with the machine's own [`Roots`]. There is no way down: who is to be asked with TLS is never asked without
 //! it. What is lifted or shown for one host ([`Trust`]) holds for that host alone, and for no other that it sends
 //! us to ([`Clients`]).
 
@@ -10,15 +10,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use reqwest::{Certificate, Client, ClientBuilder, Identity, Method, RequestBuilder, Response};
-use rustls::{AlertDescription, CertificateError};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{AlertDescription, CertificateError, RootCertStore};
 use url::{Origin, Url};
 
 use super::endpoint::Endpoint;
 use super::proxy::Proxies;
 use super::reach::Reach;
+use super::roots::{NoRoots, Roots};
 use super::wire;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Config;
+
+/// What helps where the machine believes nobody.
+const INSTALL: &str = "install the root certificates (Debian: ca-certificates), or name some with --ca-file";
 
 /// What one host is believed and shown beyond the usual.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,7 +67,8 @@ impl Trust {
         self.checks == Checks::All
     }
 
-    /// Puts it into a client for one side. Reads the files.
+    /// Puts it into a client for one side of who is asked by `scheme`. Reads the files that are named, and the machine's own roots
+    /// for a host that is asked otherwise than others; else they are read when they are needed.
     ///
     /// # Errors
     /// `Invalid` where a file cannot be read, or is not what it must be.
@@ -70,13 +77,21 @@ impl Trust {
         mut builder: ClientBuilder,
         config: &Config,
         side: Side,
+        scheme: &str,
     ) -> Result<ClientBuilder> {
-        let roots: Vec<_> = config.ca_file.iter().chain(&self.roots).map(|path| roots(path)).collect();
-        for roots in roots {
-            builder = builder.tls_certs_merge(roots?);
+        let mut further = Vec::new();
+        for path in config.ca_file.iter().chain(&self.roots) {
+            further.extend(roots(path)?);
         }
-        if side == Side::Away {
-            return Ok(builder);
+        if side == Side::Away || self.is_usual() {
+            let roots = Roots::new(further);
+            if scheme == "https" {
+                roots.begin();
+            }
+            return Ok(builder.tls_backend_preconfigured(roots.config().map_err(unusable)?));
+        }
+        for root in further {
+            builder = builder.tls_certs_merge([Certificate::from_der(&root).map_err(unusable)?]);
         }
         if let Some((certificate, key)) = &self.shown {
             builder = builder.identity(identity(certificate, key.as_deref())?);
@@ -85,15 +100,25 @@ impl Trust {
     }
 }
 
-/// The certificates in a PEM file: at least one.
-fn roots(path: &Path) -> Result<Vec<Certificate>> {
+/// TLS that cannot be had with what there is.
+pub(super) fn unusable(error: impl StdError + Send + Sync + 'static) -> Error {
+    Error::from_source(Kind::Untrusted, "cannot set up TLS", error).hint(INSTALL)
+}
+
+/// The certificates in a PEM file: at least one, each of them usable as a root.
+fn roots(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let bad = |why: String| {
         Error::new(Kind::Invalid, format!("cannot use the certificates in {}: {why}", path.display()))
             .hint("it must be a file of certificates in PEM form, readable for who runs weightfs")
             .of_machine()
     };
     let pem = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
-    let found = Certificate::from_pem_bundle(&pem).map_err(|error| bad(wire::causes(&error)))?;
+    let found: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let found = found.map_err(|_| bad("it is not in PEM form".to_owned()))?;
+    let mut store = RootCertStore::empty();
+    for root in &found {
+        store.add(root.clone()).map_err(|error| bad(error.to_string()))?;
+    }
     if found.is_empty() { Err(bad("there is none".to_owned())) } else { Ok(found) }
 }
 
@@ -128,7 +153,7 @@ impl Clients {
     /// For `endpoint`, which leads no further than `reach`. Reads the files that its trust names.
     ///
     /// # Errors
-    /// `Invalid` where they cannot be used; `Untrusted` where the machine has no roots.
+    /// `Invalid` where they cannot be used; `Untrusted` where TLS cannot be set up.
     pub(super) fn new(config: &Config, endpoint: &Endpoint, reach: &Arc<Reach>) -> Result<Self> {
         let own = super::client(config, endpoint, reach, Side::Own)?;
         let away = match endpoint.trust.is_usual() {
@@ -188,6 +213,10 @@ fn meaning(cause: &rustls::Error, connecting: bool) -> Option<(String, &'static 
             "it does not speak TLS".to_owned(),
             "a registry without TLS is asked with --plain-http, or by 'http://' in its hosts.toml",
         )),
+        rustls::Error::Other(why) if why.0.is::<NoRoots>() => {
+            let said = wire::clean(&why.0.to_string());
+            Some((format!("its certificate cannot be looked at: {said}"), INSTALL))
+        }
         rustls::Error::InvalidCertificate(why) => {
             Some((format!("its certificate is not trusted: {said}"), way_out(why)))
         }
