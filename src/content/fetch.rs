@@ -32,8 +32,6 @@ const LONG_PATIENCE: Duration = Duration::from_secs(60);
 pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// From how many chunks on a request ahead of a reader is cut where a span ends.
 const FEWEST: u64 = 2;
-/// Up to so many bytes a request is small, as a [`Pace`] means it.
-const SMALL: u64 = 2 << 20;
 /// How often a claimed chunk is looked for. Claims have no notification; a look costs two system calls.
 const LOOK: Duration = Duration::from_millis(3);
 
@@ -429,7 +427,7 @@ impl Request {
 
 /// How many requests of `request` bytes may be under way.
 fn width(pace: Pace, request: u64) -> usize {
-    if request <= SMALL { pace.small } else { pace.requests }
+    if request <= Pace::SMALL { pace.small } else { pace.requests }
 }
 
 /// Claims what no other process has claimed; everything, where they have had their time or nothing is kept.

@@ -30,10 +30,15 @@ const HOLD: u32 = 16;
 pub struct Pace {
     /// How many requests beside one another.
     pub requests: usize,
-    /// How many, where each is small (2 MiB at most): it is over before a far registry's next answer begins.
+    /// How many, where each is small ([`Pace::SMALL`] at most): it is over before a far registry's next answer begins.
     pub small: usize,
     /// The size of one, in stored bytes.
     pub bytes: u64,
+}
+
+impl Pace {
+    /// The largest request that is small, in bytes.
+    pub const SMALL: u64 = 2 << 20;
 }
 
 impl Default for Pace {

@@ -8,6 +8,7 @@
 
 use crate::index::CHUNK;
 use crate::range::ContentRange;
+use crate::repository::Pace;
 
 use super::tensors::Tensors;
 
@@ -36,7 +37,7 @@ const SMALL_TENSOR: u64 = 2 << 20;
 const READING: u64 = 4 << 20;
 /// How many times what was read at first is loaded ahead of who begins where a tensor does: nobody but who reads it in order begins
 /// there, since around a fault the kernel begins before it. 16 MiB where the kernel reads 1 MiB first: with half of that a far line
-/// lies idle for a round trip, since the first of eight requests that share it comes no sooner than the last, and only then is more
+/// lies idle for a round trip, since the first of the requests that share it comes no sooner than the last, and only then is more
 /// asked for.
 const FROM_ITS_START: u64 = 16;
 /// How many times what a stream consumed is loaded ahead of it when it comes to the end of a header that it has read from the start, or has
@@ -48,6 +49,9 @@ const PAGE: u64 = 4096;
 /// The part of what a stream consumed that one request has, so that the first ones are small and come side by side, and later ones
 /// spare the registry.
 const REQUEST: u64 = 4;
+/// Between how many requests at least what is loaded ahead at once is shared while they are small: as many as are under way beside one another. More of
+/// them would end together on a far line, with nothing under way for a round trip until the next ones answer.
+const ABREAST: u64 = 8;
 /// The part of its window that a stream has left in its file when the next file is begun with.
 const ONWARD: u64 = 2;
 /// How far the kernel reads past the last byte that an application asked for: two requests of 1 MiB. So many
@@ -136,8 +140,9 @@ impl Streams {
         stream.last = clock;
         let reads_on = stream.consumed > SCATTERED;
         let target = stream.target(len, tensors, eager);
-        let (request, onward) = (stream.request(), stream.onward(len));
+        let onward = stream.onward(len);
         let from = stream.planned.max(stream.next);
+        let request = stream.request(target.saturating_sub(from));
         let ahead = (target > from && stream.is_worth_it(from, target, len, tensors))
             .then(|| ContentRange::new(from, target));
         if ahead.is_some() {
@@ -184,9 +189,10 @@ impl Stream {
         Self { start, next: start, consumed: 0, planned: start, last, came_on: false, went_on: false }
     }
 
-    /// How many bytes one request ahead of it should have.
-    fn request(&self) -> u64 {
-        (self.consumed / REQUEST).clamp(CHUNK, BATCH)
+    /// How many bytes one request should have where `ahead` bytes are loaded ahead of it.
+    fn request(&self, ahead: u64) -> u64 {
+        let abreast = (ahead / ABREAST).next_multiple_of(CHUNK).min(Pace::SMALL);
+        (self.consumed / REQUEST).max(abreast).clamp(CHUNK, BATCH)
     }
 
     /// What to begin with of the next file: once, when most of what is loaded ahead would lie behind this one's end.
@@ -198,7 +204,7 @@ impl Stream {
             return None;
         }
         self.went_on = true;
-        Some(Onward { bytes, request: self.request(), consumed: self.consumed })
+        Some(Onward { bytes, request: self.request(bytes), consumed: self.consumed })
     }
 
     /// Whether what is to be loaded is worth requests of its own, or waits until there is more of it: far ahead of the
@@ -368,7 +374,7 @@ mod tests {
         };
         let plan = begins(&tensors, page, MIB);
         assert_eq!(plan.ahead, Some(ContentRange::new(page + MIB, tensor.end())));
-        assert_eq!(plan.request, MIB);
+        assert_eq!(plan.request, 2 * MIB, "all of it beside one another");
         assert_eq!(begins(&tensors, page - 512 * 1024, MIB).ahead, None);
         let large = Tensors::beginning_at(vec![4096, 100 * MIB]);
         assert_eq!(begins(&large, 4096, MIB / 8).ahead.map(ContentRange::len), Some(2 * MIB));
