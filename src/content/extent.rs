@@ -169,9 +169,12 @@ impl Extent {
         first
     }
 
-    /// Takes down where the file's tensors lie.
-    pub(super) fn set_tensors(&self, tensors: Tensors) {
-        self.readers.lock().tensors = TensorMap::Found(Arc::new(tensors));
+    /// Takes down where the file's tensors lie; what to load now that it is known.
+    pub(super) fn set_tensors(&self, tensors: Tensors) -> Plan {
+        let mut readers = self.readers.lock();
+        let plan = readers.streams.learn(self.grid.len(), &tensors);
+        readers.tensors = TensorMap::Found(Arc::new(tensors));
+        plan
     }
 
     /// Whether the artifact itself says what its chunks must be.

@@ -19,6 +19,8 @@ use crate::range::ContentRange;
 
 /// A usual span of a compressed layer: the default of `weightfs index build`.
 const SPAN: u64 = 4 << 20;
+/// How many times as much of a file is looked at where its header goes on beyond what was.
+const GROWTH: u64 = 4;
 
 impl Loader {
     /// Starts loading what [`Config::warm`](super::Config::warm) asks for, and has what is complete already made ready for the
@@ -134,8 +136,9 @@ impl Loader {
             true => self.gguf_tensors(extent).await,
             false => self.safetensors(extent).await,
         };
-        if let Some(tensors) = found {
-            extent.set_tensors(tensors);
+        let Some(plan) = found.map(|tensors| extent.set_tensors(tensors)) else { return };
+        if let Some(ahead) = plan.ahead {
+            self.warm_later(id, ahead, Lane::Ahead, plan.request);
         }
     }
 
@@ -147,14 +150,15 @@ impl Loader {
         Tensors::parse(&header, len)
     }
 
-    /// A GGUF header does not say how long it is, so more and more of the file is looked at.
+    /// A GGUF header does not say how long it is, so more and more of the file is looked at: from 1 MiB on four times as much each
+    /// time, since one with a vocabulary has 2 to 10 MiB and each look costs a round trip.
     async fn gguf_tensors(self: &Arc<Self>, extent: &Extent) -> Option<Tensors> {
         let limit = extent.grid.len().min(gguf::HEADER_LIMIT);
         let mut len = CHUNK.min(limit);
         loop {
             match gguf::parse(&self.header(extent, len).await?) {
                 gguf::Header::Tensors(starts) => return Some(Tensors::beginning_at(starts)),
-                gguf::Header::Longer if len < limit => len = (len * 2).min(limit),
+                gguf::Header::Longer if len < limit => len = (len * GROWTH).min(limit),
                 gguf::Header::Longer | gguf::Header::Malformed => return None,
             }
         }

@@ -156,6 +156,20 @@ impl Streams {
         Plan { request: ahead.map_or(0, |_| request), ahead, onward, rest, reads_on }
     }
 
+    /// What to load for who has read a header to its end before it was known where tensors lie: while he is at work with it he reads
+    /// nothing that would tell.
+    pub fn learn(&mut self, len: u64, tensors: &Tensors) -> Plan {
+        let led = |stream: &mut Stream| {
+            let end =
+                stream.past_header(len, tensors).filter(|_| stream.consumed >= SETTLED && !stream.came_on)?;
+            let from = stream.planned.max(stream.next);
+            let ahead = (from < end.min(len)).then(|| ContentRange::new(from, end.min(len)))?;
+            stream.planned = ahead.end();
+            Some(Plan { request: stream.request(ahead.len()), ahead: Some(ahead), ..Plan::default() })
+        };
+        self.streams.iter_mut().find_map(led).unwrap_or_default()
+    }
+
     fn stream_of(&mut self, range: ContentRange) -> &mut Stream {
         let belongs = |stream: &Stream| {
             range.start() <= stream.next.saturating_add(FORWARD)
@@ -218,7 +232,7 @@ impl Stream {
     /// One past the last byte that should be here or under way for this stream.
     fn target(&self, len: u64, tensors: Option<&Tensors>, eager: u64) -> u64 {
         if self.consumed < SETTLED {
-            let here = tensors.map(|tensors| tensors.around(self.next.saturating_sub(1), len));
+            let here = tensors.map(|tensors| self.here(len, tensors));
             return here.map_or(self.next, |tensor| self.first_target(tensor));
         }
         let eager = if self.consumed >= READING { self.consumed.min(eager).min(WINDOW) } else { 0 };
@@ -247,15 +261,11 @@ impl Stream {
 
     /// The target while the stream reads its first two tensors; `None` once it has gone on beyond them.
     fn within_tensor(&self, len: u64, tensors: &Tensors) -> Option<u64> {
-        let here = tensors.around(self.next.saturating_sub(1), len);
-        // The kernel begins a read on a page, or before it: what it reads there is not the reader's tensor.
-        let first = tensors.around(self.start.saturating_add(SETTLED - 1), len);
-        let led = |consumed: u64| self.next.saturating_add(consumed.min(WINDOW));
-        let grown = |consumed: u64| Some(led(consumed).min(here.end()));
-        let header_ends = (self.start == 0 && first.start() == 0).then_some(first.end());
-        if header_ends.is_some_and(|end| here.start() <= end && self.next.saturating_add(CHUNK) >= end) {
-            return Some(led(self.consumed.saturating_mul(PAST_HEADER)));
+        if let Some(target) = self.past_header(len, tensors) {
+            return Some(target);
         }
+        let (here, first) = (self.here(len, tensors), self.first(len, tensors));
+        let grown = |consumed: u64| Some(self.led(consumed).min(here.end()));
         if here.start() <= first.end().saturating_sub(1) {
             return grown(self.consumed.saturating_mul(WITHIN));
         }
@@ -263,6 +273,29 @@ impl Stream {
             return grown(self.next.saturating_sub(here.start()).saturating_sub(READ_AROUND));
         }
         None
+    }
+
+    /// The target of who has read a large header from its start to its end, and has hardly gone on yet.
+    fn past_header(&self, len: u64, tensors: &Tensors) -> Option<u64> {
+        let header = Some(self.first(len, tensors)).filter(|first| self.start == 0 && first.start() == 0)?;
+        let is_there = self.here(len, tensors).start() <= header.end()
+            && self.next.saturating_add(CHUNK) >= header.end();
+        is_there.then(|| self.led(self.consumed.saturating_mul(PAST_HEADER)))
+    }
+
+    /// As far ahead of it as `bytes`, within the window.
+    fn led(&self, bytes: u64) -> u64 {
+        self.next.saturating_add(bytes.min(WINDOW))
+    }
+
+    /// The tensor that it reads.
+    fn here(&self, len: u64, tensors: &Tensors) -> ContentRange {
+        tensors.around(self.next.saturating_sub(1), len)
+    }
+
+    /// The tensor that it began with. The kernel begins a read on a page, or before it: what it reads there is not the reader's tensor.
+    fn first(&self, len: u64, tensors: &Tensors) -> ContentRange {
+        tensors.around(self.start.saturating_add(SETTLED - 1), len)
     }
 }
 
@@ -398,7 +431,19 @@ mod tests {
         let before = (0..5).map(|at| read(&mut streams, at, None)).max();
         assert!(before < Some(8 * MIB));
         assert_eq!(read(&mut streams, 5, Some(&tensors)), 6 * MIB + WINDOW);
-        // Who comes to the same place from elsewhere has not read the header.
+        // He is at work with what he has read when it becomes known.
+        let mut streams = Streams::default();
+        for at in 0..4 {
+            read(&mut streams, at, None);
+        }
+        let plan = streams.learn(LEN, &tensors);
+        assert_eq!(plan.ahead.map(ContentRange::end), Some(4 * MIB + WINDOW));
+        assert_eq!(streams.learn(LEN, &tensors), Plan::default(), "once");
+        // Who has read a part of it, or comes to the same place from elsewhere, has not read the header.
+        let mut streams = Streams::default();
+        read(&mut streams, 0, None);
+        read(&mut streams, 1, None);
+        assert_eq!(streams.learn(LEN, &tensors), Plan::default());
         let plan = Streams::default().observe(ContentRange::new(3 * MIB, 5 * MIB), LEN, Some(&tensors));
         assert_eq!(plan.ahead, None);
     }
