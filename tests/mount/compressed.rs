@@ -193,8 +193,16 @@ fn a_layer_whose_digest_is_another_is_poisoned_once_it_has_gone_by() {
     let (digest, size) = packed.layer();
     packed.registry.corrupt(digest, size / 2);
     packed.mount();
-    // Where nothing is loaded that nobody asked for, it goes by once somebody asks. It may be right or known to be wrong by then.
-    let _ = fs::read(packed.place.path("first.safetensors"));
+    // Where nothing is loaded that nobody asked for, it goes by once somebody asks: who gets what lies before the wrong byte, or an error.
+    match fs::read(packed.place.path("first.safetensors")) {
+        Ok(got) => read::assert_same(
+            &packed.place.path("first.safetensors"),
+            0,
+            &got,
+            packed.right("first.safetensors"),
+        ),
+        Err(error) => assert_eq!(error.raw_os_error(), Some(EIO)),
+    }
     packed.place.wait_for("poisoned", Duration::from_secs(60));
     assert_eq!(errno(&packed.place.path("first.safetensors")), Some(EIO));
     assert!(packed.place.status()["kept"] == 0);

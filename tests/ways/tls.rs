@@ -122,6 +122,22 @@ async fn a_check_that_is_lifted_for_one_host_holds_for_those_it_sends_us_to() {
     assert!(error.to_string().contains("localhost"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_without_tls_may_send_us_to_who_has_it_and_is_vouched_for() {
+    let (model, authority) = (Model::new(), Authority::new());
+    let registry = model.in_registry();
+    let nginx = behind(&authority.issue(LOOPBACK), &registry.direct(), "");
+    let port = free_port();
+    let (to, rest) = (nginx.host(), hand_on_to(&registry.direct()));
+    let blobs = format!("location ~ /blobs/ {{ return 307 https://{to}$request_uri; }}");
+    let sends = format!("server {{ listen 127.0.0.1:{port}; {blobs} location / {{ {rest} }} }}");
+    let sending = Nginx::start(port, &sends);
+    let error = model.read_at(&sending.host(), &Config::default()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Untrusted, "{error}");
+    let named = Config { ca_file: Some(authority.root()), ..Config::default() };
+    model.read_at(&sending.host(), &named).await.unwrap();
+}
+
 /// `weightfs inspect` of a reference where the machine's roots are those of this file and of no folder.
 fn inspect(place: &Place, reference: &str, roots: &std::path::Path, more: &[&str]) -> Ran {
     let mut command = place.command();

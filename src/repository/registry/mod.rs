@@ -361,7 +361,7 @@ impl Repository for Registry {
     fn pace(&self) -> Pace {
         match self.wholes.are_needed() {
             true => Pace { requests: 1, small: 1, ..Pace::default() },
-            false => Pace { requests: usize::MAX, small: usize::MAX, bytes: u64::MAX },
+            false => Pace { requests: usize::MAX, small: usize::MAX, bytes: u64::MAX, ahead: u64::MAX },
         }
     }
 
@@ -400,7 +400,7 @@ fn client(config: &Config, endpoint: &Endpoint, reach: &Arc<Reach>, side: Side) 
         .pool_max_idle_per_host(IDLE_LINES);
     let builder = config.proxies.apply(builder);
     let built = endpoint.trust.apply(builder, config, side, endpoint.root.scheme())?.build();
-    built.map_err(tls::unusable)
+    built.map_err(|error| Error::from_source(Kind::Untrusted, "cannot set up TLS", error))
 }
 
 #[cfg(test)]

@@ -1,17 +1,21 @@
 //! The machine's root certificates, read when a certificate is to be held against them.
 //!
-//! They are a file or some two hundred (Debian: 170 in `/etc/ssl/certs`), which takes 25 to 35 ms where the disk has not been asked for them before: longer
-//! than all else that a mount does before it connects. Who asks a registry without TLS never waits for them; who asks one with TLS has them
-//! read while he connects.
+//! They are a file or some two hundred (Debian: 170 in `/etc/ssl/certs`), which takes 25 to 35 ms where the disk has not been asked for
+//! them before: longer than all else that a mount does before it connects. Where nobody is asked with TLS they are not read; who
+//! is asked with it alone has them read while he is connected to.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 use rustls_platform_verifier::Verifier;
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+/// The protocol that is spoken within (RFC 7301): no other is offered.
+const SPOKEN: &[u8] = b"http/1.1";
 
 /// Believes whom the machine believes, and who is vouched for by `further` roots.
 #[derive(Debug)]
@@ -22,9 +26,12 @@ pub(super) struct Roots {
     read: Mutex<Option<Arc<Verifier>>>,
 }
 
+/// The certificate that is shown, with those that vouch for it, and its key.
+pub(super) type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
 /// The machine has no roots that can be used, and none were named: what was said of it.
 #[derive(Debug)]
-pub(super) struct NoRoots(String);
+pub(super) struct NoRoots(Error);
 
 impl Roots {
     /// Reads nothing yet.
@@ -33,25 +40,32 @@ impl Roots {
         Arc::new(Self { further, provider, read: Mutex::default() })
     }
 
-    /// Begins to read them, on a thread of its own: whoever needs them waits for the rest of it at most.
+    /// Begins to read them, beside the caller: whoever needs them waits for the rest of it at most. Outside of a runtime they are read by
+    /// whoever needs them.
     pub(super) fn begin(self: &Arc<Self>) {
         let roots = Arc::clone(self);
-        let reading = std::thread::Builder::new().name("roots".to_owned());
-        // Without a thread they are read by whoever needs them.
-        let _ = reading.spawn(move || roots.verifier().is_ok());
+        if let Ok(runtime) = Handle::try_current() {
+            drop(runtime.spawn_blocking(move || roots.verifier().is_ok()));
+        }
     }
 
-    /// TLS 1.2 and 1.3 with whom they vouch for, showing no certificate.
+    /// HTTP/1.1 over TLS 1.2 or 1.3 with whom they vouch for.
     ///
     /// # Errors
-    /// Where the provider has neither.
-    pub(super) fn config(self: &Arc<Self>) -> Result<ClientConfig, Error> {
+    /// Where the key is none that can be used.
+    pub(super) fn config(self: &Arc<Self>, shown: Option<Shown>) -> Result<ClientConfig, Error> {
         let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider));
         let builder = builder.with_safe_default_protocol_versions()?.dangerous();
-        Ok(builder.with_custom_certificate_verifier(Arc::clone(self) as _).with_no_client_auth())
+        let builder = builder.with_custom_certificate_verifier(Arc::clone(self) as _);
+        let mut config = match shown {
+            Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![SPOKEN.to_vec()];
+        Ok(config)
     }
 
-    /// Who looks at certificates. That there are no roots is not remembered: they may be installed in the meantime.
+    /// Who looks at certificates. Blocks while they are read. That there are no roots is not remembered: they may be installed meanwhile.
     fn verifier(&self) -> Result<Arc<Verifier>, Error> {
         let mut read = self.read.lock();
         if let Some(verifier) = &*read {
@@ -59,8 +73,16 @@ impl Roots {
         }
         let verifier =
             Verifier::new_with_extra_roots(self.further.iter().cloned(), Arc::clone(&self.provider))
-                .map_err(NoRoots::from)?;
+                .map_err(|error| Error::Other(OtherError(Arc::new(NoRoots(error)))))?;
         Ok(Arc::clone(read.insert(Arc::new(verifier))))
+    }
+}
+
+/// Does what blocks without keeping other tasks of this thread's runtime waiting, where it is one that has others to do them.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 
@@ -73,7 +95,12 @@ impl ServerCertVerifier for Roots {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.verifier()?.verify_server_cert(shown, between, name, ocsp, now)
+        let outcome = blocking(|| self.verifier())?.verify_server_cert(shown, between, name, ocsp, now);
+        if matches!(outcome, Err(Error::InvalidCertificate(CertificateError::UnknownIssuer))) {
+            // They may have been read while they were written, or before the one that is missing was installed.
+            *self.read.lock() = None;
+        }
+        outcome
     }
 
     fn verify_tls12_signature(
@@ -99,25 +126,36 @@ impl ServerCertVerifier for Roots {
     }
 }
 
-impl From<Error> for NoRoots {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::General(said) => Self(said),
-            error => Self(error.to_string()),
+impl std::fmt::Display for NoRoots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Error::General(said) => f.write_str(said),
+            error => error.fmt(f),
         }
     }
 }
 
-impl From<NoRoots> for Error {
-    fn from(none: NoRoots) -> Self {
-        Self::Other(OtherError(Arc::new(none)))
-    }
-}
-
-impl std::fmt::Display for NoRoots {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 impl std::error::Error for NoRoots {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn http_1_1_is_offered_and_nothing_read_for_it() {
+        let roots = Roots::new(Vec::new());
+        let config = roots.config(None).unwrap();
+        assert_eq!(config.alpn_protocols, [b"http/1.1"]);
+        assert!(roots.read.lock().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_begun_is_read_without_anybody_asking() {
+        let authority = rcgen::generate_simple_self_signed(["r.example".to_owned()]).unwrap();
+        let roots = Roots::new(vec![authority.cert.der().clone()]);
+        roots.begin();
+        while roots.read.lock().is_none() {
+            tokio::task::yield_now().await;
+        }
+    }
+}

@@ -9,16 +9,16 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use reqwest::{Certificate, Client, ClientBuilder, Identity, Method, RequestBuilder, Response};
-use rustls::pki_types::CertificateDer;
+use reqwest::{Client, ClientBuilder, Identity, Method, RequestBuilder, Response};
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, CertificateError, RootCertStore};
 use url::{Origin, Url};
 
 use super::endpoint::Endpoint;
 use super::proxy::Proxies;
 use super::reach::Reach;
-use super::roots::{NoRoots, Roots};
+use super::roots::{NoRoots, Roots, Shown};
 use super::wire;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Config;
@@ -67,14 +67,14 @@ impl Trust {
         self.checks == Checks::All
     }
 
-    /// Puts it into a client for one side of who is asked by `scheme`. Reads the files that are named, and the machine's own roots
-    /// for a host that is asked otherwise than others; else they are read when they are needed.
+    /// Puts it into a client for one side of who is asked by `scheme`. Reads the files that are named; the machine's own roots are
+    /// begun with where the scheme is `https`, and else read when they are needed.
     ///
     /// # Errors
     /// `Invalid` where a file cannot be read, or is not what it must be.
     pub(super) fn apply(
         &self,
-        mut builder: ClientBuilder,
+        builder: ClientBuilder,
         config: &Config,
         side: Side,
         scheme: &str,
@@ -83,26 +83,28 @@ impl Trust {
         for path in config.ca_file.iter().chain(&self.roots) {
             further.extend(roots(path)?);
         }
-        if side == Side::Away || self.is_usual() {
-            let roots = Roots::new(further);
-            if scheme == "https" {
-                roots.begin();
-            }
-            return Ok(builder.tls_backend_preconfigured(roots.config().map_err(unusable)?));
+        let shown = self.shown.as_ref().filter(|_| side == Side::Own);
+        if side == Side::Own && !self.is_checked() {
+            let builder = builder.tls_danger_accept_invalid_certs(true);
+            let Some((certificate, key)) = shown else { return Ok(builder) };
+            let identity = Identity::from_pem(&pem(certificate, key.as_deref())?);
+            // Its own words could show something of the key.
+            return Ok(builder.identity(identity.map_err(|_| no_identity(certificate))?));
         }
-        for root in further {
-            builder = builder.tls_certs_merge([Certificate::from_der(&root).map_err(unusable)?]);
+        let roots = Roots::new(further);
+        if scheme == "https" {
+            roots.begin();
         }
-        if let Some((certificate, key)) = &self.shown {
-            builder = builder.identity(identity(certificate, key.as_deref())?);
-        }
-        Ok(builder.tls_danger_accept_invalid_certs(self.checks == Checks::None))
+        let tls = match shown {
+            Some((certificate, key)) => roots
+                .config(Some(identity(certificate, key.as_deref())?))
+                .map_err(|_| no_identity(certificate))?,
+            None => roots
+                .config(None)
+                .map_err(|error| Error::from_source(Kind::Untrusted, "cannot set up TLS", error))?,
+        };
+        Ok(builder.tls_backend_preconfigured(tls))
     }
-}
-
-/// TLS that cannot be had with what there is.
-pub(super) fn unusable(error: impl StdError + Send + Sync + 'static) -> Error {
-    Error::from_source(Kind::Untrusted, "cannot set up TLS", error).hint(INSTALL)
 }
 
 /// The certificates in a PEM file: at least one, each of them usable as a root.
@@ -123,20 +125,33 @@ fn roots(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 }
 
 /// The certificate that is shown, with its key.
-fn identity(certificate: &Path, key: Option<&Path>) -> Result<Identity> {
-    let bad = |path: &Path, why: String| {
-        let doing = format!("cannot use the client certificate in {}: {why}", path.display());
-        Error::new(Kind::Invalid, doing)
-            .hint("certificate and key must be in PEM form, in one file or in two")
-            .of_machine()
-    };
+fn identity(certificate: &Path, key: Option<&Path>) -> Result<Shown> {
+    let pem = pem(certificate, key)?;
+    let chain: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let chain = chain.ok().filter(|chain| !chain.is_empty());
+    // Its own words could show something of the key.
+    chain.zip(PrivateKeyDer::from_pem_slice(&pem).ok()).ok_or_else(|| no_identity(certificate))
+}
+
+/// What the files have in which the certificate that is shown and its key are.
+fn pem(certificate: &Path, key: Option<&Path>) -> Result<Vec<u8>> {
     let mut pem = Vec::new();
     for path in std::iter::once(certificate).chain(key) {
-        pem.extend(std::fs::read(path).map_err(|error| bad(path, error.to_string()))?);
+        pem.extend(std::fs::read(path).map_err(|error| bad_identity(path, &error.to_string()))?);
         pem.push(b'\n');
     }
-    // Its own words could show something of the key.
-    Identity::from_pem(&pem).map_err(|_| bad(certificate, "no certificate with its key".to_owned()))
+    Ok(pem)
+}
+
+fn no_identity(certificate: &Path) -> Error {
+    bad_identity(certificate, "no certificate with its key")
+}
+
+fn bad_identity(path: &Path, why: &str) -> Error {
+    let doing = format!("cannot use the client certificate in {}: {why}", path.display());
+    Error::new(Kind::Invalid, doing)
+        .hint("certificate and key must be in PEM form, in one file or in two")
+        .of_machine()
 }
 
 /// The two clients of an endpoint: what is lifted or shown for its host holds for no other.
