@@ -102,7 +102,7 @@ impl Loader {
         let mut under_way = FuturesUnordered::new();
         let mut outcome = Ok(());
         let pace = self.repository.pace();
-        let request = request.min(pace.bytes);
+        let request = request.min(if lane == Lane::Ahead { pace.ahead } else { pace.bytes });
         let most = width(pace, request);
         for run in self.runs_ahead(id, &missing.unwrap_or_default(), request).await {
             // More than one prefetch may be at it: the lanes have fewer turns than all of them together.
@@ -196,7 +196,7 @@ impl Loader {
             Lane::Demand | Lane::Whole => u64::MAX,
             _ if keeps => u64::MAX,
             // What is not kept is fetched again unless it is read out of memory soon.
-            Lane::Ahead => self.config.memory / CHUNK / 4,
+            Lane::Ahead => self.config.memory / CHUNK / 2,
             Lane::Background => 0,
         };
         let end = chunks.end.min(chunks.start.saturating_add(most));

@@ -19,8 +19,6 @@ use crate::range::ContentRange;
 
 /// A usual span of a compressed layer: the default of `weightfs index build`.
 const SPAN: u64 = 4 << 20;
-/// How many times as much of a file is looked at where its header goes on beyond what was.
-const GROWTH: u64 = 4;
 
 impl Loader {
     /// Starts loading what [`Config::warm`](super::Config::warm) asks for, and has what is complete already made ready for the
@@ -150,15 +148,15 @@ impl Loader {
         Tensors::parse(&header, len)
     }
 
-    /// A GGUF header does not say how long it is, so more and more of the file is looked at: from 1 MiB on four times as much each
-    /// time, since one with a vocabulary has 2 to 10 MiB and each look costs a round trip.
+    /// A GGUF header does not say how long it is, so more and more of the file is looked at: 1 MiB, 4 (one with a vocabulary has 2 to 10),
+    /// and twice as much each time from there on, since each look costs a round trip.
     async fn gguf_tensors(self: &Arc<Self>, extent: &Extent) -> Option<Tensors> {
         let limit = extent.grid.len().min(gguf::HEADER_LIMIT);
         let mut len = CHUNK.min(limit);
         loop {
             match gguf::parse(&self.header(extent, len).await?) {
                 gguf::Header::Tensors(starts) => return Some(Tensors::beginning_at(starts)),
-                gguf::Header::Longer if len < limit => len = (len * GROWTH).min(limit),
+                gguf::Header::Longer if len < limit => len = (len * 2).max(4 * CHUNK).min(limit),
                 gguf::Header::Longer | gguf::Header::Malformed => return None,
             }
         }

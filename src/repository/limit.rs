@@ -95,6 +95,7 @@ impl<R: Repository> Around for Limited<R> {
             requests: found.requests.min(most.requests),
             small: found.small.min(most.small),
             bytes: found.bytes.min(most.bytes),
+            ahead: found.ahead.min(most.ahead),
         }
     }
 }

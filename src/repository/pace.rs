@@ -16,6 +16,9 @@ const FIRST_BYTES: u64 = 4 << 20;
 const MOST_BYTES: u64 = 16 << 20;
 /// How many requests are begun with.
 const FIRST_REQUESTS: usize = 4;
+/// The size of one ahead of a reader where a connection does not carry the largest within so long: four of them are a reader's window.
+const SHARED_BYTES: u64 = 8 << 20;
+const SHARED: f64 = 0.064;
 /// How long a request may last, so that what is given up half way is little.
 const LONGEST: f64 = 4.0;
 /// How long must have been measured with all requests under way before a number is judged.
@@ -34,6 +37,8 @@ pub struct Pace {
     pub small: usize,
     /// The size of one, in stored bytes.
     pub bytes: u64,
+    /// The same ahead of a reader, for whom no more than a window is loaded: smaller where one connection does not carry much, so that several share it.
+    pub ahead: u64,
 }
 
 impl Pace {
@@ -44,7 +49,7 @@ impl Pace {
 impl Default for Pace {
     /// 4 requests of 4 MiB, or 8 small ones.
     fn default() -> Self {
-        Self { requests: FIRST_REQUESTS, small: 2 * FIRST_REQUESTS, bytes: FIRST_BYTES }
+        Self { requests: FIRST_REQUESTS, small: 2 * FIRST_REQUESTS, bytes: FIRST_BYTES, ahead: FIRST_BYTES }
     }
 }
 
@@ -221,6 +226,8 @@ impl State {
         } else if most >= present * 4.0 {
             self.pace.bytes = (self.pace.bytes * 2).min(MOST_BYTES);
         }
+        let is_shared = most * SHARED / LONGEST < MOST_BYTES as f64;
+        self.pace.ahead = if is_shared { self.pace.bytes.min(SHARED_BYTES) } else { self.pace.bytes };
     }
 }
 
@@ -256,7 +263,7 @@ mod tests {
         let pacer = Arc::new(Pacer::new(16));
         let pace = line(&pacer, 20e6, 1e9, Duration::from_millis(150)).await;
         assert!(pace.requests >= 13, "{pace:?}");
-        assert_eq!(pace.bytes, MOST_BYTES);
+        assert_eq!((pace.bytes, pace.ahead), (MOST_BYTES, SHARED_BYTES));
     }
 
     #[tokio::test(start_paused = true)]
@@ -265,6 +272,13 @@ mod tests {
         let pace = line(&pacer, 100e6, 100e6, Duration::from_millis(1)).await;
         assert!(pace.requests <= 6, "{pace:?}");
         assert_eq!(pace.bytes, MOST_BYTES);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_a_connection_carries_much_the_largest_is_asked_for_ahead_of_a_reader_too() {
+        let pacer = Arc::new(Pacer::new(16));
+        let pace = line(&pacer, 800e6, 2e9, Duration::from_millis(1)).await;
+        assert_eq!((pace.bytes, pace.ahead), (MOST_BYTES, MOST_BYTES));
     }
 
     #[tokio::test(start_paused = true)]
