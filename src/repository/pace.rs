@@ -37,7 +37,8 @@ pub struct Pace {
     pub small: usize,
     /// The size of one, in stored bytes.
     pub bytes: u64,
-    /// The same ahead of a reader, for whom no more than a window is loaded: smaller where one connection does not carry much, so that several share it.
+    /// The same ahead of a reader, for whom no more than a window is loaded: smaller where one connection does not carry much, so that
+    /// several share it.
     pub ahead: u64,
 }
 

@@ -20,8 +20,8 @@ const BACKWARD: u64 = 2 << 20;
 const FORWARD: u64 = 4 << 20;
 /// The farthest that is loaded ahead: as much as memory holds, since what lies farther ahead is evicted before it is read.
 const WINDOW: u64 = 32 << 20;
-/// What is loaded ahead at once where the window is large: the largest request. Two of them are the window. Each costs a registry 3 to 5 ms of
-/// processor besides its bytes: of 8 MiB, `docker-registry` takes 1.2 s/GB where it takes 1.0 for 16 and 0.5 for one long answer.
+/// What is loaded ahead at once where the window is large: the largest request. Two of them are the window. Each costs a registry 3 to 5 ms
+/// of processor besides its bytes: of 8 MiB, `docker-registry` takes 1.2 s/GB where it takes 1.0 for 16 and 0.5 for one long answer.
 const BATCH: u64 = 16 << 20;
 /// What a stream must have consumed before anything is loaded ahead of it: more than the 1 MiB that the kernel reads
 /// around a single fault.
@@ -54,8 +54,8 @@ const PAGE: u64 = 4096;
 /// The part of what a stream consumed that one request has, so that the first ones are small and come side by side, and later ones
 /// spare the registry.
 const REQUEST: u64 = 4;
-/// Between how many requests what is loaded ahead at once is shared, while they are small: as many as are under way beside one another at first. More of
-/// them would end together on a far line, with nothing under way for a round trip until the next ones answer.
+/// Between how many requests what is loaded ahead at once is shared, while they are small: as many as are under way beside one another
+/// at first. More of them would end together on a far line, with nothing under way for a round trip until the next ones answer.
 const ABREAST: u64 = 8;
 /// The part of its window that a stream has left in its file when the next file is begun with.
 const ONWARD: u64 = 2;
