@@ -18,7 +18,7 @@ const MOST_BYTES: u64 = 16 << 20;
 const FIRST_REQUESTS: usize = 4;
 /// The size of one ahead of a reader where a connection does not carry the largest within so long: four of them are a reader's window.
 const SHARED_BYTES: u64 = 8 << 20;
-const SHARED: f64 = 0.064;
+const SHARED: f64 = 0.125;
 /// How long a request may last, so that what is given up half way is little.
 const LONGEST: f64 = 4.0;
 /// How long must have been measured with all requests under way before a number is judged.
@@ -152,7 +152,8 @@ impl Measured {
         }
         let mut state = self.pacer.0.lock();
         state.ended += 1;
-        if let Some(first) = self.first {
+        // What is over in no time says nothing of the line.
+        if let Some(first) = self.first.filter(|_| self.bytes >= LEAST_BYTES) {
             let rest = first.elapsed().as_secs_f64();
             smooth(&mut state.alone, self.bytes as f64 / rest.max(1e-4));
         }

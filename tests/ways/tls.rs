@@ -94,12 +94,22 @@ async fn a_registry_that_wants_our_certificate_gets_the_one_that_is_named() {
     let nginx = behind(&authority.issue(LOOPBACK), &registry.direct(), &wants);
     let config = Config { ca_file: Some(authority.root()), ..with_tls() };
     assert!(model.read_at(&nginx.host(), &config).await.is_err());
-    let client = authority.issue_to_client();
-    let (certificate, key) = (client.certificate.display(), client.key.display());
-    let text = format!("server = \"https://{}\"\nclient = [[\"{certificate}\", \"{key}\"]]\n", nginx.host());
-    let hosts = Hosts::saying(&nginx.host(), &text);
-    let config = Config { ca_file: Some(authority.root()), ..hosts.config() };
-    model.read_at(&nginx.host(), &config).await.unwrap();
+    let (client, other) = (authority.issue_to_client(), authority.issue_to_client());
+    // With somebody else's key beside it, the key in the file that is named for it counts.
+    let folder = tempfile::tempdir().unwrap();
+    let both = folder.path().join("both.pem");
+    let [mut text, more] =
+        [&client.certificate, &other.key].map(|path| std::fs::read_to_string(path).unwrap());
+    text.push_str(&more);
+    std::fs::write(&both, text).unwrap();
+    for (certificate, checked) in [(&client.certificate, true), (&both, true), (&both, false)] {
+        let (certificate, key) = (certificate.display(), client.key.display());
+        let text =
+            format!("server = \"https://{}\"\nclient = [[\"{certificate}\", \"{key}\"]]\n", nginx.host());
+        let hosts = Hosts::saying(&nginx.host(), &format!("{text}skip_verify = {}\n", !checked));
+        let config = Config { ca_file: Some(authority.root()).filter(|_| checked), ..hosts.config() };
+        model.read_at(&nginx.host(), &config).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

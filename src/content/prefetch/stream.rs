@@ -172,7 +172,8 @@ impl Streams {
             stream.planned = ahead.end();
             Some(Plan { request: stream.request(ahead.len()), ahead: Some(ahead), ..Plan::default() })
         };
-        self.streams.iter_mut().max_by_key(|stream| stream.last).and_then(led).unwrap_or_default()
+        let readers = self.streams.iter_mut().filter(|stream| stream.consumed >= SETTLED && !stream.came_on);
+        readers.max_by_key(|stream| stream.last).and_then(led).unwrap_or_default()
     }
 
     fn stream_of(&mut self, range: ContentRange) -> &mut Stream {

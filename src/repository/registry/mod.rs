@@ -399,7 +399,7 @@ fn client(config: &Config, endpoint: &Endpoint, reach: &Arc<Reach>, side: Side) 
         .pool_idle_timeout(IDLE_TIME)
         .pool_max_idle_per_host(IDLE_LINES);
     let builder = config.proxies.apply(builder);
-    let built = endpoint.trust.apply(builder, config, side, endpoint.root.scheme())?.build();
+    let built = endpoint.trust.apply(builder, config, side)?.build();
     built.map_err(|error| Error::from_source(Kind::Untrusted, "cannot set up TLS", error))
 }
 

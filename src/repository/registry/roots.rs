@@ -1,27 +1,33 @@
 //! The machine's root certificates, read when a certificate is to be held against them.
 //!
 //! They are a file or some two hundred (Debian: 170 in `/etc/ssl/certs`), which takes 25 to 35 ms where the disk has not been asked for
-//! them before: longer than all else that a mount does before it connects. Where nobody is asked with TLS they are not read; who
-//! is asked with it alone has them read while he is connected to.
+//! them before: longer than all else that a mount does before it connects. Where nobody is asked with TLS they are not read; where
+//! somebody is, they are read while his certificate is under way.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// The protocol that is spoken within (RFC 7301): no other is offered.
 const SPOKEN: &[u8] = b"http/1.1";
 
-/// Believes whom the machine believes, and who is vouched for by `further` roots.
+/// Believes whom the machine believes, and who is vouched for by further roots.
+#[derive(Clone, Debug)]
+pub(super) struct Roots(Arc<Set>);
+
 #[derive(Debug)]
-pub(super) struct Roots {
+struct Set {
     further: Vec<CertificateDer<'static>>,
     provider: Arc<CryptoProvider>,
+    /// Whether somebody reads them.
+    begun: AtomicBool,
     /// Held while they are read, so that they are read once.
     read: Mutex<Option<Arc<Verifier>>>,
 }
@@ -34,29 +40,20 @@ pub(super) type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 pub(super) struct NoRoots(Error);
 
 impl Roots {
-    /// Reads nothing yet.
-    pub(super) fn new(further: Vec<CertificateDer<'static>>) -> Arc<Self> {
+    /// Those of the machine and `further` ones. Reads nothing yet.
+    pub(super) fn new(further: Vec<CertificateDer<'static>>) -> Self {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        Arc::new(Self { further, provider, read: Mutex::default() })
-    }
-
-    /// Begins to read them, beside the caller: whoever needs them waits for the rest of it at most. Outside of a runtime they are read by
-    /// whoever needs them.
-    pub(super) fn begin(self: &Arc<Self>) {
-        let roots = Arc::clone(self);
-        if let Ok(runtime) = Handle::try_current() {
-            drop(runtime.spawn_blocking(move || roots.verifier().is_ok()));
-        }
+        Self(Arc::new(Set { further, provider, begun: AtomicBool::new(false), read: Mutex::default() }))
     }
 
     /// HTTP/1.1 over TLS 1.2 or 1.3 with whom they vouch for.
     ///
     /// # Errors
     /// Where the key is none that can be used.
-    pub(super) fn config(self: &Arc<Self>, shown: Option<Shown>) -> Result<ClientConfig, Error> {
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider));
+    pub(super) fn config(&self, shown: Option<Shown>) -> Result<ClientConfig, Error> {
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&self.0.provider));
         let builder = builder.with_safe_default_protocol_versions()?.dangerous();
-        let builder = builder.with_custom_certificate_verifier(Arc::clone(self) as _);
+        let builder = builder.with_custom_certificate_verifier(Arc::new(self.clone()));
         let mut config = match shown {
             Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
             None => builder.with_no_client_auth(),
@@ -65,7 +62,30 @@ impl Roots {
         Ok(config)
     }
 
-    /// Who looks at certificates. Blocks while they are read. That there are no roots is not remembered: they may be installed meanwhile.
+    /// Begins to read them, beside the caller; once. The thread ends with that, and nobody's end waits for it.
+    fn begin(&self) {
+        if !self.0.begun.swap(true, Ordering::Relaxed) {
+            let set = Arc::clone(&self.0);
+            let thread = std::thread::Builder::new().name("weightfs-roots".to_owned());
+            // Without it they are read by who needs them.
+            drop(thread.spawn(move || set.verifier().is_ok()));
+        }
+    }
+
+    /// Who looks at certificates. Other tasks of this thread are not held up while they are read.
+    fn verifier(&self) -> Result<Arc<Verifier>, Error> {
+        if let Some(verifier) = self.0.read.try_lock().and_then(|read| read.clone()) {
+            return Ok(verifier);
+        }
+        match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| self.0.verifier()),
+            _ => self.0.verifier(),
+        }
+    }
+}
+
+impl Set {
+    /// The same, once they are read. That there are none is not remembered: they may be installed meanwhile.
     fn verifier(&self) -> Result<Arc<Verifier>, Error> {
         let mut read = self.read.lock();
         if let Some(verifier) = &*read {
@@ -78,14 +98,6 @@ impl Roots {
     }
 }
 
-/// Does what blocks without keeping other tasks of this thread's runtime waiting, where it is one that has others to do them.
-fn blocking<T>(work: impl FnOnce() -> T) -> T {
-    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
-        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
-        _ => work(),
-    }
-}
-
 impl ServerCertVerifier for Roots {
     fn verify_server_cert(
         &self,
@@ -95,12 +107,7 @@ impl ServerCertVerifier for Roots {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let outcome = blocking(|| self.verifier())?.verify_server_cert(shown, between, name, ocsp, now);
-        if matches!(outcome, Err(Error::InvalidCertificate(CertificateError::UnknownIssuer))) {
-            // They may have been read while they were written, or before the one that is missing was installed.
-            *self.read.lock() = None;
-        }
-        outcome
+        self.verifier()?.verify_server_cert(shown, between, name, ocsp, now)
     }
 
     fn verify_tls12_signature(
@@ -109,7 +116,7 @@ impl ServerCertVerifier for Roots {
         shown: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, shown, signed, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(message, shown, signed, &self.0.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -118,11 +125,13 @@ impl ServerCertVerifier for Roots {
         shown: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, shown, signed, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(message, shown, signed, &self.0.provider.signature_verification_algorithms)
     }
 
+    /// Asked for by a handshake that begins.
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.begin();
+        self.0.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -146,16 +155,19 @@ mod tests {
         let roots = Roots::new(Vec::new());
         let config = roots.config(None).unwrap();
         assert_eq!(config.alpn_protocols, [b"http/1.1"]);
-        assert!(roots.read.lock().is_none());
+        assert!(!roots.0.begun.load(Ordering::Relaxed) && roots.0.read.lock().is_none());
     }
 
-    #[tokio::test]
-    async fn what_is_begun_is_read_without_anybody_asking() {
-        let authority = rcgen::generate_simple_self_signed(["r.example".to_owned()]).unwrap();
-        let roots = Roots::new(vec![authority.cert.der().clone()]);
-        roots.begin();
-        while roots.read.lock().is_none() {
-            tokio::task::yield_now().await;
+    #[test]
+    fn they_are_read_once_a_handshake_begins() {
+        let vouching = rcgen::generate_simple_self_signed(["r.example".to_owned()]).unwrap();
+        let roots = Roots::new(vec![vouching.cert.der().clone()]);
+        let config = Arc::new(roots.config(None).unwrap());
+        drop(rustls::ClientConnection::new(config, "r.example".try_into().unwrap()).unwrap());
+        let limit = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while roots.0.read.lock().is_none() {
+            assert!(std::time::Instant::now() < limit, "nobody reads them");
+            std::thread::yield_now();
         }
     }
 }

@@ -67,18 +67,11 @@ impl Trust {
         self.checks == Checks::All
     }
 
-    /// Puts it into a client for one side of who is asked by `scheme`. Reads the files that are named; the machine's own roots are
-    /// begun with where the scheme is `https`, and else read when they are needed.
+    /// Puts it into a client for one side. Reads the files that are named; the machine's own roots are read when they are needed.
     ///
     /// # Errors
     /// `Invalid` where a file cannot be read, or is not what it must be.
-    pub(super) fn apply(
-        &self,
-        builder: ClientBuilder,
-        config: &Config,
-        side: Side,
-        scheme: &str,
-    ) -> Result<ClientBuilder> {
+    pub(super) fn apply(&self, builder: ClientBuilder, config: &Config, side: Side) -> Result<ClientBuilder> {
         let mut further = Vec::new();
         for path in config.ca_file.iter().chain(&self.roots) {
             further.extend(roots(path)?);
@@ -92,13 +85,11 @@ impl Trust {
             return Ok(builder.identity(identity.map_err(|_| no_identity(certificate))?));
         }
         let roots = Roots::new(further);
-        if scheme == "https" {
-            roots.begin();
-        }
         let tls = match shown {
-            Some((certificate, key)) => roots
-                .config(Some(identity(certificate, key.as_deref())?))
-                .map_err(|_| no_identity(certificate))?,
+            Some((certificate, key)) => {
+                let shown = identity(certificate, key.as_deref())?;
+                roots.config(Some(shown)).map_err(|_| no_identity(certificate))?
+            }
             None => roots
                 .config(None)
                 .map_err(|error| Error::from_source(Kind::Untrusted, "cannot set up TLS", error))?,
@@ -129,8 +120,9 @@ fn identity(certificate: &Path, key: Option<&Path>) -> Result<Shown> {
     let pem = pem(certificate, key)?;
     let chain: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let chain = chain.ok().filter(|chain| !chain.is_empty());
-    // Its own words could show something of the key.
-    chain.zip(PrivateKeyDer::from_pem_slice(&pem).ok()).ok_or_else(|| no_identity(certificate))
+    // The last key is that of the file that is named for it, where the certificate's has one too.
+    let key = PrivateKeyDer::pem_slice_iter(&pem).filter_map(std::result::Result::ok).last();
+    chain.zip(key).ok_or_else(|| no_identity(certificate))
 }
 
 /// What the files have in which the certificate that is shown and its key are.
