@@ -18,7 +18,7 @@ const MOST_BYTES: u64 = 16 << 20;
 const FIRST_REQUESTS: usize = 4;
 /// The size of one ahead of a reader where a connection does not carry the largest within so long: four of them are a reader's window.
 const SHARED_BYTES: u64 = 8 << 20;
-const SHARED: f64 = 0.125;
+const SHARED: f64 = 0.15;
 /// How long a request may last, so that what is given up half way is little.
 const LONGEST: f64 = 4.0;
 /// How long must have been measured with all requests under way before a number is judged.
@@ -73,6 +73,8 @@ struct State {
     hold: u32,
     /// Bytes a second of one request after its first byte; smoothed.
     alone: Option<f64>,
+    /// The same of those that are not small: fewer of them share the line.
+    carried: Option<f64>,
 }
 
 /// A larger number that is being tried.
@@ -107,6 +109,7 @@ impl Pacer {
             trial: None,
             hold: 0,
             alone: None,
+            carried: None,
         }))
     }
 
@@ -155,7 +158,11 @@ impl Measured {
         // What is over in no time says nothing of the line.
         if let Some(first) = self.first.filter(|_| self.bytes >= LEAST_BYTES) {
             let rest = first.elapsed().as_secs_f64();
-            smooth(&mut state.alone, self.bytes as f64 / rest.max(1e-4));
+            let rate = self.bytes as f64 / rest.max(1e-4);
+            smooth(&mut state.alone, rate);
+            if self.bytes > Pace::SMALL {
+                smooth(&mut state.carried, rate);
+            }
         }
         state.size();
         state.judge();
@@ -228,7 +235,7 @@ impl State {
         } else if most >= present * 4.0 {
             self.pace.bytes = (self.pace.bytes * 2).min(MOST_BYTES);
         }
-        let is_shared = most * SHARED / LONGEST < MOST_BYTES as f64;
+        let is_shared = self.carried.is_none_or(|rate| rate * SHARED < MOST_BYTES as f64);
         self.pace.ahead = if is_shared { self.pace.bytes.min(SHARED_BYTES) } else { self.pace.bytes };
     }
 }
@@ -279,7 +286,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn where_a_connection_carries_much_the_largest_is_asked_for_ahead_of_a_reader_too() {
         let pacer = Arc::new(Pacer::new(16));
-        let pace = line(&pacer, 800e6, 2e9, Duration::from_millis(1)).await;
+        let pace = line(&pacer, 400e6, 8e8, Duration::from_millis(1)).await;
         assert_eq!((pace.bytes, pace.ahead), (MOST_BYTES, MOST_BYTES));
     }
 
