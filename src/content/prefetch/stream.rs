@@ -165,10 +165,9 @@ impl Streams {
     /// nothing that would tell.
     pub fn learn(&mut self, len: u64, tensors: &Tensors) -> Plan {
         let led = |stream: &mut Stream| {
-            let end =
-                stream.past_header(len, tensors).filter(|_| stream.consumed >= SETTLED && !stream.came_on)?;
+            let end = stream.past_header(len, tensors)?.min(len);
             let from = stream.planned.max(stream.next);
-            let ahead = (from < end.min(len)).then(|| ContentRange::new(from, end.min(len)))?;
+            let ahead = (from < end).then(|| ContentRange::new(from, end))?;
             stream.planned = ahead.end();
             Some(Plan { request: stream.request(ahead.len()), ahead: Some(ahead), ..Plan::default() })
         };
