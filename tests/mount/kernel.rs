@@ -185,12 +185,12 @@ fn a_complete_verified_model_is_read_past_the_process() {
     let (registry, place) = (sample().registry(), Place::new());
     for tag in ["raw", "tar"] {
         let reference = registry.reference(&format!("{REPOSITORY}:{tag}"));
-        place.mount(&reference, &["--warm", "all"]);
+        place.mount(&reference, &["--warm", "all", "--passthrough", "auto"]);
         place.wait_until_complete();
         place.unmount();
         // The first mount may have been gone before it had read the file back; then the next one does, when it is opened.
         wait::until(&format!("{tag}: the kernel reads by itself"), Duration::from_secs(120), || {
-            place.mount(&reference, &["--warm", "none"]);
+            place.mount(&reference, &["--warm", "none", "--passthrough", "auto"]);
             let served = served_of(&place, &sample().shards[1]);
             place.unmount();
             served < MIB

@@ -432,7 +432,7 @@ fn kept(place: &Place, options: &[&str]) -> (Registry, String) {
     let artifact = pack::pack(&files, Packing::Raw, Dialect::Upstream, Path::new("/nowhere"));
     registry.push("acme/llm", "v1", &artifact);
     let reference = registry.reference("acme/llm:v1");
-    let all: Vec<&str> = options.iter().copied().chain(["--warm", "all"]).collect();
+    let all: Vec<&str> = options.iter().copied().chain(["--warm", "all", "--passthrough", "auto"]).collect();
     place.mount(&reference, &all);
     place.wait_until_complete();
     (registry, reference)
@@ -467,7 +467,7 @@ fn who_may_not_give_files_to_the_kernel_serves_them_by_replies_and_is_listed_so(
     place.unmount();
     // Root of a user namespace of its own may mount, and is nobody to the kernel where it comes to passthrough.
     let script = r#"
-        "$0" mount "$1" "$2" || exit 1
+        "$0" mount --passthrough auto "$1" "$2" || exit 1
         for _ in $(seq 600); do
             cmp "$2/weights.bin" "$3" || exit 1
             "$0" list --json | grep -q '"permission": 2' && "$0" list | grep -q '0 of 2 (permission)' &&
