@@ -210,8 +210,9 @@ keys! {
         all.content.read_deadline = value;
         all.repository.read_deadline = value;
     });
-    "content.memory", "WEIGHTFS_MEMORY", None, "`32MiB`", "size, at least `4MiB`",
-    "how many verified bytes may wait in memory for their readers; half as many stored bytes of compressed layers for neighbours",
+    "content.memory", "WEIGHTFS_MEMORY", None, "`128MiB`", "size, at least `4MiB`",
+    "how many verified bytes may wait in memory for their readers: `32MiB`, and up to this where a line asks for more under way; an eighth \
+     as many stored bytes of compressed layers for neighbours",
     |all, text| size(text, 4 << 20).map(|value| all.content.memory = value);
     "mount.allow_other", "WEIGHTFS_ALLOW_OTHER", Some("--allow-other"), "`false`", "`true` or `false`",
     "let other users read the mount",

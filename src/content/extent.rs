@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::bound::Digests;
 use super::instant::Trial;
-use super::prefetch::stream::{Onward, Plan, Streams};
+use super::prefetch::stream::{Onward, Plan, Reach, Streams};
 use super::prefetch::tensors::Tensors;
 use super::scatter::Scatter;
 use super::shelf::Shelf;
@@ -120,10 +120,10 @@ impl Extent {
         ContentRange::new(start, end)
     }
 
-    /// Takes a read into account; what to load ahead of it, up to `eager` bytes rather much than little.
-    pub(super) fn observe(&self, range: ContentRange, eager: u64) -> Plan {
+    /// Takes a read into account; what to load ahead of it, within `reach`.
+    pub(super) fn observe(&self, range: ContentRange, reach: Reach) -> Plan {
         let mut readers = self.readers.lock();
-        readers.streams.eager = eager;
+        readers.streams.reach = reach;
         let tensors = match &readers.tensors {
             TensorMap::Found(tensors) => Some(Arc::clone(tensors)),
             _ => None,

@@ -196,7 +196,7 @@ impl Loader {
             Lane::Demand | Lane::Whole => u64::MAX,
             _ if keeps => u64::MAX,
             // What is not kept is fetched again unless it is read out of memory soon.
-            Lane::Ahead => self.config.memory / CHUNK / 2,
+            Lane::Ahead => self.memory() / CHUNK / 2,
             Lane::Background => 0,
         };
         let end = chunks.end.min(chunks.start.saturating_add(most));

@@ -186,11 +186,23 @@ impl Flight {
 impl Board {
     /// A board whose memory holds chunks of `memory` bytes in all, at least two of them.
     pub(super) fn new(memory: u64) -> Self {
-        let most = usize::try_from(memory / CHUNK).unwrap_or(usize::MAX).max(2);
         let (read, unread) = (LruCache::unbounded(), BTreeMap::new());
         let (by_age, came) = (BTreeMap::new(), 0);
+        let most = chunks(memory);
         let inner = Inner { flights: HashMap::new(), most, read, unread, by_age, came, closed: false };
         Self { inner: Mutex::new(inner), read: Notify::new() }
+    }
+
+    /// Has memory hold chunks of `memory` bytes from now on; what is too much leaves it. Costs a lock where nothing changes.
+    pub(super) fn resize(&self, memory: u64) {
+        let (most, mut inner) = (chunks(memory), self.inner.lock());
+        if inner.most == most {
+            return;
+        }
+        inner.most = most;
+        while inner.read.len() + inner.unread.len() > most && inner.make_room() {}
+        drop(inner);
+        self.read.notify_waiters();
     }
 
     /// The chunk's bytes, if they are in memory.
@@ -457,6 +469,11 @@ impl Inner {
     }
 }
 
+/// How many chunks are `memory` bytes.
+fn chunks(memory: u64) -> usize {
+    usize::try_from(memory / CHUNK).unwrap_or(usize::MAX).max(2)
+}
+
 fn closing() -> Error {
     Error::new(Kind::Deadline, "the mount is being ended")
 }
@@ -570,6 +587,29 @@ mod tests {
         // Another file gives way to nobody who has more than it.
         board.publish(of_file(1, 0), &WORD, Reader::Expected);
         assert_eq!(here(), [1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    #[tokio::test]
+    async fn memory_that_grows_lets_who_waits_go_on_and_what_is_too_much_leaves_when_it_shrinks() {
+        let board = Arc::new(Board::new(8 * CHUNK));
+        (0..6).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
+        let waiting = tokio::spawn({
+            let board = Arc::clone(&board);
+            async move { board.room(of_file(0, 5)).await }
+        });
+        tokio::task::yield_now().await;
+        board.resize(8 * CHUNK);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        board.resize(16 * CHUNK);
+        waiting.await.unwrap();
+        (6..12).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
+        assert_eq!(unread(&board), 12);
+        board.resize(4 * CHUNK);
+        assert!(
+            (0..12).all(|chunk| board.knows(of_file(0, chunk)) == (chunk < 4)),
+            "what is read last leaves"
+        );
     }
 
     #[tokio::test]

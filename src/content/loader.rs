@@ -36,7 +36,7 @@ use crate::error::{Error, Kind, Result};
 use crate::index::{Allowance, CHUNK, EntryKind, ExtentId, Grid, Index, Layer, Proof};
 use crate::metrics::Metrics;
 use crate::range::ContentRange;
-use crate::repository::Repository;
+use crate::repository::{Pace, Repository};
 
 /// A read waits a little longer than the repository tries, so that what fails it is the repository's own error.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
@@ -163,13 +163,13 @@ impl Loader {
         let shelf = Shelf { store, who: repository.identity() };
         let layers = strata(&index, &shelf, config.proof);
         let loader = Arc::new(Self {
-            board: Board::new(config.memory),
+            board: Board::new(config.memory.min(Pace::WINDOW)),
             lanes: Lanes::default(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             turns: Turns::default(),
             keeper: Keeper::default(),
             pool: Pool::default(),
-            desk: Desk::new(config.memory / 2),
+            desk: Desk::new(config.memory / 8),
             parts: Parts::default(),
             sums: Sums::default(),
             prover: Prover::default(),

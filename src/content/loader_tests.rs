@@ -7,14 +7,15 @@ use bytes::Bytes;
 
 use super::flight::Urgency;
 use super::lanes::Lane;
+use super::prefetch::stream::Reach;
 use super::{Config, Held, Integrity, Loader, Standing, Store, StoreConfig, Warm};
 use crate::error::Kind;
 use crate::index::{CHUNK, ChunkDigest, Coding, Entry, EntryKind, ExtentId, Gap, Index, Layer};
 use crate::metrics::Metrics;
 use crate::range::ContentRange;
-use crate::repository::Repository;
 use crate::repository::around::Around;
 use crate::repository::memory::Memory;
+use crate::repository::{Pace, Repository};
 
 /// Bytes that repeat nowhere within a test.
 pub(super) fn content(seed: u64, len: u64) -> Vec<u8> {
@@ -713,6 +714,35 @@ impl Around for Elsewhere {
 
     fn identity(&self) -> String {
         "elsewhere".into()
+    }
+}
+
+/// The same bytes over a line that wants so much under way ahead of a reader.
+#[derive(Debug)]
+struct Wide(Arc<Memory>, u64);
+
+impl Around for Wide {
+    fn inner(&self) -> &dyn Repository {
+        &*self.0
+    }
+
+    fn pace(&self) -> Pace {
+        Pace { window: self.1, ..Pace::default() }
+    }
+}
+
+#[tokio::test]
+async fn readers_are_led_as_far_as_the_line_asks_and_memory_may_hold() {
+    let model = Model::new(&[CHUNK]);
+    for (wanted, memory, window, held) in
+        [(32, 128, 32, 32), (96, 128, 96, 96), (96, 64, 64, 64), (96, 4, 32, 4)]
+    {
+        let line: Arc<dyn Repository> = Arc::new(Wide(Arc::clone(&model.repository), wanted * CHUNK));
+        let config = Config { memory: memory * CHUNK, ..plain() };
+        let loader = loader_in(&model.dir, model.budget, line, &model.index, config);
+        assert_eq!(loader.reach(0), Reach { window: window * CHUNK, eager: 0 }, "{wanted} in {memory}");
+        assert_eq!(loader.memory(), held * CHUNK, "{wanted} in {memory}");
+        loader.close().await;
     }
 }
 

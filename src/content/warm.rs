@@ -11,11 +11,12 @@ use super::extent::Extent;
 use super::lanes::Lane;
 use super::loader::{Loader, Standing, Stratum, Warm};
 use super::prefetch::opening::following;
-use super::prefetch::stream::Onward;
+use super::prefetch::stream::{Onward, Reach};
 use super::prefetch::tensors::Tensors;
 use super::prefetch::{gguf, opening};
 use crate::index::{CHUNK, EntryKind, ExtentId, Layer};
 use crate::range::ContentRange;
+use crate::repository::Pace;
 
 /// A usual span of a compressed layer: the default of `weightfs index build`.
 const SPAN: u64 = 4 << 20;
@@ -83,8 +84,7 @@ impl Loader {
 
     /// Loads ahead of who just read `range`; whether he has read on here for a while, rather than here and there.
     pub(super) fn observe(self: &Arc<Self>, extent: &Extent, range: ContentRange) -> bool {
-        let spans = if self.is_decoded(extent.id.layer) { self.cores as u64 } else { 0 };
-        let plan = extent.observe(range, spans.saturating_mul(SPAN));
+        let plan = extent.observe(range, self.reach(extent.id.layer));
         // What goes by is all coming already.
         if self.config.warm == Warm::None || self.comes_by_itself(extent.id.layer) {
             return plan.reads_on;
@@ -103,6 +103,20 @@ impl Loader {
             self.spawn(async move { loader.find_tensors(id).await });
         }
         plan.reads_on
+    }
+
+    /// How far ahead of a reader is loaded: what the line is best served by, as far as memory may grow for it. A span for each processor
+    /// where it is decoded.
+    pub(super) fn reach(&self, layer: usize) -> Reach {
+        let spans = if self.is_decoded(layer) { self.cores as u64 } else { 0 };
+        let memory = self.memory();
+        self.board.resize(memory);
+        Reach { window: memory.max(Pace::WINDOW), eager: spans.saturating_mul(SPAN) }
+    }
+
+    /// How many bytes may wait in memory for their readers at present.
+    pub(super) fn memory(&self) -> u64 {
+        self.config.memory.min(self.repository.pace().window)
     }
 
     /// Loads the beginning of the file after `id`, whose reader is about to be there.

@@ -42,7 +42,7 @@ impl<R: Repository> Limited<R> {
     }
 
     async fn open_ahead(&self, blob: &Blob, range: StoredRange) -> Result<ByteStream> {
-        let mut measured = self.pacer.begin();
+        let mut measured = self.pacer.begin(range.len());
         let opened = self.inner.read_ahead(blob, range).await.inspect_err(|error| {
             // What was held back says nothing new.
             if error.kind() == Kind::Throttled && error.was_asked() {
@@ -52,7 +52,7 @@ impl<R: Repository> Limited<R> {
         let measuring = opened?.map(move |piece| {
             if let Ok(bytes) = &piece {
                 measured.came(len(bytes));
-                measured.complete(range.len());
+                measured.complete();
             }
             piece
         });
@@ -96,6 +96,7 @@ impl<R: Repository> Around for Limited<R> {
             small: found.small.min(most.small),
             bytes: found.bytes.min(most.bytes),
             ahead: found.ahead.min(most.ahead),
+            window: found.window.min(most.window),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! How many range requests, and how large, serve reading ahead best: found by measuring.
 //!
-//! A few requests are enough on a near and slow line, a far and fast one wants many. So one more is tried from time to
-//! time and kept where more bytes a second came of it; and a request is made as long as it is over soon, since long ones cost
-//! a registry less. Who asks for the pace is the loader, whose lanes keep to it; [`Limited`](super::Limited) measures.
+//! A few requests are enough on a near and slow line; a far and fast one wants many, and so does a store that gives each connection so much
+//! and no more. So half as many again are tried from time to time and kept where more bytes a second came of it, and fewer are tried where
+//! there are many, and kept where no fewer bytes came; and a request is made as long as it is over soon, since long ones cost
+//! a registry less. Who asks for the pace is the loader, whose lanes and windows keep to it; [`Limited`](super::Limited) measures.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +24,12 @@ const SHARED: f64 = 0.15;
 const LONGEST: f64 = 4.0;
 /// How long must have been measured with all requests under way before a number is judged.
 const EPOCH: Duration = Duration::from_millis(250);
-/// What more requests must bring to be kept.
-const GAIN: f64 = 1.08;
-/// For how many epochs a number stays after a larger one brought nothing.
+/// What half as many requests again must bring to be kept: where each has a rate of its own it is half as much again. The same number
+/// brings a tenth more or less from one time to the next where processors are the limit.
+const GAIN: f64 = 1.2;
+/// What fewer may lose.
+const LOSS: f64 = 1.08;
+/// For how many epochs a number stays after it was found to be the best.
 const HOLD: u32 = 16;
 
 /// How much is to be read ahead at once.
@@ -40,17 +44,28 @@ pub struct Pace {
     /// The same ahead of a reader, for whom no more than a window is loaded: smaller where one connection does not carry much, so that
     /// several share it.
     pub ahead: u64,
+    /// How far ahead of a reader is loaded, in bytes of content: farther where a connection does not carry much and more of them
+    /// were found to carry more.
+    pub window: u64,
 }
 
 impl Pace {
     /// The largest request that is small, in bytes.
     pub const SMALL: u64 = 2 << 20;
+    /// The smallest window, in bytes: as much as memory holds by default, since what lies farther ahead leaves it before it is read.
+    pub const WINDOW: u64 = 32 << 20;
 }
 
 impl Default for Pace {
     /// 4 requests of 4 MiB, or 8 small ones.
     fn default() -> Self {
-        Self { requests: FIRST_REQUESTS, small: 2 * FIRST_REQUESTS, bytes: FIRST_BYTES, ahead: FIRST_BYTES }
+        Self {
+            requests: FIRST_REQUESTS,
+            small: 2 * FIRST_REQUESTS,
+            bytes: FIRST_BYTES,
+            ahead: FIRST_BYTES,
+            window: Self::WINDOW,
+        }
     }
 }
 
@@ -63,6 +78,8 @@ struct State {
     pace: Pace,
     most: usize,
     under_way: usize,
+    /// How much those were begun for that are under way.
+    due: u64,
     /// When the numbers below were last brought up to date.
     at: Instant,
     /// For how long the requests under way were as many as may be, what came meanwhile, how many ended.
@@ -71,22 +88,33 @@ struct State {
     ended: usize,
     trial: Option<Trial>,
     hold: u32,
+    /// Whether more were tried last.
+    tried_more: bool,
     /// Bytes a second of one request after its first byte; smoothed.
     alone: Option<f64>,
     /// The same of those that are not small: fewer of them share the line.
     carried: Option<f64>,
 }
 
-/// A larger number that is being tried.
+/// Another number is being tried; this was before.
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     before: usize,
     rate: f64,
 }
 
+impl Trial {
+    /// Whether the number before is the better one than `present`, which has brought `rate`.
+    fn was_better(&self, present: usize, rate: f64) -> bool {
+        if present > self.before { rate < self.rate * GAIN } else { rate * LOSS < self.rate }
+    }
+}
+
 /// One request that is measured. Dropped before its end, it counts for nothing.
 pub(super) struct Measured {
     pacer: Arc<Pacer>,
+    /// How much is asked for.
+    due: u64,
     first: Option<Instant>,
     bytes: u64,
     done: bool,
@@ -102,12 +130,14 @@ impl Pacer {
             pace,
             most,
             under_way: 0,
+            due: 0,
             at: Instant::now(),
             full: Duration::ZERO,
             bytes: 0,
             ended: 0,
             trial: None,
             hold: 0,
+            tried_more: false,
             alone: None,
             carried: None,
         }))
@@ -118,13 +148,14 @@ impl Pacer {
         self.0.lock().pace
     }
 
-    /// Begins to measure a request.
-    pub(super) fn begin(self: &Arc<Self>) -> Measured {
+    /// Begins to measure a request for `due` bytes.
+    pub(super) fn begin(self: &Arc<Self>, due: u64) -> Measured {
         let mut state = self.0.lock();
         state.catch_up();
         state.under_way += 1;
+        state.due = state.due.saturating_add(due);
         drop(state);
-        Measured { pacer: Arc::clone(self), first: None, bytes: 0, done: false }
+        Measured { pacer: Arc::clone(self), due, first: None, bytes: 0, done: false }
     }
 
     /// Takes down that the registry asks to slow down.
@@ -148,9 +179,9 @@ impl Measured {
         }
     }
 
-    /// Takes down that all of it came, where it is as much as `due`.
-    pub(super) fn complete(&mut self, due: u64) {
-        if self.bytes < due || std::mem::replace(&mut self.done, true) {
+    /// Takes down that all of it came, where it is as much as was asked for.
+    pub(super) fn complete(&mut self) {
+        if self.bytes < self.due || std::mem::replace(&mut self.done, true) {
             return;
         }
         let mut state = self.pacer.0.lock();
@@ -174,6 +205,7 @@ impl Drop for Measured {
         let mut state = self.pacer.0.lock();
         state.catch_up();
         state.under_way = state.under_way.saturating_sub(1);
+        state.due = state.due.saturating_sub(self.due);
     }
 }
 
@@ -186,9 +218,11 @@ impl State {
         self.at = now;
     }
 
-    /// Whether as many are under way as may be, but for one that may be somebody's who waits.
+    /// Whether as many are under way as may be, but for one that may be somebody's who waits; or so much that one more would not be
+    /// within the window of a reader.
     fn is_full(&self) -> bool {
-        self.under_way > 0 && self.under_way + 1 >= self.pace.requests
+        let is_led = self.due.saturating_add(self.pace.ahead) > self.pace.window;
+        self.under_way > 0 && (self.under_way + 1 >= self.pace.requests || is_led)
     }
 
     fn set_requests(&mut self, requests: usize) {
@@ -196,6 +230,7 @@ impl State {
         // One request at a time is what somebody has asked for.
         let twice = if requests > 1 { requests.saturating_mul(2) } else { 1 };
         self.pace.small = twice.clamp(1, self.most);
+        self.lead();
         (self.full, self.bytes, self.ended) = (Duration::ZERO, 0, 0);
     }
 
@@ -207,9 +242,8 @@ impl State {
         }
         let rate = self.bytes as f64 / self.full.as_secs_f64();
         let present = self.pace.requests;
-        let more = present + (present / 2).max(1);
         match self.trial.take() {
-            Some(trial) if rate < trial.rate * GAIN => {
+            Some(trial) if trial.was_better(present, rate) => {
                 self.hold = HOLD;
                 self.set_requests(trial.before);
             }
@@ -217,13 +251,24 @@ impl State {
                 self.hold -= 1;
                 self.set_requests(present);
             }
-            _ if present < self.most => {
-                self.trial = Some(Trial { before: present, rate });
-                self.set_requests(more);
-            }
-            _ => self.set_requests(present),
+            // What has just been found better is gone on with.
+            Some(trial) => self.attempt(present > trial.before, rate),
+            None => self.attempt(!self.tried_more || present <= FIRST_REQUESTS, rate),
         }
         tracing::debug!(pace = ?self.pace, rate, "the pace of reading ahead");
+    }
+
+    /// Tries more, or fewer, where there is a number to try.
+    fn attempt(&mut self, more: bool, rate: f64) {
+        let before = self.pace.requests;
+        let next = match more {
+            true => (before + (before / 2).max(1)).min(self.most),
+            false => (before * 2 / 3).max(FIRST_REQUESTS.min(before)),
+        };
+        self.tried_more = more;
+        (self.trial, self.hold) =
+            if next == before { (None, HOLD) } else { (Some(Trial { before, rate }), 0) };
+        self.set_requests(next);
     }
 
     /// Moves the size of a request a step towards what lasts no longer than it may.
@@ -235,8 +280,15 @@ impl State {
         } else if most >= present * 4.0 {
             self.pace.bytes = (self.pace.bytes * 2).min(MOST_BYTES);
         }
+        self.lead();
+    }
+
+    /// Says how a reader is led: by as many requests as were found to be best, where one of them does not carry much.
+    fn lead(&mut self) {
         let is_shared = self.carried.is_none_or(|rate| rate * SHARED < MOST_BYTES as f64);
         self.pace.ahead = if is_shared { self.pace.bytes.min(SHARED_BYTES) } else { self.pace.bytes };
+        let all = self.pace.ahead.min(SHARED_BYTES).saturating_mul(self.pace.requests as u64);
+        self.pace.window = all.max(Pace::WINDOW);
     }
 }
 
@@ -252,7 +304,7 @@ mod tests {
     async fn line(pacer: &Arc<Pacer>, alone: f64, all: f64, latency: Duration) -> Pace {
         for _ in 0..120 {
             let pace = pacer.pace();
-            let mut requests: Vec<_> = (0..pace.requests).map(|_| pacer.begin()).collect();
+            let mut requests: Vec<_> = (0..pace.requests).map(|_| pacer.begin(pace.bytes)).collect();
             tokio::time::sleep(latency).await;
             for request in &mut requests {
                 request.came(1);
@@ -262,7 +314,7 @@ mod tests {
             for request in &mut requests {
                 request.came(pace.bytes - 1);
             }
-            requests.iter_mut().for_each(|request| request.complete(pace.bytes));
+            requests.iter_mut().for_each(Measured::complete);
         }
         pacer.pace()
     }
@@ -273,6 +325,7 @@ mod tests {
         let pace = line(&pacer, 20e6, 1e9, Duration::from_millis(150)).await;
         assert!(pace.requests >= 13, "{pace:?}");
         assert_eq!((pace.bytes, pace.ahead), (MOST_BYTES, SHARED_BYTES));
+        assert_eq!(pace.window, pace.requests as u64 * SHARED_BYTES);
     }
 
     #[tokio::test(start_paused = true)]
@@ -281,6 +334,7 @@ mod tests {
         let pace = line(&pacer, 100e6, 100e6, Duration::from_millis(1)).await;
         assert!(pace.requests <= 6, "{pace:?}");
         assert_eq!(pace.bytes, MOST_BYTES);
+        assert!(pace.window <= 6 * SHARED_BYTES, "{pace:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -288,6 +342,48 @@ mod tests {
         let pacer = Arc::new(Pacer::new(16));
         let pace = line(&pacer, 400e6, 8e8, Duration::from_millis(1)).await;
         assert_eq!((pace.bytes, pace.ahead), (MOST_BYTES, MOST_BYTES));
+    }
+
+    /// Reads as one who is led: no more is under way than his window has, and each request is as large as may be ahead of a reader.
+    async fn led(pacer: &Arc<Pacer>, alone: f64, all: f64) -> Pace {
+        for _ in 0..200 {
+            let pace = pacer.pace();
+            let mut requests: Vec<_> =
+                (0..pace.window / pace.ahead).map(|_| pacer.begin(pace.ahead)).collect();
+            requests.iter_mut().for_each(|request| request.came(1));
+            let rate = alone.min(all / requests.len() as f64);
+            tokio::time::sleep(Duration::from_secs_f64(pace.ahead as f64 / rate)).await;
+            for request in &mut requests {
+                request.came(pace.ahead - 1);
+                request.complete();
+            }
+        }
+        pacer.pace()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_window_of_one_reader_grows_as_long_as_that_brings_more() {
+        for (alone, all, least, most) in [
+            (64e6, 1e9, 13 * SHARED_BYTES, 16 * SHARED_BYTES),
+            (250e6, 2e9, 13 * SHARED_BYTES, 16 * SHARED_BYTES),
+            (1e9, 1e9, Pace::WINDOW, 6 * SHARED_BYTES),
+            (125e6, 125e6, Pace::WINDOW, 6 * SHARED_BYTES),
+            (1e6, 1e6, Pace::WINDOW, Pace::WINDOW),
+        ] {
+            let pace = led(&Arc::new(Pacer::new(16)), alone, all).await;
+            assert!((least..=most).contains(&pace.window), "{alone} of {all}: {pace:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_window_that_brings_nothing_any_more_goes_back() {
+        let pacer = Arc::new(Pacer::new(16));
+        let wide = led(&pacer, 64e6, 1e9).await.window;
+        for _ in 0..4 {
+            led(&pacer, 125e6, 125e6).await;
+        }
+        let narrow = pacer.pace().window;
+        assert!(wide >= 13 * SHARED_BYTES && narrow <= 6 * SHARED_BYTES, "{wide} to {narrow}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -311,7 +407,7 @@ mod tests {
     async fn requests_that_were_given_up_count_for_nothing() {
         let pacer = Arc::new(Pacer::new(16));
         for _ in 0..1000 {
-            drop(pacer.begin());
+            drop(pacer.begin(1));
         }
         assert_eq!((pacer.pace(), pacer.0.lock().under_way), (Pace::default(), 0));
     }

@@ -18,9 +18,7 @@ const STREAMS: usize = 8;
 const BACKWARD: u64 = 2 << 20;
 /// How far ahead of it a read still belongs to a stream.
 const FORWARD: u64 = 4 << 20;
-/// The farthest that is loaded ahead: as much as memory holds, since what lies farther ahead is evicted before it is read.
-const WINDOW: u64 = 32 << 20;
-/// What is loaded ahead at once where the window is large: the largest request. Two of them are the window. Each costs a registry 3 to 5 ms
+/// What is loaded ahead at once where the window is large: the largest request. Two of them are the smallest window. Each costs a registry 3 to 5 ms
 /// of processor besides its bytes: of 8 MiB, `docker-registry` takes 1.2 s/GB where it takes 1.0 for 16 and 0.5 for one long answer.
 const BATCH: u64 = 16 << 20;
 /// What a stream must have consumed before anything is loaded ahead of it: more than the 1 MiB that the kernel reads
@@ -66,13 +64,29 @@ const READ_AROUND: u64 = 2 << 20;
 /// The readers of one file.
 #[derive(Debug, Default)]
 pub struct Streams {
-    /// Up to so many bytes, as much is loaded ahead of a reader as he has read: what keeps all processors busy where it is
-    /// decoded. 0 where it is not.
-    pub eager: u64,
+    /// How far ahead of a reader is loaded.
+    pub reach: Reach,
     streams: Vec<Stream>,
     clock: u64,
     consumed: u64,
     rest_planned: bool,
+}
+
+/// How far ahead of a reader is loaded at most, as far as it is not he who decides, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// The farthest of all: what the line is best served by ([`Pace::window`]).
+    pub window: u64,
+    /// Up to so many bytes, as much is loaded ahead of a reader as he has read: what keeps all processors busy where it is
+    /// decoded. 0 where it is not.
+    pub eager: u64,
+}
+
+impl Default for Reach {
+    /// The smallest window, of what is not decoded.
+    fn default() -> Self {
+        Self { window: Pace::WINDOW, eager: 0 }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -137,18 +151,18 @@ impl Streams {
     /// Costs a look at up to eight streams and, where tensors are known, a binary search.
     pub fn observe(&mut self, range: ContentRange, len: u64, tensors: Option<&Tensors>) -> Plan {
         self.clock += 1;
-        let (clock, eager) = (self.clock, self.eager);
+        let (clock, reach) = (self.clock, self.reach);
         let stream = self.stream_of(range);
         let new = range.end().saturating_sub(stream.next.max(range.start()));
         stream.next = stream.next.max(range.end());
         stream.consumed = stream.consumed.saturating_add(new);
         stream.last = clock;
         let reads_on = stream.consumed > SCATTERED;
-        let target = stream.target(len, tensors, eager);
-        let onward = stream.onward(len);
+        let target = stream.target(len, tensors, reach);
+        let onward = stream.onward(len, reach);
         let from = stream.planned.max(stream.next);
         let request = stream.request(target.saturating_sub(from));
-        let ahead = (target > from && stream.is_worth_it(from, target, len, tensors, eager))
+        let ahead = (target > from && stream.is_worth_it(from, target, len, tensors, reach))
             .then(|| ContentRange::new(from, target));
         if ahead.is_some() {
             stream.planned = target;
@@ -164,8 +178,9 @@ impl Streams {
     /// What to load for who has read a header to its end before it was known where tensors lie: while he is at work with it he reads
     /// nothing that would tell.
     pub fn learn(&mut self, len: u64, tensors: &Tensors) -> Plan {
+        let reach = self.reach;
         let led = |stream: &mut Stream| {
-            let end = stream.past_header(len, tensors)?.min(len);
+            let end = stream.past_header(len, tensors, reach)?.min(len);
             let from = stream.planned.max(stream.next);
             let ahead = (from < end).then(|| ContentRange::new(from, end))?;
             stream.planned = ahead.end();
@@ -215,8 +230,8 @@ impl Stream {
     }
 
     /// What to begin with of the next file: once, when most of what is loaded ahead would lie behind this one's end.
-    fn onward(&mut self, len: u64) -> Option<Onward> {
-        let bytes = (self.consumed / 2).min(WINDOW) / ONWARD;
+    fn onward(&mut self, len: u64, reach: Reach) -> Option<Onward> {
+        let bytes = (self.consumed / 2).min(reach.window) / ONWARD;
         let is_near =
             self.consumed > len / 2 && self.consumed >= READING && len.saturating_sub(self.next) <= bytes;
         if self.went_on || !is_near {
@@ -228,22 +243,25 @@ impl Stream {
 
     /// Whether what is to be loaded is worth requests of its own, or waits until there is more of it: far ahead of the
     /// reader nothing is urgent, and a registry is spared many small requests.
-    fn is_worth_it(&self, from: u64, target: u64, len: u64, tensors: Option<&Tensors>, eager: u64) -> bool {
-        let part = if eager == 0 { PUT_OFF } else { PUT_OFF_DECODED };
+    fn is_worth_it(&self, from: u64, target: u64, len: u64, tensors: Option<&Tensors>, reach: Reach) -> bool {
+        let part = if reach.eager == 0 { PUT_OFF } else { PUT_OFF_DECODED };
         let worth = (target.saturating_sub(self.next) / part).min(BATCH);
         let ends = tensors.map_or(len, |tensors| tensors.around(target.saturating_sub(1), len).end());
         target - from >= worth || target == ends
     }
 
     /// One past the last byte that should be here or under way for this stream.
-    fn target(&self, len: u64, tensors: Option<&Tensors>, eager: u64) -> u64 {
+    fn target(&self, len: u64, tensors: Option<&Tensors>, reach: Reach) -> u64 {
         if self.consumed < SETTLED {
             let here = tensors.map(|tensors| self.here(len, tensors));
             return here.map_or(self.next, |tensor| self.first_target(tensor));
         }
-        let eager = if self.consumed >= READING { self.consumed.min(eager).min(WINDOW) } else { 0 };
-        let window = |share: u64| self.next.saturating_add((self.consumed / share).min(WINDOW).max(eager));
-        let bounded = tensors.filter(|_| !self.came_on).map(|tensors| self.within_tensor(len, tensors));
+        let eager =
+            if self.consumed >= READING { self.consumed.min(reach.eager).min(reach.window) } else { 0 };
+        let window =
+            |share: u64| self.next.saturating_add((self.consumed / share).min(reach.window).max(eager));
+        let bounded =
+            tensors.filter(|_| !self.came_on).map(|tensors| self.within_tensor(len, tensors, reach));
         let target = match bounded {
             Some(Some(bounded)) => bounded,
             Some(None) => window(2),
@@ -266,12 +284,12 @@ impl Stream {
     }
 
     /// The target while the stream reads its first two tensors; `None` once it has gone on beyond them.
-    fn within_tensor(&self, len: u64, tensors: &Tensors) -> Option<u64> {
-        if let Some(target) = self.past_header(len, tensors) {
+    fn within_tensor(&self, len: u64, tensors: &Tensors, reach: Reach) -> Option<u64> {
+        if let Some(target) = self.past_header(len, tensors, reach) {
             return Some(target);
         }
         let (here, first) = (self.here(len, tensors), self.first(len, tensors));
-        let grown = |consumed: u64| Some(self.led(consumed).min(here.end()));
+        let grown = |consumed: u64| Some(self.led(consumed, reach).min(here.end()));
         if here.start() <= first.end().saturating_sub(1) {
             return grown(self.consumed.saturating_mul(WITHIN));
         }
@@ -282,16 +300,16 @@ impl Stream {
     }
 
     /// The target of who has read a large header from its start to its end, until he has read the first tensor too.
-    fn past_header(&self, len: u64, tensors: &Tensors) -> Option<u64> {
+    fn past_header(&self, len: u64, tensors: &Tensors, reach: Reach) -> Option<u64> {
         let header = Some(self.first(len, tensors)).filter(|first| self.start == 0 && first.start() == 0)?;
         let is_there = self.here(len, tensors).start() <= header.end()
             && self.next.saturating_add(CHUNK) >= header.end();
-        is_there.then(|| self.led(self.consumed.saturating_mul(PAST_HEADER)))
+        is_there.then(|| self.led(self.consumed.saturating_mul(PAST_HEADER), reach))
     }
 
     /// As far ahead of it as `bytes`, within the window.
-    fn led(&self, bytes: u64) -> u64 {
-        self.next.saturating_add(bytes.min(WINDOW))
+    fn led(&self, bytes: u64, reach: Reach) -> u64 {
+        self.next.saturating_add(bytes.min(reach.window))
     }
 
     /// The tensor that it reads.
@@ -350,21 +368,21 @@ mod tests {
     #[test]
     fn a_reader_that_goes_on_is_led_by_a_growing_window() {
         let tensors = sixteen_mib_tensors();
-        for tensors in [None, Some(&tensors)] {
-            let mut streams = Streams::default();
+        for (tensors, window) in [(None, Pace::WINDOW), (Some(&tensors), Pace::WINDOW), (None, 48 * MIB)] {
+            let mut streams = Streams { reach: Reach { window, eager: 0 }, ..Streams::default() };
             let mut planned = 0;
             for at in 0..200 {
                 let plan = streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), LEN, tensors);
                 planned = planned.max(plan.ahead.map_or(0, ContentRange::end));
             }
-            assert!((200 * MIB + WINDOW - BATCH..=LEN).contains(&planned), "{planned}");
+            assert!((200 * MIB + window - BATCH..=200 * MIB + window).contains(&planned), "{planned}");
         }
     }
 
     #[test]
     fn where_it_is_decoded_as_much_is_loaded_ahead_as_was_read_up_to_a_limit() {
         for (eager, least, most) in [(0, 0, 16 * MIB), (16 * MIB, 12 * MIB, 16 * MIB)] {
-            let mut streams = Streams { eager, ..Streams::default() };
+            let mut streams = Streams { reach: Reach { eager, ..Reach::default() }, ..Streams::default() };
             let mut end = 0;
             for at in 0..64 {
                 let plan = streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), LEN, None);
@@ -431,19 +449,19 @@ mod tests {
         for at in 0..3 {
             assert!(read(&mut streams, at, Some(&tensors)) <= 5 * MIB, "{at}");
         }
-        assert_eq!(read(&mut streams, 3, Some(&tensors)), 4 * MIB + WINDOW);
+        assert_eq!(read(&mut streams, 3, Some(&tensors)), 4 * MIB + Pace::WINDOW);
         // Where tensors lie is known a little later.
         let mut streams = Streams::default();
         let before = (0..5).map(|at| read(&mut streams, at, None)).max();
         assert!(before < Some(8 * MIB));
-        assert_eq!(read(&mut streams, 5, Some(&tensors)), 6 * MIB + WINDOW);
+        assert_eq!(read(&mut streams, 5, Some(&tensors)), 6 * MIB + Pace::WINDOW);
         // He is at work with what he has read when it becomes known.
         let mut streams = Streams::default();
         for at in 0..4 {
             read(&mut streams, at, None);
         }
         let plan = streams.learn(LEN, &tensors);
-        assert_eq!(plan.ahead.map(ContentRange::end), Some(4 * MIB + WINDOW));
+        assert_eq!(plan.ahead.map(ContentRange::end), Some(4 * MIB + Pace::WINDOW));
         assert_eq!(streams.learn(LEN, &tensors), Plan::default(), "once");
         // Who has read a part of it, or comes to the same place from elsewhere, has not read the header.
         let mut streams = Streams::default();
@@ -471,7 +489,7 @@ mod tests {
             (0..256).map(|at| streams.observe(ContentRange::new(at * MIB, (at + 1) * MIB), LEN, None));
         let onward: Vec<Onward> = plans.filter_map(|plan| plan.onward).collect();
         let [onward] = *onward else { panic!("{onward:?}") };
-        assert!(onward.bytes >= 16 * MIB && onward.bytes <= WINDOW / 2, "{onward:?}");
+        assert!(onward.bytes >= 16 * MIB && onward.bytes <= Pace::WINDOW / 2, "{onward:?}");
         let tensors = sixteen_mib_tensors();
         let mut next = Streams::default();
         next.expect(onward, LEN);

@@ -361,7 +361,13 @@ impl Repository for Registry {
     fn pace(&self) -> Pace {
         match self.wholes.are_needed() {
             true => Pace { requests: 1, small: 1, ..Pace::default() },
-            false => Pace { requests: usize::MAX, small: usize::MAX, bytes: u64::MAX, ahead: u64::MAX },
+            false => Pace {
+                requests: usize::MAX,
+                small: usize::MAX,
+                bytes: u64::MAX,
+                ahead: u64::MAX,
+                window: u64::MAX,
+            },
         }
     }
 
