@@ -1,4 +1,5 @@
-"""nginx over what a registry has: as a registry that redirects who wants a blob, as where it redirects to, as a web server, as S3.
+"""nginx over what a registry has: as a registry that redirects who wants a blob, as where it redirects to, as the same where each
+connection gets so much and no more, as a web server, as S3.
 
 One process, a port for each, so that what it costs and sends is counted in one place. Where there is no nginx, `files.py`, which is
 no S3.
@@ -13,6 +14,8 @@ import sys
 from .origin import HERE, MANIFEST, REPOSITORY, Face, Server, free_port
 
 BUCKET = "models"
+# What a connection to a limited store gets, as nginx says it: MiB a second.
+LIMIT = "64m"
 
 
 class Front:
@@ -25,21 +28,22 @@ class Front:
         link_blobs(os.path.join(self.files, "blobs"), storage)
         if shutil.which("ratarmount"):
             write_tar(os.path.join(self.files, "tars"), os.path.join(self.files, "names"))
-        self.ports = {name: free_port() for name in ("redirect", "blobs", "web", "s3")}
+        self.ports = {name: free_port() for name in ("redirect", "blobs", "limited", "limited-blobs", "web", "s3")}
         manifests = {f"/v2/{REPOSITORY}/manifests/{name}": found
                      for tag in tags for found in [manifest(storage, tag)] for name in (tag, found[2])}
         nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
         self.name = "nginx" if nginx else "a small server in Python that sends with sendfile, since nginx is missing"
         command = self.by_nginx(nginx, manifests) if nginx else self.by_python(manifests)
         if not nginx:
-            self.ports.pop("s3")
+            for name in ("limited", "limited-blobs", "s3"):
+                self.ports.pop(name)
         self.server = Server(command, folder, list(self.ports.values()), None if in_memory else self.files)
         self.redirect, self.web = Face(self.server, self.ports["redirect"]), Face(self.server, self.ports["web"])
-        self.s3 = Face(self.server, self.ports["s3"]) if nginx else None
+        self.limited, self.s3 = (Face(self.server, self.ports[name]) if nginx else None for name in ("limited", "s3"))
         self.end = self.server.end
 
-    def blobs(self):
-        return f"http://127.0.0.1:{self.ports['blobs']}/blobs/"
+    def blobs(self, name="blobs"):
+        return f"http://127.0.0.1:{self.ports[name]}/blobs/"
 
     def by_python(self, manifests):
         config = os.path.join(self.folder, "files.json")
@@ -63,11 +67,7 @@ http {{
 access_log off; sendfile on; tcp_nodelay on; keepalive_timeout 300; keepalive_requests 1000000; {temporary}
 types {{}} default_type application/octet-stream; map_hash_bucket_size 128;
 map $arg_prefix $listing {{ {mapped} default none; }}
-server {{ listen 127.0.0.1:{self.ports["redirect"]};
-location = /v2/ {{ return 200; }}
-{answers}location ~ "^/v2/.+/blobs/(sha256:[0-9a-f]+)$" {{ return 307 {self.blobs()}$1; }}
-location / {{ return 404; }} }}
-server {{ listen 127.0.0.1:{self.ports["blobs"]}; location /blobs/ {{ root {self.files}; }} }}
+{self.redirecting("redirect", "blobs", answers, "")}{self.redirecting("limited", "limited-blobs", answers, f"limit_rate {LIMIT};")}
 server {{ listen 127.0.0.1:{self.ports["web"]};
 location /tars/ {{ root {self.files}; }}
 location / {{ root {self.files}/names; autoindex on; types {{ text/html html; application/json json; }} }} }}
@@ -78,6 +78,15 @@ location /{BUCKET}/ {{ alias {self.files}/names/; }} }}
 }}
 """)
         return [nginx, "-p", folder, "-c", config, "-e", "stderr"]
+
+    def redirecting(self, name, blobs, answers, limit):
+        """A registry that redirects who wants a blob, and where to."""
+        return f"""server {{ listen 127.0.0.1:{self.ports[name]};
+location = /v2/ {{ return 200; }}
+{answers}location ~ "^/v2/.+/blobs/(sha256:[0-9a-f]+)$" {{ return 307 {self.blobs(blobs)}$1; }}
+location / {{ return 404; }} }}
+server {{ listen 127.0.0.1:{self.ports[blobs]}; {limit} location /blobs/ {{ root {self.files}; }} }}
+"""
 
 
 def manifest(storage, tag):

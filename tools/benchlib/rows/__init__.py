@@ -3,6 +3,7 @@
 Figures are numbers by name; report/figures.py says what each is. `ratio` and what ends with it is ours in units of the other.
 """
 from .. import readers
+from ..front import LIMIT
 from . import cold, far, faults, large, llama, memory, warm
 
 
@@ -27,6 +28,8 @@ ROWS = [
     Row("user-registry", "cold read, 1 MiB reads, docker-registry", "packed", USER, cold.verified("registry", "packed")),
     Row("mmap-redirect", "cold mmap touch in order, redirecting registry", "packed", CURL, cold.mapped("redirect", "packed")),
     Row("mmap-registry", "cold mmap touch in order, docker-registry", "packed", CURL, cold.mapped("registry", "packed")),
+    Row("limited", f"cold read, 1 MiB reads, {LIMIT.upper()}iB/s a connection", "packed", "`curl -Z` of all shards to /dev/null",
+        cold.limited("packed")),
     Row("direct", "O_DIRECT, 16 threads of 2 MiB preads, cold", "packed", "cold read", cold.direct("redirect", "packed")),
     Row("together", "8 processes mapping all shards at once, cold", "packed", "one process", cold.together("redirect", "packed")),
     Row("far-packed", "cold read, 1 Gbit/s and 20 ms", "packed", "line rate", far.in_order("packed")),

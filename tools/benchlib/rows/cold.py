@@ -18,17 +18,21 @@ def files(bench, at):
     return lambda session: [word for url, shard in pairs for word in (url, "-o", os.path.join(session.mount, shard.name))]
 
 
-def curl_to_nothing(bench, at):
-    """The figures of curl of every shard to nowhere, one after the other over one connection."""
-    done, gigabytes = bench.curl(at, nothing(bench, at)), bench.model.size / 1e9
+def curl_to_nothing(bench, at, at_once):
+    """The figures of curl of every shard to nowhere: one after the other over one connection, or all at once."""
+    parallel = ["-Z", "--parallel-immediate"] if at_once else []
+    done = bench.curl(at, lambda session: [*parallel, *nothing(bench, at)(session)])
+    gigabytes = bench.model.size / 1e9
     return {"base_s": done["s"], "base_mb_s": bench.model.size / 1e6 / done["s"],
             "base_cpu_server": done["cpu_server"] / gigabytes, "base_cpu_reader": done["cpu_reader"] / gigabytes}
 
 
-def against_curl(bench, face, tag, work):
-    """A mount of `tag`, read by `work`, in units of curl's rate."""
+def against_curl(bench, face, tag, work, *, at_once=False):
+    """A mount of `tag`, read by `work`, in units of curl's rate; `at_once`: over a connection for each shard."""
     at = getattr(bench, face)
-    found = curl_to_nothing(bench, at)
+    if at is None:
+        raise Missing("nginx is missing: apt install nginx-light")
+    found = curl_to_nothing(bench, at, at_once)
     with bench.mounted(at, tag) as mount:
         found.update(mount.timed(work), ready_s=mount.ready)
     found["ratio"] = found["mb_s"] / found["base_mb_s"]
@@ -40,6 +44,11 @@ def against_curl(bench, face, tag, work):
 
 def read(face, tag):
     return lambda bench: against_curl(bench, face, tag, readers.in_order)
+
+
+def limited(tag):
+    """A store that gives each connection so much and no more."""
+    return lambda bench: against_curl(bench, "limited", tag, readers.in_order, at_once=True)
 
 
 def mapped(face, tag):
