@@ -211,9 +211,12 @@ keys! {
         all.repository.read_deadline = value;
     });
     "content.memory", "WEIGHTFS_MEMORY", None, "`128MiB`", "size, at least `4MiB`",
-    "how many verified bytes may wait in memory for their readers: `32MiB`, and up to this where a line asks for more under way; an eighth \
-     as many stored bytes of compressed layers for neighbours",
-    |all, text| size(text, 4 << 20).map(|value| all.content.memory = value);
+    "how many verified bytes may wait in memory for their readers at most; more than `32MiB` only while more requests bring more; half as \
+     many stored bytes of compressed layers for neighbours, `16MiB` at most",
+    |all, text| size(text, 4 << 20).map(|value| {
+        all.content.memory = value;
+        all.repository.window = value;
+    });
     "mount.allow_other", "WEIGHTFS_ALLOW_OTHER", Some("--allow-other"), "`false`", "`true` or `false`",
     "let other users read the mount",
     |all, text| switch(text).map(|value| all.mount.allow_other = value);

@@ -83,11 +83,12 @@ const MOUNTED: [&str; 13] = [
 ];
 
 /// Rows, and a figure of each that only comes of having read all that the row is of.
-const ROWS: [(&str, &str); 14] = [
+const ROWS: [(&str, &str); 15] = [
     ("reader", "direct_mb_s"),
     ("cold-packed-redirect", "cpu_weightfs"),
     ("cold-packed-registry", "ratio"),
     ("user-redirect", "digest_s"),
+    ("limited", "ratio"),
     ("direct", "ratio"),
     ("together", "fetched_ratio"),
     ("far-tensor", "ratio"),

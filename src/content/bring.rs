@@ -21,6 +21,8 @@ use crate::range::ContentRange;
 
 /// How often is brought what turned out to be missing after all: damage in the store shows when it is read back.
 const ROUNDS: usize = 3;
+/// How many runs wait for a turn at once: as many as there are turns at most. How many have one the lanes say.
+const BESIDE: usize = 64;
 
 /// Is told of every so many bytes that are done: brought here, or digested and uploaded where a model is packed.
 pub type Watch = Arc<dyn Fn(u64) + Send + Sync>;
@@ -61,10 +63,7 @@ impl Loader {
                 let (watch, len) = (&watch, self.len_of(id, &run));
                 async move { self.fetch_run(id, run, Lane::Whole).await.map(|()| watch(len)) }
             };
-            stream::iter(missing.into_iter().map(fetch))
-                .buffer_unordered(self.repository.pace().requests)
-                .try_collect::<()>()
-                .await?;
+            stream::iter(missing.into_iter().map(fetch)).buffer_unordered(BESIDE).try_collect::<()>().await?;
             if self.standing(layer) == Standing::Unproved {
                 self.prove_first(layer).await?;
             }

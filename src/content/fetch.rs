@@ -103,9 +103,10 @@ impl Loader {
         let mut outcome = Ok(());
         let pace = self.repository.pace();
         let request = request.min(if lane == Lane::Ahead { pace.ahead } else { pace.bytes });
-        let most = width(pace, request);
         for run in self.runs_ahead(id, &missing.unwrap_or_default(), request).await {
-            // More than one prefetch may be at it: the lanes have fewer turns than all of them together.
+            // The best number may be another meanwhile. More than one prefetch may be at it: the lanes have fewer turns than all of them
+            // together.
+            let most = width(self.repository.pace(), request);
             while under_way.len() >= most {
                 match under_way.next().await.unwrap_or(Ok(())) {
                     // A chunk that is wrong keeps nobody from the others.

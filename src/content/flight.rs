@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -98,6 +98,8 @@ struct Inner {
     flights: HashMap<Key, Arc<Flight>>,
     /// How many chunks memory holds, read and unread.
     most: usize,
+    /// When that was last said.
+    resized: Instant,
     /// In the order in which they came or were first read: what somebody has read, or asked for himself.
     read: LruCache<Key, Bytes>,
     /// What was loaded ahead of readers who have not come to it yet.
@@ -188,21 +190,29 @@ impl Board {
     pub(super) fn new(memory: u64) -> Self {
         let (read, unread) = (LruCache::unbounded(), BTreeMap::new());
         let (by_age, came) = (BTreeMap::new(), 0);
-        let most = chunks(memory);
-        let inner = Inner { flights: HashMap::new(), most, read, unread, by_age, came, closed: false };
+        let (most, resized) = (chunks(memory), Instant::now());
+        let inner =
+            Inner { flights: HashMap::new(), most, resized, read, unread, by_age, came, closed: false };
         Self { inner: Mutex::new(inner), read: Notify::new() }
     }
 
-    /// Has memory hold chunks of `memory` bytes from now on; what is too much leaves it. Costs a lock where nothing changes.
+    /// Has memory hold chunks of `memory` bytes from now on, or as many as are there that somebody is still to read: what was read leaves it.
+    /// Costs a lock where nothing changes.
     pub(super) fn resize(&self, memory: u64) {
-        let (most, mut inner) = (chunks(memory), self.inner.lock());
-        if inner.most == most {
-            return;
+        let mut inner = self.inner.lock();
+        inner.resized = Instant::now();
+        if inner.resize(chunks(memory)) {
+            drop(inner);
+            self.read.notify_waiters();
         }
-        inner.most = most;
-        while inner.read.len() + inner.unread.len() > most && inner.make_room() {}
-        drop(inner);
-        self.read.notify_waiters();
+    }
+
+    /// The same where it was not said for so long, since nobody reads.
+    pub(super) fn release_idle(&self, memory: u64, idle: Duration) {
+        let mut inner = self.inner.lock();
+        if inner.resized.elapsed() > idle && inner.most > chunks(memory) {
+            inner.resize(chunks(memory));
+        }
     }
 
     /// The chunk's bytes, if they are in memory.
@@ -410,6 +420,15 @@ impl Inner {
         }
     }
 
+    /// Whether anything has changed.
+    fn resize(&mut self, most: usize) -> bool {
+        let most = most.max(self.unread.len());
+        let changes = self.most != most;
+        self.most = most;
+        while self.read.len() + self.unread.len() > most && self.read.pop_lru().is_some() {}
+        changes
+    }
+
     /// A reader who has not come while so much else did is not coming: what was loaded for him goes first.
     fn give_up_expecting(&mut self) {
         let most = 2 * self.most as u64;
@@ -605,11 +624,15 @@ mod tests {
         waiting.await.unwrap();
         (6..12).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
         assert_eq!(unread(&board), 12);
+        (0..6).for_each(|chunk| assert!(board.peek(of_file(0, chunk)).is_some()));
+        let here = || (0..12).filter(|chunk| board.knows(of_file(0, *chunk))).collect::<Vec<_>>();
         board.resize(4 * CHUNK);
-        assert!(
-            (0..12).all(|chunk| board.knows(of_file(0, chunk)) == (chunk < 4)),
-            "what is read last leaves"
-        );
+        assert_eq!(here(), [6, 7, 8, 9, 10, 11], "what was read leaves");
+        (6..12).for_each(|chunk| assert!(board.peek(of_file(0, chunk)).is_some()));
+        board.release_idle(4 * CHUNK, Duration::from_secs(60));
+        assert_eq!(here().len(), 6, "somebody reads");
+        board.release_idle(4 * CHUNK, Duration::ZERO);
+        assert_eq!(here().len(), 4);
     }
 
     #[tokio::test]

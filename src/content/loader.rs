@@ -40,6 +40,8 @@ use crate::repository::{Pace, Repository};
 
 /// A read waits a little longer than the repository tries, so that what fails it is the repository's own error.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
+/// How many stored bytes of compressed layers wait for who reads beside them, at most.
+const SPOOLED: u64 = 16 << 20;
 /// How long the proving thread is waited for when the loader closes: the time of a chunk, mostly.
 const LAST_WORK: Duration = Duration::from_secs(3);
 /// How often the loader looks after what is idle and what other processes did.
@@ -169,7 +171,7 @@ impl Loader {
             turns: Turns::default(),
             keeper: Keeper::default(),
             pool: Pool::default(),
-            desk: Desk::new(config.memory / 8),
+            desk: Desk::new((config.memory / 2).min(SPOOLED)),
             parts: Parts::default(),
             sums: Sums::default(),
             prover: Prover::default(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::flight::Urgency;
+use super::flight::{Reader, Urgency};
 use super::lanes::Lane;
 use super::prefetch::stream::Reach;
 use super::{Config, Held, Integrity, Loader, Standing, Store, StoreConfig, Warm};
@@ -741,7 +741,12 @@ async fn readers_are_led_as_far_as_the_line_asks_and_memory_may_hold() {
         let config = Config { memory: memory * CHUNK, ..plain() };
         let loader = loader_in(&model.dir, model.budget, line, &model.index, config);
         assert_eq!(loader.reach(0), Reach { window: window * CHUNK, eager: 0 }, "{wanted} in {memory}");
-        assert_eq!(loader.memory(), held * CHUNK, "{wanted} in {memory}");
+        loader.read(id(0), ContentRange::new(0, 100)).await.unwrap();
+        let word = Bytes::from_static(b"x");
+        let elsewhere = |chunk| (ExtentId { layer: 1, extent: 0 }, chunk);
+        (0..128).for_each(|chunk| loader.board.publish(elsewhere(chunk), &word, Reader::Any));
+        let here = (0..128).filter(|chunk| loader.board.knows(elsewhere(*chunk))).count();
+        assert_eq!(here as u64, held, "{wanted} in {memory}");
         loader.close().await;
     }
 }

@@ -87,9 +87,9 @@ pub struct Config {
     pub warm: Warm,
     /// How long a read may go without progress before it fails. Default 60 s.
     pub read_deadline: Duration,
-    /// How many bytes of verified chunks may wait in memory for their readers: 32 MiB, and up to this where a line asks for a larger
-    /// [window](crate::repository::Pace::window); an eighth as many stored bytes of compressed layers for who reads beside them. Default
-    /// 128 MiB.
+    /// How many bytes of verified chunks may wait in memory for their readers at most: more than 32 MiB only while the repository asks for a
+    /// larger [window](crate::repository::Pace::window); half as many stored bytes of compressed layers for who reads beside them, 16 MiB at
+    /// most. Default 128 MiB.
     pub memory: u64,
     /// Whether what is complete is made ready for the kernel.
     pub sealing: Sealing,

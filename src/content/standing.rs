@@ -20,6 +20,7 @@ use super::store::kept::KeptFile;
 use crate::error::{Error, Kind, Result};
 use crate::index::{Grid, sections};
 use crate::range::ContentRange;
+use crate::repository::Pace;
 
 /// Files of the store that nobody has used for so long are closed, so that they may be evicted.
 const IDLE: Duration = Duration::from_secs(5);
@@ -322,6 +323,7 @@ impl Loader {
         self.layers.iter().flat_map(Stratum::files).for_each(Extent::check_seal);
         self.layers.iter().for_each(|stratum| stratum.decoding.release_idle());
         self.desk.release_idle();
+        self.board.release_idle(self.config.memory.min(Pace::WINDOW), IDLE);
         self.shelf.store.release_idle(IDLE);
     }
 

@@ -84,6 +84,7 @@ impl Loader {
 
     /// Loads ahead of who just read `range`; whether he has read on here for a while, rather than here and there.
     pub(super) fn observe(self: &Arc<Self>, extent: &Extent, range: ContentRange) -> bool {
+        self.board.resize(self.memory());
         let plan = extent.observe(range, self.reach(extent.id.layer));
         // What goes by is all coming already.
         if self.config.warm == Warm::None || self.comes_by_itself(extent.id.layer) {
@@ -105,13 +106,11 @@ impl Loader {
         plan.reads_on
     }
 
-    /// How far ahead of a reader is loaded: what the line is best served by, as far as memory may grow for it. A span for each processor
+    /// How far ahead of a reader is loaded: what the line is best served by, as far as memory may grow for it; a span for each processor
     /// where it is decoded.
     pub(super) fn reach(&self, layer: usize) -> Reach {
         let spans = if self.is_decoded(layer) { self.cores as u64 } else { 0 };
-        let memory = self.memory();
-        self.board.resize(memory);
-        Reach { window: memory.max(Pace::WINDOW), eager: spans.saturating_mul(SPAN) }
+        Reach { window: self.memory().max(Pace::WINDOW), eager: spans.saturating_mul(SPAN) }
     }
 
     /// How many bytes may wait in memory for their readers at present.

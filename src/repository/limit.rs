@@ -30,7 +30,7 @@ impl<R: Repository> Limited<R> {
     #[must_use]
     pub fn new(inner: R, config: &Config) -> Self {
         let rate = config.rate.map(|rate| Arc::new(Rate::new(rate)));
-        Self { inner, pacer: Arc::new(Pacer::new(config.requests)), rate }
+        Self { inner, pacer: Arc::new(Pacer::new(config.requests, config.window)), rate }
     }
 
     async fn open(&self, blob: &Blob, range: StoredRange, purpose: Purpose) -> Result<ByteStream> {

@@ -214,6 +214,8 @@ pub struct Config {
     pub parents: Parents,
     /// How many requests may be advised for reading ahead ([`Repository::pace`]). Default 16.
     pub requests: usize,
+    /// How far ahead of a reader may be advised to load, in bytes: what memory may hold of that. Default 128 MiB.
+    pub window: u64,
     /// How many bytes a second are read from a registry. Default: as many as come.
     pub rate: Option<u64>,
     /// What is known of the hosts that are asked. Shared by all repositories of these settings, so that one that is left
@@ -238,6 +240,7 @@ impl Default for Config {
             redirect_to: Vec::new(),
             parents: Parents::default(),
             requests: 16,
+            window: 128 << 20,
             rate: None,
             budgets: Arc::default(),
             metrics: Arc::default(),

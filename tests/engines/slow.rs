@@ -16,7 +16,8 @@ const MIB: u64 = 1 << 20;
 const READER: &str = include_str!("ahead_of_network.py");
 /// How long the line takes for the model: longer than a read may go without progress.
 const LINE: u64 = 66;
-/// What the process of a mount may have in memory at most, whatever waits: 32 MiB of chunks, and four times as much again.
+/// What the process of a mount may have in memory at most, whatever waits: 32 MiB of chunks, since more requests bring nothing on this line,
+/// and four times as much again.
 const MEMORY: u64 = 160 * MIB;
 
 /// Not a heavy test, though it moves the whole model: it waits nearly all the time, beside others.

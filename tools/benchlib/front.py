@@ -39,7 +39,7 @@ class Front:
                 self.ports.pop(name)
         self.server = Server(command, folder, list(self.ports.values()), None if in_memory else self.files)
         self.redirect, self.web = Face(self.server, self.ports["redirect"]), Face(self.server, self.ports["web"])
-        self.limited, self.s3 = (Face(self.server, self.ports[name]) if nginx else None for name in ("limited", "s3"))
+        self.slow, self.s3 = (Face(self.server, self.ports[name]) if nginx else None for name in ("limited", "s3"))
         self.end = self.server.end
 
     def blobs(self, name="blobs"):
@@ -67,7 +67,7 @@ http {{
 access_log off; sendfile on; tcp_nodelay on; keepalive_timeout 300; keepalive_requests 1000000; {temporary}
 types {{}} default_type application/octet-stream; map_hash_bucket_size 128;
 map $arg_prefix $listing {{ {mapped} default none; }}
-{self.redirecting("redirect", "blobs", answers, "")}{self.redirecting("limited", "limited-blobs", answers, f"limit_rate {LIMIT};")}
+{self.redirecting("redirect", "blobs", answers, "")}{self.redirecting("limited", "limited-blobs", answers, f"limit_rate {LIMIT}; sendfile_max_chunk 1m;")}
 server {{ listen 127.0.0.1:{self.ports["web"]};
 location /tars/ {{ root {self.files}; }}
 location / {{ root {self.files}/names; autoindex on; types {{ text/html html; application/json json; }} }} }}

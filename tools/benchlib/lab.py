@@ -39,7 +39,7 @@ class Bench:
         os.makedirs(os.path.join(self.served, "front"))
         storage = os.path.join(self.served, "registry", "storage")
         front = self.started(lambda: Front(os.path.join(self.served, "front"), storage, model, ("plain", "packed"), self.in_memory))
-        self.redirect, self.limited, self.web, self.s3 = front.redirect, front.limited, front.web, front.s3
+        self.redirect, self.slow, self.web, self.s3 = front.redirect, front.slow, front.web, front.s3
         self.front_name = front.name
         stack.callback(self.end)
 

@@ -18,8 +18,9 @@ const STREAMS: usize = 8;
 const BACKWARD: u64 = 2 << 20;
 /// How far ahead of it a read still belongs to a stream.
 const FORWARD: u64 = 4 << 20;
-/// What is loaded ahead at once where the window is large: the largest request. Two of them are the smallest window. Each costs a registry 3 to 5 ms
-/// of processor besides its bytes: of 8 MiB, `docker-registry` takes 1.2 s/GB where it takes 1.0 for 16 and 0.5 for one long answer.
+/// What is loaded ahead at once where the window is large: the largest request. Two of them are the smallest window. Each costs a
+/// registry 3 to 5 ms of processor besides its bytes: of 8 MiB, `docker-registry` takes 1.2 s/GB where it takes 1.0 for 16 and 0.5 for
+/// one long answer.
 const BATCH: u64 = 16 << 20;
 /// What a stream must have consumed before anything is loaded ahead of it: more than the 1 MiB that the kernel reads
 /// around a single fault.

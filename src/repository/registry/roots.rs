@@ -6,17 +6,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// The protocol that is spoken within (RFC 7301): no other is offered.
 const SPOKEN: &[u8] = b"http/1.1";
+
+/// How old what was read must be to be read again for somebody whom it does not vouch for.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Believes whom the machine believes, and who is vouched for by further roots.
 #[derive(Clone, Debug)]
@@ -28,8 +32,8 @@ struct Set {
     provider: Arc<CryptoProvider>,
     /// Whether somebody reads them.
     begun: AtomicBool,
-    /// Held while they are read, so that they are read once.
-    read: Mutex<Option<Arc<Verifier>>>,
+    /// What was read, and when. Held while they are read, so that they are read once.
+    read: Mutex<Option<(Instant, Arc<Verifier>)>>,
 }
 
 /// The certificate that is shown, with those that vouch for it, and its key.
@@ -74,7 +78,9 @@ impl Roots {
 
     /// Who looks at certificates. Other tasks of this thread are not held up while they are read.
     fn verifier(&self) -> Result<Arc<Verifier>, Error> {
-        if let Some(verifier) = self.0.read.try_lock().and_then(|read| read.clone()) {
+        if let Some(verifier) =
+            self.0.read.try_lock().and_then(|read| read.clone()).map(|(_, verifier)| verifier)
+        {
             return Ok(verifier);
         }
         match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
@@ -88,13 +94,20 @@ impl Set {
     /// The same, once they are read. That there are none is not remembered: they may be installed meanwhile.
     fn verifier(&self) -> Result<Arc<Verifier>, Error> {
         let mut read = self.read.lock();
-        if let Some(verifier) = &*read {
+        if let Some((_, verifier)) = &*read {
             return Ok(Arc::clone(verifier));
         }
         let verifier =
             Verifier::new_with_extra_roots(self.further.iter().cloned(), Arc::clone(&self.provider))
                 .map_err(|error| Error::Other(OtherError(Arc::new(NoRoots(error)))))?;
-        Ok(Arc::clone(read.insert(Arc::new(verifier))))
+        let (_, verifier) = read.insert((Instant::now(), Arc::new(verifier)));
+        Ok(Arc::clone(verifier))
+    }
+
+    /// Forgets what was read longer ago than `since`; whether there was such.
+    fn forget(&self, since: Duration) -> bool {
+        let mut read = self.read.lock();
+        read.take_if(|(read, _)| read.elapsed() >= since).is_some()
     }
 }
 
@@ -107,7 +120,11 @@ impl ServerCertVerifier for Roots {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.verifier()?.verify_server_cert(shown, between, name, ocsp, now)
+        let judge = |by: Arc<Verifier>| by.verify_server_cert(shown, between, name, ocsp, now);
+        let judged = judge(self.verifier()?);
+        let is_unknown = matches!(judged, Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)));
+        // It may have come to the machine since, or they were read while somebody wrote them.
+        if is_unknown && self.0.forget(AGAIN) { judge(self.verifier()?) } else { judged }
     }
 
     fn verify_tls12_signature(
@@ -164,10 +181,31 @@ mod tests {
         let roots = Roots::new(vec![vouching.cert.der().clone()]);
         let config = Arc::new(roots.config(None).unwrap());
         drop(rustls::ClientConnection::new(config, "r.example".try_into().unwrap()).unwrap());
-        let limit = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let limit = Instant::now() + Duration::from_secs(60);
         while roots.0.read.lock().is_none() {
-            assert!(std::time::Instant::now() < limit, "nobody reads them");
+            assert!(Instant::now() < limit, "nobody reads them");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn they_are_read_again_for_whom_they_do_not_vouch_unless_that_was_just_done() {
+        let made = |by: &str| {
+            let mut params = rcgen::CertificateParams::new(vec!["r.example".to_owned()]).unwrap();
+            params.distinguished_name.push(rcgen::DnType::CommonName, by);
+            params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone()
+        };
+        let (roots, stranger) = (Roots::new(vec![made("somebody")]), made("somebody else"));
+        let judged = || {
+            let name = "r.example".try_into().unwrap();
+            roots.verify_server_cert(&stranger, &[], &name, &[], UnixTime::now())
+        };
+        let unknown = Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        assert_eq!(judged().unwrap_err(), unknown);
+        let first = roots.verifier().unwrap();
+        assert_eq!(judged().unwrap_err(), unknown);
+        assert!(Arc::ptr_eq(&first, &roots.verifier().unwrap()));
+        assert!(!roots.0.forget(AGAIN) && roots.0.forget(Duration::ZERO));
+        assert!(!Arc::ptr_eq(&first, &roots.verifier().unwrap()));
     }
 }

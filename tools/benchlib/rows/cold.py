@@ -48,7 +48,7 @@ def read(face, tag):
 
 def limited(tag):
     """A store that gives each connection so much and no more."""
-    return lambda bench: against_curl(bench, "limited", tag, readers.in_order, at_once=True)
+    return lambda bench: against_curl(bench, "slow", tag, readers.in_order, at_once=True)
 
 
 def mapped(face, tag):
