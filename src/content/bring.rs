@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::TryStreamExt;
+use futures_util::stream::FuturesUnordered;
 
 use super::extent::Extent;
 use super::lanes::Lane;
@@ -21,8 +22,6 @@ use crate::range::ContentRange;
 
 /// How often is brought what turned out to be missing after all: damage in the store shows when it is read back.
 const ROUNDS: usize = 3;
-/// How many runs wait for a turn at once: as many as there are turns at most. How many have one the lanes say.
-const BESIDE: usize = 64;
 
 /// Is told of every so many bytes that are done: brought here, or digested and uploaded where a model is packed.
 pub type Watch = Arc<dyn Fn(u64) + Send + Sync>;
@@ -63,7 +62,16 @@ impl Loader {
                 let (watch, len) = (&watch, self.len_of(id, &run));
                 async move { self.fetch_run(id, run, Lane::Whole).await.map(|()| watch(len)) }
             };
-            stream::iter(missing.into_iter().map(fetch)).buffer_unordered(BESIDE).try_collect::<()>().await?;
+            let mut under_way = FuturesUnordered::new();
+            for run in missing {
+                // The best number may be another meanwhile.
+                while under_way.len() >= self.repository.pace().requests {
+                    under_way.try_next().await?;
+                }
+                under_way.push(fetch(run));
+            }
+            while under_way.try_next().await?.is_some() {}
+            drop(under_way);
             if self.standing(layer) == Standing::Unproved {
                 self.prove_first(layer).await?;
             }

@@ -196,22 +196,28 @@ impl Board {
         Self { inner: Mutex::new(inner), read: Notify::new() }
     }
 
-    /// Has memory hold chunks of `memory` bytes from now on, or as many as are there that somebody is still to read: what was read leaves it.
-    /// Costs a lock where nothing changes.
+    /// Has memory hold chunks of `memory` bytes from now on. It shrinks as what is there is read, and drops nothing that somebody is still to
+    /// read. Costs a lock where nothing changes.
     pub(super) fn resize(&self, memory: u64) {
         let mut inner = self.inner.lock();
         inner.resized = Instant::now();
-        if inner.resize(chunks(memory)) {
+        let most = inner.shrunk(chunks(memory));
+        if inner.most != most {
+            inner.most = most;
+            while inner.read.len() + inner.unread.len() > most && inner.make_room() {}
             drop(inner);
             self.read.notify_waiters();
         }
     }
 
-    /// The same where it was not said for so long, since nobody reads.
+    /// The same at once, of anything, where it was not said for so long, since nobody reads.
     pub(super) fn release_idle(&self, memory: u64, idle: Duration) {
         let mut inner = self.inner.lock();
         if inner.resized.elapsed() > idle && inner.most > chunks(memory) {
-            inner.resize(chunks(memory));
+            inner.most = chunks(memory);
+            while inner.read.len() + inner.unread.len() > inner.most && inner.make_room() {}
+            drop(inner);
+            self.read.notify_waiters();
         }
     }
 
@@ -420,13 +426,10 @@ impl Inner {
         }
     }
 
-    /// Whether anything has changed.
-    fn resize(&mut self, most: usize) -> bool {
-        let most = most.max(self.unread.len());
-        let changes = self.most != most;
-        self.most = most;
-        while self.read.len() + self.unread.len() > most && self.read.pop_lru().is_some() {}
-        changes
+    /// How many chunks memory is to hold at present, that come to `most`: what is unread, and the quarter for who reads in small steps, stay.
+    fn shrunk(&self, most: usize) -> usize {
+        let held = self.unread.len() + self.unread.len().div_ceil(3);
+        most.max(held.min(self.most))
     }
 
     /// A reader who has not come while so much else did is not coming: what was loaded for him goes first.
@@ -627,12 +630,20 @@ mod tests {
         (0..6).for_each(|chunk| assert!(board.peek(of_file(0, chunk)).is_some()));
         let here = || (0..12).filter(|chunk| board.knows(of_file(0, *chunk))).collect::<Vec<_>>();
         board.resize(4 * CHUNK);
-        assert_eq!(here(), [6, 7, 8, 9, 10, 11], "what was read leaves");
-        (6..12).for_each(|chunk| assert!(board.peek(of_file(0, chunk)).is_some()));
+        assert_eq!(
+            here(),
+            [4, 5, 6, 7, 8, 9, 10, 11],
+            "of what was read, a quarter stays; of what was not, all"
+        );
+        (6..9).for_each(|chunk| assert!(board.peek(of_file(0, chunk)).is_some()));
+        board.resize(4 * CHUNK);
+        assert_eq!(here(), [8, 9, 10, 11]);
+        board.resize(16 * CHUNK);
+        (0..8).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
         board.release_idle(4 * CHUNK, Duration::from_secs(60));
-        assert_eq!(here().len(), 6, "somebody reads");
+        assert_eq!(here().len(), 12, "somebody reads");
         board.release_idle(4 * CHUNK, Duration::ZERO);
-        assert_eq!(here().len(), 4);
+        assert_eq!(here(), [0, 1, 2, 8], "nobody is coming");
     }
 
     #[tokio::test]

@@ -183,10 +183,7 @@ impl Wire {
             self.loader.metrics.demand_ranges.add(1);
         }
         self.answer = None;
-        let stream = match self.lane {
-            Lane::Demand => self.loader.repository.read(&layer.blob, range).await?,
-            _ => self.loader.repository.read_ahead(&layer.blob, range).await?,
-        };
+        let stream = self.loader.repository.read(&layer.blob, range).await?;
         self.answer = Some(Answer { stream, left: Bytes::new(), range, before: None });
         Ok(())
     }

@@ -97,17 +97,23 @@ impl Set {
         if let Some((_, verifier)) = &*read {
             return Ok(Arc::clone(verifier));
         }
-        let verifier =
-            Verifier::new_with_extra_roots(self.further.iter().cloned(), Arc::clone(&self.provider))
-                .map_err(|error| Error::Other(OtherError(Arc::new(NoRoots(error)))))?;
-        let (_, verifier) = read.insert((Instant::now(), Arc::new(verifier)));
+        let (_, verifier) = read.insert((Instant::now(), Arc::new(self.anew()?)));
         Ok(Arc::clone(verifier))
     }
 
-    /// Forgets what was read longer ago than `since`; whether there was such.
-    fn forget(&self, since: Duration) -> bool {
-        let mut read = self.read.lock();
-        read.take_if(|(read, _)| read.elapsed() >= since).is_some()
+    /// The same, read once more where that was done longer ago than `since`; `None` where it was not, or cannot be read now: what there
+    /// was stays then.
+    fn renewed(&self, since: Duration) -> Option<Arc<Verifier>> {
+        let mut read = self.read.try_lock()?;
+        read.as_ref().filter(|(read, _)| read.elapsed() >= since)?;
+        let (_, verifier) = read.insert((Instant::now(), Arc::new(self.anew().ok()?)));
+        Some(Arc::clone(verifier))
+    }
+
+    fn anew(&self) -> Result<Verifier, Error> {
+        let further = self.further.iter().cloned();
+        Verifier::new_with_extra_roots(further, Arc::clone(&self.provider))
+            .map_err(|error| Error::Other(OtherError(Arc::new(NoRoots(error)))))
     }
 }
 
@@ -124,7 +130,10 @@ impl ServerCertVerifier for Roots {
         let judged = judge(self.verifier()?);
         let is_unknown = matches!(judged, Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)));
         // It may have come to the machine since, or they were read while somebody wrote them.
-        if is_unknown && self.0.forget(AGAIN) { judge(self.verifier()?) } else { judged }
+        match is_unknown.then(|| self.0.renewed(AGAIN)).flatten() {
+            Some(verifier) => judge(verifier),
+            None => judged,
+        }
     }
 
     fn verify_tls12_signature(
@@ -205,7 +214,8 @@ mod tests {
         let first = roots.verifier().unwrap();
         assert_eq!(judged().unwrap_err(), unknown);
         assert!(Arc::ptr_eq(&first, &roots.verifier().unwrap()));
-        assert!(!roots.0.forget(AGAIN) && roots.0.forget(Duration::ZERO));
-        assert!(!Arc::ptr_eq(&first, &roots.verifier().unwrap()));
+        assert!(roots.0.renewed(AGAIN).is_none());
+        let second = roots.0.renewed(Duration::ZERO).unwrap();
+        assert!(!Arc::ptr_eq(&first, &second) && Arc::ptr_eq(&second, &roots.verifier().unwrap()));
     }
 }
