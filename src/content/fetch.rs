@@ -43,6 +43,8 @@ pub(super) struct Request {
     pub(super) urgency: Arc<Urgency>,
     /// Those of the run, and of chunks that come along.
     pub(super) flights: Vec<(Key, Arc<Flight>)>,
+    /// Which of them come along: nobody asked for them.
+    pub(super) extras: Vec<Key>,
 }
 
 impl Drop for Request {
@@ -227,7 +229,7 @@ impl Loader {
         urgency: Arc<Urgency>,
         flights: Vec<(Key, Arc<Flight>)>,
     ) -> oneshot::Receiver<()> {
-        let request = Request { loader: Arc::clone(self), id, lane, urgency, flights };
+        let request = Request { loader: Arc::clone(self), id, lane, urgency, flights, extras: Vec::new() };
         let (until_then, ended) = oneshot::channel();
         self.spawn(async move {
             request.run().await;

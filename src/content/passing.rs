@@ -226,7 +226,10 @@ impl Request {
             match place {
                 Place::Here(_) => continue,
                 Place::Aboard(_) => {}
-                Place::Lead(flight) => self.flights.push((key, flight)),
+                Place::Lead(flight) => {
+                    self.extras.push(key);
+                    self.flights.push((key, flight));
+                }
             }
             stops.push(stop);
         }
@@ -237,12 +240,12 @@ impl Request {
     /// Gives up the chunks that should have come along and did not. Those that somebody has begun to wait for get a request
     /// of their own.
     fn leave_extras(&mut self) {
-        let id = self.id;
-        let (mine, extras) =
-            std::mem::take(&mut self.flights).into_iter().partition(|((flown, _), _)| *flown == id);
+        let extras = std::mem::take(&mut self.extras);
+        let (left, mine) =
+            std::mem::take(&mut self.flights).into_iter().partition(|(key, _)| extras.contains(key));
         self.flights = mine;
-        let extras: Vec<(Key, Arc<Flight>)> = extras;
-        for (key, flight) in extras {
+        let left: Vec<(Key, Arc<Flight>)> = left;
+        for (key, flight) in left {
             if !self.loader.board.withdraw(key, &flight) {
                 drop(self.loader.lead(key.0, Lane::Demand, Arc::default(), vec![(key, flight)]));
             }

@@ -377,6 +377,23 @@ async fn neighbours_of_a_read_here_and_there_fetch_nothing_and_who_comes_back_ge
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_joins_what_only_came_along_is_told_what_is_wrong_and_not_that_it_was_given_up() {
+    let layer = Compressed::new(Form::Frames(MIB, 4 << 20), &[8 * CHUNK]);
+    let bad = layer.span_of(5 * CHUNK);
+    layer.corrupt(&[usize::try_from(bad.stored.end() - 9).unwrap()]);
+    let loader = layer.loader(plain());
+    for round in 0..200 {
+        // The end of the one before the span lies in it, so that those in it come along; the request goes a moment after its reader.
+        for chunk in 3..8 {
+            let read = loader.read(id(0), ContentRange::new(chunk * CHUNK, (chunk + 1) * CHUNK)).await;
+            let error = read.unwrap_err();
+            assert_eq!(error.kind(), Kind::Integrity, "{round} {chunk}: {error}");
+        }
+    }
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_of_one_span_cost_the_chunks_of_that_span_alone() {
     for form in
         [Form::Gzip(1 << 20), Form::Frames(MIB, 1 << 20), Form::Frames(MIB, 4 << 20), Form::Members(1 << 20)]
