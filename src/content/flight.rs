@@ -201,7 +201,9 @@ impl Board {
     pub(super) fn resize(&self, memory: u64) {
         let mut inner = self.inner.lock();
         inner.resized = Instant::now();
-        let most = inner.shrunk(chunks(memory));
+        // With the quarter for who reads in small steps.
+        let unread = inner.unread.len() + inner.unread.len().div_ceil(3);
+        let most = chunks(memory).max(unread.min(inner.most));
         if inner.most != most {
             inner.most = most;
             while inner.read.len() + inner.unread.len() > most && inner.make_room() {}
@@ -424,12 +426,6 @@ impl Inner {
                 self.unread.insert(key, Unread { bytes, came: self.came });
             }
         }
-    }
-
-    /// How many chunks memory is to hold at present, that come to `most`: what is unread, and the quarter for who reads in small steps, stay.
-    fn shrunk(&self, most: usize) -> usize {
-        let held = self.unread.len() + self.unread.len().div_ceil(3);
-        most.max(held.min(self.most))
     }
 
     /// A reader who has not come while so much else did is not coming: what was loaded for him goes first.
