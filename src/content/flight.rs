@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
@@ -205,22 +205,23 @@ impl Board {
         let unread = inner.unread.len() + inner.unread.len().div_ceil(3);
         let most = chunks(memory).max(unread.min(inner.most));
         if inner.most != most {
-            inner.most = most;
-            while inner.read.len() + inner.unread.len() > most && inner.make_room() {}
-            drop(inner);
-            self.read.notify_waiters();
+            self.hold(inner, most);
         }
     }
 
     /// The same at once, of anything, where it was not said for so long, since nobody reads.
     pub(super) fn release_idle(&self, memory: u64, idle: Duration) {
-        let mut inner = self.inner.lock();
+        let inner = self.inner.lock();
         if inner.resized.elapsed() > idle && inner.most > chunks(memory) {
-            inner.most = chunks(memory);
-            while inner.read.len() + inner.unread.len() > inner.most && inner.make_room() {}
-            drop(inner);
-            self.read.notify_waiters();
+            self.hold(inner, chunks(memory));
         }
+    }
+
+    fn hold(&self, mut inner: MutexGuard<'_, Inner>, most: usize) {
+        inner.most = most;
+        while inner.read.len() + inner.unread.len() > most && inner.make_room() {}
+        drop(inner);
+        self.read.notify_waiters();
     }
 
     /// The chunk's bytes, if they are in memory.

@@ -84,8 +84,9 @@ impl Loader {
 
     /// Loads ahead of who just read `range`; whether he has read on here for a while, rather than here and there.
     pub(super) fn observe(self: &Arc<Self>, extent: &Extent, range: ContentRange) -> bool {
-        self.board.resize(self.memory());
-        let plan = extent.observe(range, self.reach(extent.id.layer));
+        let reach = self.reach(extent.id.layer);
+        self.board.resize(reach.window.min(self.config.memory));
+        let plan = extent.observe(range, reach);
         // What goes by is all coming already.
         if self.config.warm == Warm::None || self.comes_by_itself(extent.id.layer) {
             return plan.reads_on;

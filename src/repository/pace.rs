@@ -343,23 +343,36 @@ mod tests {
         Pacer::new(most, 1 << 30)
     }
 
-    /// Reads ahead over a line for a while: so many bytes a second for one request and for all, and so long to the first.
-    async fn line(pacer: &Arc<Pacer>, alone: f64, all: f64, latency: Duration) -> Pace {
-        for _ in 0..120 {
-            let pace = pacer.pace();
-            let mut requests: Vec<_> = (0..pace.requests).map(|_| pacer.begin(pace.bytes)).collect();
+    /// Reads ahead over a line for a while, so many requests of one size beside one another: so many bytes a second for one request and for
+    /// all, and so long to the first.
+    async fn read(
+        pacer: &Arc<Pacer>,
+        asked: impl Fn(Pace) -> (u64, u64),
+        (alone, all): (f64, f64),
+        latency: Duration,
+    ) -> Pace {
+        for _ in 0..200 {
+            let (requests, bytes) = asked(pacer.pace());
+            let mut requests: Vec<_> = (0..requests).map(|_| pacer.begin(bytes)).collect();
             tokio::time::sleep(latency).await;
-            for request in &mut requests {
-                request.came(1);
-            }
-            let rate = alone.min(all / pace.requests as f64);
-            tokio::time::sleep(Duration::from_secs_f64(pace.bytes as f64 / rate)).await;
-            for request in &mut requests {
-                request.came(pace.bytes - 1);
-            }
+            requests.iter_mut().for_each(|request| request.came(1));
+            let rate = alone.min(all / requests.len() as f64);
+            // The line's own time: no clock but the test's goes on.
+            tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / rate)).await;
+            requests.iter_mut().for_each(|request| request.came(bytes - 1));
             requests.iter_mut().for_each(Measured::complete);
         }
         pacer.pace()
+    }
+
+    /// As who brings all of it.
+    async fn line(pacer: &Arc<Pacer>, alone: f64, all: f64, latency: Duration) -> Pace {
+        read(pacer, |pace| (pace.requests as u64, pace.bytes), (alone, all), latency).await
+    }
+
+    /// As one who is led: no more is under way than his window has, and each request is as large as may be ahead of a reader.
+    async fn led(pacer: &Arc<Pacer>, alone: f64, all: f64) -> Pace {
+        read(pacer, |pace| (pace.window / pace.ahead, pace.ahead), (alone, all), Duration::ZERO).await
     }
 
     #[tokio::test(start_paused = true)]
@@ -385,21 +398,6 @@ mod tests {
         let pacer = Arc::new(up_to(16));
         let pace = line(&pacer, 400e6, 8e8, Duration::from_millis(1)).await;
         assert_eq!((pace.bytes, pace.ahead), (MOST_BYTES, MOST_BYTES));
-    }
-
-    /// Reads as one who is led: no more is under way than his window has, and each request is as large as may be ahead of a reader.
-    async fn led(pacer: &Arc<Pacer>, alone: f64, all: f64) -> Pace {
-        for _ in 0..200 {
-            let pace = pacer.pace();
-            let mut requests: Vec<_> =
-                (0..pace.window / pace.ahead).map(|_| pacer.begin(pace.ahead)).collect();
-            requests.iter_mut().for_each(|request| request.came(1));
-            let rate = alone.min(all / requests.len() as f64);
-            tokio::time::sleep(Duration::from_secs_f64(pace.ahead as f64 / rate)).await;
-            requests.iter_mut().for_each(|request| request.came(pace.ahead - 1));
-            requests.iter_mut().for_each(Measured::complete);
-        }
-        pacer.pace()
     }
 
     #[tokio::test(start_paused = true)]
