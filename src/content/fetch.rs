@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use super::extent::Extent;
-use super::flight::{Flight, Key, Place, Reader, Urgency};
+use super::flight::{Flight, Key, Place, Urgency};
+use super::fresh::Reader;
 use super::lanes::{Grain, Lane};
 use super::loader::{Loader, Standing};
 use super::runs::{contiguous, runs, runs_by_place};
@@ -429,7 +430,7 @@ impl Request {
 }
 
 /// How many requests of `request` bytes may be under way.
-fn width(pace: Pace, request: u64) -> usize {
+pub(super) fn width(pace: Pace, request: u64) -> usize {
     if request <= Pace::SMALL { pace.small } else { pace.requests }
 }
 

@@ -4,19 +4,19 @@
 //! or the flight that will bring it, or, where nobody fetches it yet, a flight of its own to lead. Waiters hold
 //! no lock and lead nothing: a read that is given up strands nobody.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use lru::LruCache;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
+use super::fresh::{Fresh, Reader};
 use crate::error::{Error, Kind, Result};
-use crate::index::{CHUNK, ExtentId};
+use crate::index::ExtentId;
 
 /// A chunk of an extent.
 pub(super) type Key = (ExtentId, u64);
@@ -57,23 +57,6 @@ pub(super) struct Urgency {
     notify: Notify,
 }
 
-/// A chunk that was loaded ahead.
-#[derive(Debug)]
-struct Unread {
-    bytes: Bytes,
-    /// How many had come before it.
-    came: u64,
-}
-
-/// Who is there for a chunk that comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reader {
-    /// Whoever asked for it, or nobody.
-    Any,
-    /// One who reads the file in order, and is not there yet unless he waits already.
-    Expected,
-}
-
 /// How a chunk was found on the board.
 #[derive(Debug)]
 pub(super) enum Place {
@@ -96,18 +79,8 @@ pub(super) struct Board {
 #[derive(Debug)]
 struct Inner {
     flights: HashMap<Key, Arc<Flight>>,
-    /// How many chunks memory holds, read and unread.
-    most: usize,
-    /// When that was last said.
-    resized: Instant,
-    /// In the order in which they came or were first read: what somebody has read, or asked for himself.
-    read: LruCache<Key, Bytes>,
-    /// What was loaded ahead of readers who have not come to it yet.
-    unread: BTreeMap<Key, Unread>,
-    /// The same by when it came.
-    by_age: BTreeMap<u64, Key>,
-    /// How many chunks have come.
-    came: u64,
+    /// What is in memory.
+    fresh: Fresh,
     closed: bool,
 }
 
@@ -188,52 +161,41 @@ impl Flight {
 impl Board {
     /// A board whose memory holds chunks of `memory` bytes in all, at least two of them.
     pub(super) fn new(memory: u64) -> Self {
-        let (read, unread) = (LruCache::unbounded(), BTreeMap::new());
-        let (by_age, came) = (BTreeMap::new(), 0);
-        let (most, resized) = (chunks(memory), Instant::now());
-        let inner =
-            Inner { flights: HashMap::new(), most, resized, read, unread, by_age, came, closed: false };
+        let inner = Inner { flights: HashMap::new(), fresh: Fresh::new(memory), closed: false };
         Self { inner: Mutex::new(inner), read: Notify::new() }
     }
 
-    /// Has memory hold chunks of `memory` bytes from now on. It shrinks as what is there is read, and drops nothing that somebody is still to
-    /// read. Costs a lock where nothing changes.
+    /// Has memory hold chunks of `memory` bytes from now on ([`Fresh::resize`]). Costs a lock where nothing changes.
     pub(super) fn resize(&self, memory: u64) {
-        let mut inner = self.inner.lock();
-        inner.resized = Instant::now();
-        // With the quarter for who reads in small steps.
-        let unread = inner.unread.len() + inner.unread.len().div_ceil(3);
-        let most = chunks(memory).max(unread.min(inner.most));
-        if inner.most != most {
-            self.hold(inner, most);
-        }
+        self.change(|inner| inner.fresh.resize(memory));
     }
 
-    /// The same at once, of anything, where it was not said for so long, since nobody reads.
+    /// Shrinks memory to `memory` bytes where nobody has begun a read for so long, and nobody waits for one that he began before.
     pub(super) fn release_idle(&self, memory: u64, idle: Duration) {
-        let inner = self.inner.lock();
-        if inner.resized.elapsed() > idle && inner.most > chunks(memory) {
-            self.hold(inner, chunks(memory));
-        }
+        self.change(|inner| {
+            if !inner.flights.values().any(|flight| flight.is_awaited()) {
+                inner.fresh.release_idle(memory, idle);
+            }
+        });
     }
 
-    fn hold(&self, mut inner: MutexGuard<'_, Inner>, most: usize) {
-        inner.most = most;
-        while inner.read.len() + inner.unread.len() > most && inner.make_room() {}
+    /// Changes what is on the board, and tells who waits for room where that may have come of it.
+    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let mut inner = self.inner.lock();
+        let (unread, most) = inner.fresh.state();
+        let changed = change(&mut inner);
+        let now = inner.fresh.state();
         drop(inner);
-        self.read.notify_waiters();
+        if now.0 < unread || now.1 != most {
+            self.read.notify_waiters();
+        }
+        changed
     }
 
     /// The chunk's bytes, if they are in memory.
     pub(super) fn peek(&self, key: Key) -> Option<Bytes> {
-        let mut inner = self.inner.lock();
         // What waits for the disk may be out of memory already.
-        let (bytes, was_unread) = inner.take(key).or_else(|| Some((inner.flown(key)?, false)))?;
-        drop(inner);
-        if was_unread {
-            self.read.notify_waiters();
-        }
-        Some(bytes)
+        self.change(|inner| inner.fresh.take(key).or_else(|| inner.flown(key)))
     }
 
     /// Returns while less than three quarters of the memory are chunks that their readers have not come to yet, or where the next
@@ -242,7 +204,7 @@ impl Board {
         loop {
             let mut read = std::pin::pin!(self.read.notified());
             read.as_mut().enable();
-            if self.inner.lock().has_room(key) {
+            if self.inner.lock().fresh.has_room(key) {
                 return;
             }
             read.await;
@@ -258,32 +220,23 @@ impl Board {
         keys: impl Iterator<Item = Key>,
         urgency: &Arc<Urgency>,
     ) -> Result<Vec<(Key, Place)>> {
-        let mut inner = self.inner.lock();
-        if inner.closed {
-            return Err(closing());
-        }
-        let unread = inner.unread.len();
-        let places = keys.map(|key| (key, inner.find(key, urgency))).collect();
-        if inner.unread.len() < unread {
-            self.read.notify_waiters();
-        }
-        Ok(places)
+        self.change(|inner| match inner.closed {
+            true => Err(closing()),
+            false => Ok(keys.map(|key| (key, inner.find(key, urgency))).collect()),
+        })
     }
 
     /// Hands the chunk to everybody who waits, and keeps it in memory, for `reader`. The flight stays until [`land`](Self::land).
     pub(super) fn publish(&self, key: Key, bytes: &Bytes, reader: Reader) {
-        let mut inner = self.inner.lock();
-        let unread = inner.unread.len();
-        let flight = inner.flights.get(&key).cloned();
-        // Who waits has it in his hands then.
-        let is_awaited = flight.as_ref().is_some_and(|flight| flight.is_awaited());
-        inner.put(key, bytes.clone(), if is_awaited { Reader::Any } else { reader });
-        if let Some(flight) = flight {
-            flight.outcome.send_replace(Outcome::Here(bytes.clone()));
-        }
-        if inner.unread.len() < unread {
-            self.read.notify_waiters();
-        }
+        self.change(|inner| {
+            let flight = inner.flights.get(&key);
+            // Who waits has it in his hands then.
+            let is_awaited = flight.is_some_and(|flight| flight.is_awaited());
+            inner.fresh.put(key, bytes.clone(), if is_awaited { Reader::Any } else { reader });
+            if let Some(flight) = flight {
+                flight.outcome.send_replace(Outcome::Here(bytes.clone()));
+            }
+        });
     }
 
     /// Takes the flight off that has brought its chunk: it is in the store now, or will not be.
@@ -313,7 +266,7 @@ impl Board {
     /// Whether the chunk is in memory or under way.
     pub(super) fn knows(&self, key: Key) -> bool {
         let inner = self.inner.lock();
-        inner.flights.contains_key(&key) || inner.read.contains(&key) || inner.unread.contains_key(&key)
+        inner.flights.contains_key(&key) || inner.fresh.knows(key)
     }
 
     /// Whether nothing is under way.
@@ -338,20 +291,15 @@ impl Board {
 
     /// Forgets the chunks of a layer, in memory and under way; who waits for them is given `error`.
     pub(super) fn purge(&self, layer: usize, error: &Error) {
-        let mut inner = self.inner.lock();
-        inner.flights.retain(|(id, _), flight| {
-            if id.layer == layer {
-                flight.fail(error);
-            }
-            id.layer != layer
+        self.change(|inner| {
+            inner.flights.retain(|(id, _), flight| {
+                if id.layer == layer {
+                    flight.fail(error);
+                }
+                id.layer != layer
+            });
+            inner.fresh.forget_layer(layer);
         });
-        let here = inner.read.iter().map(|(key, _)| *key).chain(inner.unread.keys().copied());
-        let doomed: Vec<Key> = here.filter(|(id, _)| id.layer == layer).collect();
-        for key in doomed {
-            inner.forget(key);
-        }
-        drop(inner);
-        self.read.notify_waiters();
     }
 
     /// Fails everybody who waits, and everybody who asks from now on.
@@ -361,9 +309,7 @@ impl Board {
         for (_, flight) in inner.flights.drain() {
             flight.fail(&closing());
         }
-        inner.read.clear();
-        inner.unread.clear();
-        inner.by_age.clear();
+        inner.fresh.clear();
         drop(inner);
         self.read.notify_waiters();
     }
@@ -398,15 +344,6 @@ impl Flight {
 }
 
 impl Inner {
-    /// The chunk for who reads it, and whether he is the first.
-    fn take(&mut self, key: Key) -> Option<(Bytes, bool)> {
-        if let Some(bytes) = self.forget_unread(key) {
-            self.read.put(key, bytes.clone());
-            return Some((bytes, true));
-        }
-        self.read.peek(&key).map(|bytes| (bytes.clone(), false))
-    }
-
     /// The chunk, where its flight has brought it and is not off the board yet.
     fn flown(&self, key: Key) -> Option<Bytes> {
         match &*self.flights.get(&key)?.outcome.borrow() {
@@ -415,68 +352,8 @@ impl Inner {
         }
     }
 
-    fn put(&mut self, key: Key, bytes: Bytes, reader: Reader) {
-        self.forget(key);
-        self.came += 1;
-        self.give_up_expecting();
-        while self.read.len() + self.unread.len() >= self.most && self.make_room() {}
-        match reader {
-            Reader::Any => drop(self.read.put(key, bytes)),
-            Reader::Expected => {
-                self.by_age.insert(self.came, key);
-                self.unread.insert(key, Unread { bytes, came: self.came });
-            }
-        }
-    }
-
-    /// A reader who has not come while so much else did is not coming: what was loaded for him goes first.
-    fn give_up_expecting(&mut self) {
-        let most = 2 * self.most as u64;
-        while let Some((_, key)) = self.by_age.first_key_value().filter(|(came, _)| self.came - **came > most)
-        {
-            let key = *key;
-            let Some(bytes) = self.forget_unread(key) else { break };
-            self.read.put(key, bytes);
-            self.read.demote(&key);
-        }
-    }
-
-    /// Lets one go: what was read, of which a quarter stays for who reads in small steps, else what is read last. `false`: there is
-    /// nothing.
-    fn make_room(&mut self) -> bool {
-        let spare = self.read.len() > self.most / 4 || self.unread.is_empty();
-        match spare {
-            true => self.read.pop_lru().is_some(),
-            false => self.farthest().and_then(|last| self.forget_unread(last)).is_some(),
-        }
-    }
-
-    fn forget(&mut self, key: Key) {
-        self.read.pop(&key);
-        self.forget_unread(key);
-    }
-
-    fn forget_unread(&mut self, key: Key) -> Option<Bytes> {
-        let Unread { bytes, came } = self.unread.remove(&key)?;
-        self.by_age.remove(&came);
-        Some(bytes)
-    }
-
-    /// What is read last of the unread chunks: the last one of the file that has most of them.
-    fn farthest(&self) -> Option<Key> {
-        let keys: Vec<Key> = self.unread.keys().copied().collect();
-        let files = keys.chunk_by(|one, next| one.0 == next.0);
-        files.max_by_key(|file| file.len()).and_then(|file| file.last().copied())
-    }
-
-    /// Whether one more is welcome after `key`.
-    fn has_room(&self, (id, chunk): Key) -> bool {
-        let is_nearer = || self.farthest().is_none_or(|last| last.0 != id || chunk < last.1);
-        self.unread.len() < (self.most * 3 / 4).max(1) || is_nearer()
-    }
-
     fn find(&mut self, key: Key, urgency: &Arc<Urgency>) -> Place {
-        if let Some((bytes, _)) = self.take(key) {
+        if let Some(bytes) = self.fresh.take(key) {
             return Place::Here(bytes);
         }
         if let Some(flight) = self.flights.get(&key) {
@@ -488,11 +365,6 @@ impl Inner {
     }
 }
 
-/// How many chunks are `memory` bytes.
-fn chunks(memory: u64) -> usize {
-    usize::try_from(memory / CHUNK).unwrap_or(usize::MAX).max(2)
-}
-
 fn closing() -> Error {
     Error::new(Kind::Deadline, "the mount is being ended")
 }
@@ -500,6 +372,7 @@ fn closing() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::CHUNK;
 
     const KEY: Key = (ExtentId { layer: 0, extent: 0 }, 3);
 
@@ -510,7 +383,7 @@ mod tests {
     }
 
     fn unread(board: &Board) -> usize {
-        board.inner.lock().unread.len()
+        board.inner.lock().fresh.state().0
     }
 
     fn lead(board: &Board) -> Arc<Flight> {
@@ -594,22 +467,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_read_leaves_before_what_was_not_and_of_that_what_is_read_last() {
-        let board = Board::new(8 * CHUNK);
-        let here = || (0..20).filter(|chunk| board.knows(of_file(0, *chunk))).collect::<Vec<_>>();
-        (0..6).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
-        (0..3).for_each(|chunk| assert!(board.peek(of_file(0, chunk)).is_some()));
-        (6..9).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
-        assert_eq!(here(), [1, 2, 3, 4, 5, 6, 7, 8]);
-        board.publish(of_file(0, 9), &WORD, Reader::Expected);
-        assert_eq!(here(), [1, 2, 3, 4, 5, 6, 7, 9], "a quarter is for who reads in small steps");
-        // Another file gives way to nobody who has more than it.
-        board.publish(of_file(1, 0), &WORD, Reader::Expected);
-        assert_eq!(here(), [1, 2, 3, 4, 5, 6, 7]);
-    }
-
-    #[tokio::test]
-    async fn memory_that_grows_lets_who_waits_go_on_and_what_is_too_much_leaves_when_it_shrinks() {
+    async fn memory_that_grows_lets_who_waits_go_on() {
         let board = Arc::new(Board::new(8 * CHUNK));
         (0..6).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
         let waiting = tokio::spawn({
@@ -622,35 +480,26 @@ mod tests {
         assert!(!waiting.is_finished());
         board.resize(16 * CHUNK);
         waiting.await.unwrap();
-        (6..12).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
-        assert_eq!(unread(&board), 12);
-        (0..6).for_each(|chunk| assert!(board.peek(of_file(0, chunk)).is_some()));
-        let here = || (0..12).filter(|chunk| board.knows(of_file(0, *chunk))).collect::<Vec<_>>();
-        board.resize(4 * CHUNK);
-        assert_eq!(
-            here(),
-            [4, 5, 6, 7, 8, 9, 10, 11],
-            "of what was read, a quarter stays; of what was not, all"
-        );
-        (6..9).for_each(|chunk| assert!(board.peek(of_file(0, chunk)).is_some()));
-        board.resize(4 * CHUNK);
-        assert_eq!(here(), [8, 9, 10, 11]);
-        board.resize(16 * CHUNK);
-        (0..8).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
-        board.release_idle(4 * CHUNK, Duration::from_secs(60));
-        assert_eq!(here().len(), 12, "somebody reads");
-        board.release_idle(4 * CHUNK, Duration::ZERO);
-        assert_eq!(here(), [0, 1, 2, 8], "nobody is coming");
     }
 
     #[tokio::test]
-    async fn a_reader_who_does_not_come_is_not_expected_for_ever() {
-        let board = Board::new(8 * CHUNK);
-        (0..6).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
-        (0..17).for_each(|chunk| board.publish(of_file(1, chunk), &WORD, Reader::Any));
-        assert_eq!(unread(&board), 0);
-        board.room(of_file(1, 17)).await;
-        assert!((0..5).all(|chunk| !board.knows(of_file(0, chunk))));
+    async fn memory_is_not_let_go_while_somebody_waits() {
+        let board = Arc::new(Board::new(8 * CHUNK));
+        let flight = lead(&board);
+        (4..8).for_each(|chunk| board.publish(of_file(0, chunk), &WORD, Reader::Expected));
+        let waiting = tokio::spawn({
+            let flight = Arc::clone(&flight);
+            async move { flight.wait(Duration::from_secs(60)).await.is_ok() }
+        });
+        while !flight.is_awaited() {
+            tokio::task::yield_now().await;
+        }
+        board.release_idle(2 * CHUNK, Duration::ZERO);
+        assert_eq!(unread(&board), 4);
+        board.publish(KEY, &WORD, Reader::Any);
+        assert!(waiting.await.unwrap());
+        board.release_idle(2 * CHUNK, Duration::ZERO);
+        assert!(unread(&board) <= 2);
     }
 
     #[tokio::test]

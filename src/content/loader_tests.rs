@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::flight::{Reader, Urgency};
+use super::flight::Urgency;
+use super::fresh::Reader;
 use super::lanes::Lane;
 use super::prefetch::stream::Reach;
 use super::{Config, Held, Integrity, Loader, Standing, Store, StoreConfig, Warm};
@@ -181,6 +182,31 @@ pub(super) async fn vanish(store: &std::path::Path) {
 pub(super) async fn whole(loader: &Arc<Loader>, extent: usize) -> Held {
     until(|| loader.hold(id(extent)).whole().is_some()).await;
     loader.hold(id(extent))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pulled_is_asked_for_in_order_by_as_many_requests_as_the_pace_says() {
+    let model = Model::new(&[64 * CHUNK]);
+    let loader = model.loader(plain());
+    let gate = model.repository.gate();
+    let bringing = tokio::spawn({
+        let loader = Arc::clone(&loader);
+        async move { loader.bring(0, &loader.files_of(0), &(Arc::new(|_| {}) as _)).await }
+    });
+    let pace = model.repository.pace();
+    // One turn is left to who waits for a chunk.
+    model.repository.requested(pace.requests as u64 - 1).await;
+    until(|| loader.board.knows((id(0), 15))).await;
+    let known = (0..64).filter(|chunk| loader.board.knows((id(0), *chunk))).count();
+    assert_eq!(known, 16, "no more than that is begun with");
+    gate.close();
+    bringing.await.unwrap().unwrap();
+    let starts: Vec<u64> = model.repository.ranges().iter().map(|(_, range)| range.start()).collect();
+    let farthest = |before: &[u64]| before.iter().copied().max().unwrap_or(0);
+    let behind = (0..starts.len()).map(|at| farthest(&starts[..at]).saturating_sub(starts[at])).max();
+    assert!(behind < Some(16 * CHUNK), "{starts:?}");
+    assert!(std::fs::read(loader.image(id(0)).unwrap()).unwrap() == model.file(0));
+    loader.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ mod decoding;
 mod extent;
 mod fetch;
 mod flight;
+mod fresh;
 mod guided;
 #[cfg(test)]
 mod guided_tests;

@@ -10,7 +10,8 @@ use bytes::{Buf, Bytes};
 
 use super::extent::Extent;
 use super::fetch::Request;
-use super::flight::{Key, Reader};
+use super::flight::Key;
+use super::fresh::Reader;
 use super::keeper::Keeping;
 use super::lanes::Lane;
 use super::pieces::Pieces;
