@@ -11,6 +11,7 @@ use futures_util::TryStreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use super::extent::Extent;
+use super::fetch;
 use super::lanes::Lane;
 use super::loader::{Loader, Standing};
 use super::runs::runs;
@@ -58,17 +59,17 @@ impl Loader {
             let missing = self.missing_of(files, look).await?;
             let lacking: u64 = missing.iter().map(|(id, run)| self.len_of(*id, run)).sum();
             watch(files.iter().map(|id| self.len(*id)).sum::<u64>().saturating_sub(lacking));
-            let fetch = |(id, run): (ExtentId, Range<u64>)| {
+            let bring = |(id, run): (ExtentId, Range<u64>)| {
                 let (watch, len) = (&watch, self.len_of(id, &run));
                 async move { self.fetch_run(id, run, Lane::Whole).await.map(|()| watch(len)) }
             };
             let mut under_way = FuturesUnordered::new();
             for run in missing {
                 // The best number may be another meanwhile.
-                while under_way.len() >= self.repository.pace().requests {
+                while under_way.len() >= fetch::width(self.repository.pace(), self.len_of(run.0, &run.1)) {
                     under_way.try_next().await?;
                 }
-                under_way.push(fetch(run));
+                under_way.push(bring(run));
             }
             while under_way.try_next().await?.is_some() {}
             drop(under_way);
