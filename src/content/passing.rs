@@ -56,7 +56,7 @@ impl Request {
                 Err(fault) => self.recover(extent, &mut left, fault, &mut keeping).await,
             };
         }
-        self.leave_extras();
+        self.leave_extras(&outcome);
         // The turn is kept until the chunks are: what is in memory stays bounded by the lanes.
         keeping.until_fewer(1).await;
         outcome
@@ -237,17 +237,24 @@ impl Request {
         stops
     }
 
-    /// Gives up the chunks that should have come along and did not. Those that somebody has begun to wait for get a request
-    /// of their own.
-    fn leave_extras(&mut self) {
+    /// Gives up the chunks that should have come along and did not. Those that somebody may wait for get a request of their own; where the
+    /// repository was to blame they end as this one does, since it has been given its time.
+    fn leave_extras(&mut self, outcome: &Result<()>) {
         let extras = std::mem::take(&mut self.extras);
         let (left, mine) =
             std::mem::take(&mut self.flights).into_iter().partition(|(key, _)| extras.contains(key));
         self.flights = mine;
         let left: Vec<(Key, Arc<Flight>)> = left;
         for (key, flight) in left {
-            if !self.loader.board.withdraw(key, &flight) {
-                drop(self.loader.lead(key.0, Lane::Demand, Arc::default(), vec![(key, flight)]));
+            if self.loader.board.withdraw(key, &flight) {
+                continue;
+            }
+            match outcome {
+                Err(error) if !concerns_bytes(error.kind()) => self.loader.board.fail(key, &flight, error),
+                _ => {
+                    let lane = if flight.is_awaited() { Lane::Demand } else { self.lane };
+                    drop(self.loader.lead(key.0, lane, Arc::default(), vec![(key, flight)]));
+                }
             }
         }
     }

@@ -2,11 +2,14 @@
 //! fetches little for it; what is wrong is refused by itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use tokio::sync::Semaphore;
 use zlib_rs::{Deflate, DeflateFlush};
 
+use super::flight::{Flight, Place};
 use super::lanes::Lane;
 use super::loader_tests::{
     Laid, chunk_digests, id, laid, loader_in, plain, quiet, read_all, slice, until, whole,
@@ -376,20 +379,45 @@ async fn neighbours_of_a_read_here_and_there_fetch_nothing_and_who_comes_back_ge
     loader.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_joins_what_only_came_along_is_told_what_is_wrong_and_not_that_it_was_given_up() {
-    let layer = Compressed::new(Form::Frames(MIB, 4 << 20), &[8 * CHUNK]);
+/// A loader of which somebody reads a chunk whose end lies in a span that is wrong, and which asks for that span once more at a gate;
+/// with the chunk after it, which comes along.
+async fn with_one_that_comes_along(layer: &mut Compressed) -> (Arc<Loader>, Arc<Semaphore>, Arc<Flight>) {
     let bad = layer.span_of(5 * CHUNK);
     layer.corrupt(&[usize::try_from(bad.stored.end() - 9).unwrap()]);
     let loader = layer.loader(plain());
-    for round in 0..200 {
-        // The end of the one before the span lies in it, so that those in it come along; the request goes a moment after its reader.
-        for chunk in 3..8 {
-            let read = loader.read(id(0), ContentRange::new(chunk * CHUNK, (chunk + 1) * CHUNK)).await;
-            let error = read.unwrap_err();
-            assert_eq!(error.kind(), Kind::Integrity, "{round} {chunk}: {error}");
-        }
-    }
+    loader.read(id(0), ContentRange::new(0, CHUNK)).await.unwrap();
+    until(|| loader.share().kept == 3 * CHUNK).await;
+    let (gate, before) = (layer.repository.gate(), layer.repository.requests());
+    let reading = Arc::clone(&loader);
+    tokio::spawn(async move { reading.read(id(0), ContentRange::new(3 * CHUNK, 4 * CHUNK)).await });
+    gate.add_permits(1);
+    layer.repository.requested(before + 2).await;
+    let found = loader.board.find(std::iter::once((id(0), 4)), &Arc::default()).unwrap().pop();
+    let Some((_, Place::Aboard(flight))) = found else { panic!("it does not come along: {found:?}") };
+    (loader, gate, flight)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_what_only_came_along_is_told_what_is_wrong_and_not_that_it_was_given_up() {
+    let mut layer = Compressed::new(Form::Frames(MIB, 4 << 20), &[8 * CHUNK]);
+    let (loader, gate, flight) = with_one_that_comes_along(&mut layer).await;
+    gate.close();
+    let error = flight.wait(Duration::from_secs(60)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Integrity, "{error}");
+    loader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_what_only_came_along_is_told_that_nobody_answers_and_nobody_is_asked_again() {
+    let mut layer = Compressed::new(Form::Frames(MIB, 4 << 20), &[8 * CHUNK]);
+    let (loader, gate, flight) = with_one_that_comes_along(&mut layer).await;
+    let asked = layer.repository.requests();
+    layer.repository.fail_with(|_, _| Some(Error::new(Kind::Unreachable, "down")));
+    gate.close();
+    let error = flight.wait(Duration::from_secs(60)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unreachable, "{error}");
+    quiet(&loader).await;
+    assert_eq!(layer.repository.requests(), asked);
     loader.close().await;
 }
 
