@@ -32,8 +32,15 @@ struct Set {
     provider: Arc<CryptoProvider>,
     /// Whether somebody reads them.
     begun: AtomicBool,
-    /// What was read, and when. Held while they are read, so that they are read once.
-    read: Mutex<Option<(Instant, Arc<Verifier>)>>,
+    /// What was read. Held while they are read, so that they are read once.
+    read: Mutex<Option<Read>>,
+}
+
+#[derive(Debug)]
+struct Read {
+    /// When they were read last, or could not be.
+    tried: Instant,
+    verifier: Arc<Verifier>,
 }
 
 /// The certificate that is shown, with those that vouch for it, and its key.
@@ -76,17 +83,19 @@ impl Roots {
         }
     }
 
-    /// Who looks at certificates. Other tasks of this thread are not held up while they are read.
+    /// Who looks at certificates.
     fn verifier(&self) -> Result<Arc<Verifier>, Error> {
-        if let Some(verifier) =
-            self.0.read.try_lock().and_then(|read| read.clone()).map(|(_, verifier)| verifier)
-        {
-            return Ok(verifier);
-        }
-        match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
-            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| self.0.verifier()),
-            _ => self.0.verifier(),
-        }
+        let read =
+            self.0.read.try_lock().and_then(|read| read.as_ref().map(|read| Arc::clone(&read.verifier)));
+        read.map_or_else(|| beside(|| self.0.verifier()), Ok)
+    }
+}
+
+/// Runs what may read files. Other tasks of this thread are not held up by it.
+fn beside<T>(read: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(read),
+        _ => read(),
     }
 }
 
@@ -94,20 +103,26 @@ impl Set {
     /// The same, once they are read. That there are none is not remembered: they may be installed meanwhile.
     fn verifier(&self) -> Result<Arc<Verifier>, Error> {
         let mut read = self.read.lock();
-        if let Some((_, verifier)) = &*read {
-            return Ok(Arc::clone(verifier));
+        if let Some(read) = &*read {
+            return Ok(Arc::clone(&read.verifier));
         }
-        let (_, verifier) = read.insert((Instant::now(), Arc::new(self.anew()?)));
-        Ok(Arc::clone(verifier))
+        let verifier = Arc::new(self.anew()?);
+        Ok(Arc::clone(&read.insert(Read { tried: Instant::now(), verifier }).verifier))
     }
 
-    /// The same, read once more where that was done longer ago than `since`; `None` where it was not, or cannot be read now: what there
-    /// was stays then.
-    fn renewed(&self, since: Duration) -> Option<Arc<Verifier>> {
-        let mut read = self.read.try_lock()?;
-        read.as_ref().filter(|(read, _)| read.elapsed() >= since)?;
-        let (_, verifier) = read.insert((Instant::now(), Arc::new(self.anew().ok()?)));
-        Some(Arc::clone(verifier))
+    /// Another one than `judged`, who does not know somebody: what was read meanwhile, else what is read now, where that was last tried longer ago
+    /// than `since`. `None` where it was not, or cannot be read: what there was stays then.
+    fn renewed(&self, judged: &Arc<Verifier>, since: Duration) -> Option<Arc<Verifier>> {
+        let mut read = self.read.lock();
+        let read = read.as_mut()?;
+        if Arc::ptr_eq(&read.verifier, judged) {
+            if read.tried.elapsed() < since {
+                return None;
+            }
+            read.tried = Instant::now();
+            read.verifier = Arc::new(self.anew().ok()?);
+        }
+        Some(Arc::clone(&read.verifier))
     }
 
     fn anew(&self) -> Result<Verifier, Error> {
@@ -126,12 +141,13 @@ impl ServerCertVerifier for Roots {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let judge = |by: Arc<Verifier>| by.verify_server_cert(shown, between, name, ocsp, now);
-        let judged = judge(self.verifier()?);
+        let judge = |by: &Verifier| by.verify_server_cert(shown, between, name, ocsp, now);
+        let verifier = self.verifier()?;
+        let judged = judge(&verifier);
         let is_unknown = matches!(judged, Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)));
         // It may have come to the machine since, or they were read while somebody wrote them.
-        match is_unknown.then(|| self.0.renewed(AGAIN)).flatten() {
-            Some(verifier) => judge(verifier),
+        match is_unknown.then(|| beside(|| self.0.renewed(&verifier, AGAIN))).flatten() {
+            Some(verifier) => judge(&verifier),
             None => judged,
         }
     }
@@ -214,8 +230,10 @@ mod tests {
         let first = roots.verifier().unwrap();
         assert_eq!(judged().unwrap_err(), unknown);
         assert!(Arc::ptr_eq(&first, &roots.verifier().unwrap()));
-        assert!(roots.0.renewed(AGAIN).is_none());
-        let second = roots.0.renewed(Duration::ZERO).unwrap();
+        assert!(roots.0.renewed(&first, AGAIN).is_none());
+        let second = roots.0.renewed(&first, Duration::ZERO).unwrap();
         assert!(!Arc::ptr_eq(&first, &second) && Arc::ptr_eq(&second, &roots.verifier().unwrap()));
+        // Who was judged by those before is judged by these, however lately they were read.
+        assert!(Arc::ptr_eq(&second, &roots.0.renewed(&first, AGAIN).unwrap()));
     }
 }
