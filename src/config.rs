@@ -161,7 +161,7 @@ keys! {
     "how many requests read ahead beside one another at most; how many is measured, from 4 on",
     |all, text| requests(text).map(|value| all.repository.requests = value);
     "registry.rate", "WEIGHTFS_RATE", None, "as fast as it comes", "size, at least `64KiB`",
-    "how many bytes are read from a registry in a second; what somebody waits for goes first",
+    "how many bytes are read from a registry in a second; what somebody waits for goes first, in layers that are not compressed",
     |all, text| size(text, 64 << 10).map(|value| all.repository.rate = Some(value));
     "registry.redirect_to", "WEIGHTFS_REDIRECT_TO", None, "none",
     "hosts, `.domains` and networks as `10.0.0.0/8`, with commas between",
