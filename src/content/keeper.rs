@@ -16,7 +16,7 @@ use crate::index::ExtentId;
 /// How many chunks are written at once at most: 4 MiB.
 const RUN: usize = 4;
 /// How many wait at most before those who fetch for nobody are held up: they are in memory.
-const BACKLOG: usize = 32;
+pub(super) const BACKLOG: usize = 32;
 
 /// The chunks of a loader that wait to be kept.
 #[derive(Debug, Default)]
@@ -64,16 +64,22 @@ impl Keeper {
         !std::mem::replace(&mut queue.is_attended, true)
     }
 
-    /// Returns while few chunks wait.
-    pub(super) async fn room(&self) {
+    /// Returns while fewer than `most` chunks wait.
+    pub(super) async fn room(&self, most: usize) {
         loop {
             let mut taken = std::pin::pin!(self.taken.notified());
             taken.as_mut().enable();
-            if self.queue.lock().waiting.len() < BACKLOG {
+            if self.queue.lock().waiting.len() < most {
                 return;
             }
             taken.await;
         }
+    }
+
+    /// Has the disk take nothing any more.
+    #[cfg(test)]
+    pub(super) fn hang(&self) {
+        self.queue.lock().is_attended = true;
     }
 
     /// What has waited longest, with its neighbours, in the order of their file; `None`: nothing waits, and who begins is to attend
@@ -228,11 +234,11 @@ mod tests {
     #[tokio::test]
     async fn there_is_room_again_when_what_waits_is_taken() {
         let keeper = Arc::new(Keeper::default());
-        keeper.room().await;
+        keeper.room(BACKLOG).await;
         (0..BACKLOG as u64).for_each(|chunk| assert_eq!(keeper.push(waiting((FILE, chunk))), chunk == 0));
         let room = tokio::spawn({
             let keeper = Arc::clone(&keeper);
-            async move { keeper.room().await }
+            async move { keeper.room(BACKLOG).await }
         });
         tokio::task::yield_now().await;
         assert!(!room.is_finished());

@@ -184,6 +184,25 @@ pub(super) async fn whole(loader: &Arc<Loader>, extent: usize) -> Held {
     loader.hold(id(extent))
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_waits_goes_at_the_disks_pace_once_memory_is_full_of_what_waits_for_it() {
+    // The clock stands still while anything is at work.
+    let took = async |chunks: u64| {
+        let model = Model::new(&[chunks * CHUNK]);
+        let loader = model.loader(Config { memory: 32 * CHUNK, ..plain() });
+        loader.keeper.hang();
+        let fetching = Arc::clone(&loader);
+        let ahead = tokio::spawn(async move { fetching.fetch_run(id(0), 0..chunks, Lane::Ahead).await });
+        until(|| loader.board.knows((id(0), 0))).await;
+        let began = tokio::time::Instant::now();
+        assert!(read_all(&loader, 0).await.unwrap() == model.file(0));
+        ahead.abort();
+        began.elapsed()
+    };
+    assert!(took(24).await < Duration::from_secs(1));
+    assert!(took(48).await >= Duration::from_secs(1));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_pulled_is_asked_for_in_order_by_as_many_requests_as_the_pace_says() {
     let model = Model::new(&[64 * CHUNK]);

@@ -12,12 +12,13 @@ use super::extent::Extent;
 use super::fetch::Request;
 use super::flight::Key;
 use super::fresh::Reader;
-use super::keeper::Keeping;
+use super::keeper::{BACKLOG, Keeping};
 use super::lanes::Lane;
 use super::pieces::Pieces;
 use super::verify::{Arriving, Hashed};
 use crate::buffer;
 use crate::error::Result;
+use crate::index::CHUNK;
 
 /// How long a request that nobody waits for is held up where there is no room.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -87,20 +88,24 @@ impl Request {
     }
 
     /// Takes no more from the network than the disk takes on and readers take out of memory, so that what is in memory stays
-    /// little: unless somebody waits for what is still to come, and for a moment only. `false` where nothing has moved in that: the
-    /// disk may hang and readers may have gone, and others may wait for what this request has claimed.
+    /// little: for a moment only, and where somebody waits for what is still to come only for the disk, once as much waits for it as memory may
+    /// hold. `false` where nothing has moved in that moment: the disk may hang and readers may have gone, and others may wait for what
+    /// this request has claimed.
     async fn await_room(&self, last: Key) -> bool {
+        let keeper = &self.loader.keeper;
         let room = async {
-            self.loader.keeper.room().await;
+            keeper.room(BACKLOG).await;
             if self.lane == Lane::Ahead {
                 self.loader.board.room(last).await;
             }
         };
         tokio::select! {
             biased;
-            () = self.awaited() => true,
-            waited = tokio::time::timeout(PAUSE, room) => waited.is_ok(),
+            () = self.awaited() => {}
+            waited = tokio::time::timeout(PAUSE, room) => return waited.is_ok(),
         }
+        let most = usize::try_from(self.loader.config.memory / CHUNK).unwrap_or(usize::MAX).max(BACKLOG);
+        tokio::time::timeout(PAUSE, keeper.room(most)).await.is_ok()
     }
 
     /// Returns when somebody waits for a chunk that is still to come.
