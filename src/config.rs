@@ -211,7 +211,7 @@ keys! {
         all.repository.read_deadline = value;
     });
     "content.memory", "WEIGHTFS_MEMORY", None, "`128MiB`", "size, at least `4MiB`",
-    "how many verified bytes may wait in memory for their readers at most, more than `32MiB` only while more requests bring more, and how \
+    "how many verified bytes may wait in memory for their readers at most, more than `32MiB` only while more requests bring more, and half as \
      many for a disk that is slower than the network; half as many stored bytes of compressed layers for neighbours, `16MiB` at most",
     |all, text| size(text, 4 << 20).map(|value| {
         all.content.memory = value;

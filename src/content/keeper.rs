@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
@@ -15,8 +16,8 @@ use crate::index::ExtentId;
 
 /// How many chunks are written at once at most: 4 MiB.
 const RUN: usize = 4;
-/// How many wait at most before those who fetch for nobody are held up: they are in memory.
-pub(super) const BACKLOG: usize = 32;
+/// For how long the disk may take nothing before who fetches goes on without it.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The chunks of a loader that wait to be kept.
 #[derive(Debug, Default)]
@@ -31,6 +32,8 @@ struct Queue {
     waiting: VecDeque<Waiting>,
     /// Whether a thread is at it.
     is_attended: bool,
+    /// How often chunks were taken out.
+    taken: u64,
 }
 
 #[derive(Debug)]
@@ -64,15 +67,26 @@ impl Keeper {
         !std::mem::replace(&mut queue.is_attended, true)
     }
 
-    /// Returns while fewer than `most` chunks wait.
-    pub(super) async fn room(&self, most: usize) {
+    /// Waits until fewer than `most` chunks wait, and tells `beat` whenever the disk takes some; `false`: it has taken none for [`PAUSE`].
+    pub(super) async fn room(&self, most: usize, beat: impl Fn()) -> bool {
+        let mut before = None;
         loop {
             let mut taken = std::pin::pin!(self.taken.notified());
             taken.as_mut().enable();
-            if self.queue.lock().waiting.len() < most {
-                return;
+            let (waiting, count) = {
+                let queue = self.queue.lock();
+                (queue.waiting.len(), queue.taken)
+            };
+            if waiting < most {
+                return true;
             }
-            taken.await;
+            if before.is_some_and(|before| before != count) {
+                beat();
+            }
+            before = Some(count);
+            if tokio::time::timeout(PAUSE, taken).await.is_err() && self.queue.lock().taken == count {
+                return false;
+            }
         }
     }
 
@@ -90,6 +104,7 @@ impl Keeper {
             queue.is_attended = false;
             return None;
         };
+        queue.taken += 1;
         let (id, chunk) = first.key;
         let mut find = |chunk: u64| {
             let at = queue.waiting.iter().position(|waiting| waiting.key == (id, chunk))?;
@@ -231,18 +246,29 @@ mod tests {
         assert_eq!(keeper.take().unwrap().len(), RUN);
     }
 
-    #[tokio::test]
-    async fn there_is_room_again_when_what_waits_is_taken() {
+    #[tokio::test(start_paused = true)]
+    async fn there_is_room_again_when_what_waits_is_taken_and_who_waits_gives_up_when_nothing_is() {
         let keeper = Arc::new(Keeper::default());
-        keeper.room(BACKLOG).await;
-        (0..BACKLOG as u64).for_each(|chunk| assert_eq!(keeper.push(waiting((FILE, chunk))), chunk == 0));
+        assert!(keeper.room(1, || panic!("nothing waits")).await);
+        (0..32).for_each(|chunk| assert_eq!(keeper.push(waiting((FILE, chunk))), chunk == 0));
+        let beats = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let room = tokio::spawn({
-            let keeper = Arc::clone(&keeper);
-            async move { keeper.room(BACKLOG).await }
+            let (keeper, beats) = (Arc::clone(&keeper), Arc::clone(&beats));
+            let beat = move || {
+                beats.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            };
+            async move { keeper.room(8, beat).await }
         });
-        tokio::task::yield_now().await;
-        assert!(!room.is_finished());
-        drop(keeper.take());
-        room.await.unwrap();
+        // A slow disk is waited for, however long.
+        for _ in 0..7 {
+            tokio::time::sleep(PAUSE * 3 / 4).await;
+            assert!(!room.is_finished());
+            assert_eq!(keeper.take().unwrap().len(), RUN);
+        }
+        assert!(room.await.unwrap());
+        assert_eq!(beats.load(std::sync::atomic::Ordering::SeqCst), 6);
+        let began = tokio::time::Instant::now();
+        assert!(!keeper.room(1, || panic!("nothing is taken")).await);
+        assert_eq!(began.elapsed(), PAUSE);
     }
 }

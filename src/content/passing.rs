@@ -238,7 +238,7 @@ impl Request {
     }
 
     /// Gives up the chunks that should have come along and did not. Those that somebody may wait for get a request of their own; where the
-    /// repository was to blame they end as this one does, since it has been given its time.
+    /// registry has not answered they end as this one does, since it has been given its time.
     fn leave_extras(&mut self, outcome: &Result<()>) {
         let extras = std::mem::take(&mut self.extras);
         let (left, mine) =
@@ -250,10 +250,12 @@ impl Request {
                 continue;
             }
             match outcome {
-                Err(error) if !concerns_bytes(error.kind()) => self.loader.board.fail(key, &flight, error),
+                Err(error) if !concerns_bytes(error.kind()) && error.kind() != Kind::Storage => {
+                    self.loader.board.fail(key, &flight, error)
+                }
                 _ => {
                     let lane = if flight.is_awaited() { Lane::Demand } else { self.lane };
-                    drop(self.loader.lead(key.0, lane, Arc::default(), vec![(key, flight)]));
+                    drop(self.loader.lead(key.0, lane, Arc::clone(&self.urgency), vec![(key, flight)]));
                 }
             }
         }

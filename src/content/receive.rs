@@ -12,7 +12,7 @@ use super::extent::Extent;
 use super::fetch::Request;
 use super::flight::Key;
 use super::fresh::Reader;
-use super::keeper::{BACKLOG, Keeping};
+use super::keeper::Keeping;
 use super::lanes::Lane;
 use super::pieces::Pieces;
 use super::verify::{Arriving, Hashed};
@@ -20,7 +20,9 @@ use crate::buffer;
 use crate::error::Result;
 use crate::index::CHUNK;
 
-/// How long a request that nobody waits for is held up where there is no room.
+/// The fewest chunks of which a request is held up until the disk takes some: two of its writes.
+const LEAST: usize = 8;
+/// How long a request that nobody waits for is held up for readers who do not come.
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl Request {
@@ -88,24 +90,27 @@ impl Request {
     }
 
     /// Takes no more from the network than the disk takes on and readers take out of memory, so that what is in memory stays
-    /// little: for a moment only, and where somebody waits for what is still to come only for the disk, once as much waits for it as memory may
-    /// hold. `false` where nothing has moved in that moment: the disk may hang and readers may have gone, and others may wait for what
-    /// this request has claimed.
+    /// little: half as much for the disk where nobody waits for what is still to come as where somebody does, who is held up for nothing else.
+    /// `false` where nothing has moved for a moment: the disk may hang and readers may have gone, and others may wait for what this
+    /// request has claimed.
     async fn await_room(&self, last: Key) -> bool {
         let keeper = &self.loader.keeper;
+        let most = usize::try_from(self.loader.config.memory / 2 / CHUNK).unwrap_or(usize::MAX).max(LEAST);
         let room = async {
-            keeper.room(BACKLOG).await;
-            if self.lane == Lane::Ahead {
-                self.loader.board.room(last).await;
-            }
+            let is_taken = keeper.room(most / 2, || self.beat()).await;
+            is_taken && (self.lane != Lane::Ahead || self.is_room_for_more(last).await)
         };
         tokio::select! {
             biased;
             () = self.awaited() => {}
-            waited = tokio::time::timeout(PAUSE, room) => return waited.is_ok(),
+            has_moved = room => return has_moved,
         }
-        let most = usize::try_from(self.loader.config.memory / CHUNK).unwrap_or(usize::MAX).max(BACKLOG);
-        tokio::time::timeout(PAUSE, keeper.room(most)).await.is_ok()
+        keeper.room(most, || self.beat()).await
+    }
+
+    /// Whether readers take out of memory what was loaded ahead of them, or there is room for more.
+    async fn is_room_for_more(&self, last: Key) -> bool {
+        tokio::time::timeout(PAUSE, self.loader.board.room(last)).await.is_ok()
     }
 
     /// Returns when somebody waits for a chunk that is still to come.
