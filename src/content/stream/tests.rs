@@ -11,7 +11,7 @@ use futures_util::stream;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::super::loader_tests::{content, id, plain, until};
+use super::super::loader_tests::{content, id, plain, quiet, until};
 use super::super::spans_tests::weights;
 use super::super::store::prune::Prune;
 use super::super::{Config, Integrity, Loader, Standing, Store, StoreConfig, Warm};
@@ -489,6 +489,7 @@ async fn what_stops_coming_is_an_error_for_who_waits_and_goes_on_where_it_was_fo
     assert_eq!(error.kind(), Kind::Unreachable, "{error}");
     assert_eq!(loader.more_names(0, 4).await.unwrap_err().kind(), Kind::Unreachable);
     assert!(loader.read(id(0), ContentRange::new(0, u64::MAX)).await.unwrap() == model.files[0]);
+    quiet(&loader).await;
     *model.line.cut.lock() = None;
     assert!(loader.read(id(1), ContentRange::new(0, u64::MAX)).await.unwrap() == model.files[1]);
     loader.let_pass(0).await.unwrap();
