@@ -32,8 +32,8 @@ struct Queue {
     waiting: VecDeque<Waiting>,
     /// Whether a thread is at it.
     is_attended: bool,
-    /// How often chunks were taken out.
-    taken: u64,
+    /// How many chunks were taken out.
+    taken: usize,
 }
 
 #[derive(Debug)]
@@ -67,24 +67,28 @@ impl Keeper {
         !std::mem::replace(&mut queue.is_attended, true)
     }
 
-    /// Waits until fewer than `most` chunks wait, and tells `beat` whenever the disk takes some; `false`: it has taken none for [`PAUSE`].
+    /// Waits until fewer than `most` chunks wait, or all that waited at first was taken, so that nobody is passed by for ever; tells `beat`
+    /// whenever the disk takes some. `false`: it has taken none for [`PAUSE`].
     pub(super) async fn room(&self, most: usize, beat: impl Fn()) -> bool {
-        let mut before = None;
+        let (mut before, due) = {
+            let queue = self.queue.lock();
+            (queue.taken, queue.taken.saturating_add(queue.waiting.len()))
+        };
         loop {
-            let mut taken = std::pin::pin!(self.taken.notified());
-            taken.as_mut().enable();
-            let (waiting, count) = {
+            let mut told = std::pin::pin!(self.taken.notified());
+            told.as_mut().enable();
+            let (waiting, taken) = {
                 let queue = self.queue.lock();
                 (queue.waiting.len(), queue.taken)
             };
-            if waiting < most {
+            if waiting < most || taken >= due {
                 return true;
             }
-            if before.is_some_and(|before| before != count) {
+            if taken != before {
+                before = taken;
                 beat();
             }
-            before = Some(count);
-            if tokio::time::timeout(PAUSE, taken).await.is_err() && self.queue.lock().taken == count {
+            if tokio::time::timeout(PAUSE, told).await.is_err() && self.queue.lock().taken == before {
                 return false;
             }
         }
@@ -104,7 +108,6 @@ impl Keeper {
             queue.is_attended = false;
             return None;
         };
-        queue.taken += 1;
         let (id, chunk) = first.key;
         let mut find = |chunk: u64| {
             let at = queue.waiting.iter().position(|waiting| waiting.key == (id, chunk))?;
@@ -124,6 +127,7 @@ impl Keeper {
             run.push_front(next);
             before = before.saturating_sub(1);
         }
+        queue.taken = queue.taken.saturating_add(run.len());
         drop(queue);
         self.taken.notify_waiters();
         Some(run.into())
@@ -270,5 +274,22 @@ mod tests {
         let began = tokio::time::Instant::now();
         assert!(!keeper.room(1, || panic!("nothing is taken")).await);
         assert_eq!(began.elapsed(), PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_room_is_not_passed_by_for_ever_by_those_who_do_not() {
+        let keeper = Arc::new(Keeper::default());
+        (0..32).for_each(|chunk| assert_eq!(keeper.push(waiting((FILE, chunk))), chunk == 0));
+        let room = tokio::spawn({
+            let keeper = Arc::clone(&keeper);
+            async move { keeper.room(16, || {}).await }
+        });
+        for round in 8..16 {
+            tokio::task::yield_now().await;
+            assert!(!room.is_finished(), "{round}");
+            let taken = keeper.take().unwrap().len() as u64;
+            (0..taken).for_each(|chunk| assert!(!keeper.push(waiting((FILE, round * 4 + chunk)))));
+        }
+        assert!(room.await.unwrap());
     }
 }
