@@ -70,17 +70,12 @@ impl Keeper {
     /// Waits until fewer than `most` chunks wait, or all that waited at first was taken, so that nobody is passed by for ever; tells `beat`
     /// whenever the disk takes some. `false`: it has taken none for [`PAUSE`].
     pub(super) async fn room(&self, most: usize, beat: impl Fn()) -> bool {
-        let (mut before, due) = {
-            let queue = self.queue.lock();
-            (queue.taken, queue.taken.saturating_add(queue.waiting.len()))
-        };
+        let (waiting, mut before) = self.count();
+        let due = before.saturating_add(waiting);
         loop {
             let mut told = std::pin::pin!(self.taken.notified());
             told.as_mut().enable();
-            let (waiting, taken) = {
-                let queue = self.queue.lock();
-                (queue.waiting.len(), queue.taken)
-            };
+            let (waiting, taken) = self.count();
             if waiting < most || taken >= due {
                 return true;
             }
@@ -88,10 +83,16 @@ impl Keeper {
                 before = taken;
                 beat();
             }
-            if tokio::time::timeout(PAUSE, told).await.is_err() && self.queue.lock().taken == before {
+            if tokio::time::timeout(PAUSE, told).await.is_err() && self.count().1 == before {
                 return false;
             }
         }
+    }
+
+    /// How many chunks wait, and how many were taken out.
+    fn count(&self) -> (usize, usize) {
+        let queue = self.queue.lock();
+        (queue.waiting.len(), queue.taken)
     }
 
     /// Has the disk take nothing any more.
@@ -263,7 +264,7 @@ mod tests {
             };
             async move { keeper.room(8, beat).await }
         });
-        // A slow disk is waited for, however long.
+        // A slow disk is waited for, however long. The time is the disk's own: no clock but the test's goes on.
         for _ in 0..7 {
             tokio::time::sleep(PAUSE * 3 / 4).await;
             assert!(!room.is_finished());
